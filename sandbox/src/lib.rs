@@ -1,1 +1,19 @@
-//! placeholder
+//! Sandboxes: a pod's isolated place on a host, behind one contract.
+//!
+//! ```text
+//!  agent ── Sandboxes (contract.rs) ──> namespace backend ── keeper socket ──> keeper ── fork ──> shim (one a pod)
+//!                                                       └──── shim socket ─────────────────────────^
+//! ```
+//!
+//! * [`spec`]: what a sandbox and a container are; plain data, the vocabulary of the OCI runtime specification.
+//! * [`contract`]: what every sandbox kind must do. The agent holds a `dyn Sandboxes` and nothing else.
+//!
+//! The **keeper** (one process a host) holds each layer's EROFS mount once in its private mount namespace, hands out
+//! clones of it by file descriptor, and is the parent of the shims. The **shim** (one process a pod) owns the pod's
+//! processes, their logs and their exit records, and outlives the agent.
+//!
+//! This crate knows nothing of Kubernetes, images, registries or HTTP. Its only input besides specifications is a
+//! [`spec::Rootfs`]: an ordered list of layer files.
+
+pub mod contract;
+pub mod spec;

@@ -1,0 +1,219 @@
+//! What every sandbox kind must do.
+//!
+//! # Vocabulary
+//! A *sandbox* is a pod's place: network, IPC and UTS namespaces, one user namespace, a cgroup with a leaf for the shim
+//! and one for each container. A *container* is one process tree in it with its own root, mount and PID namespace.
+//!
+//! # A whole use
+//! ```text
+//! prepare()                     take a warm sandbox: namespaces and cgroups exist, network namespace can be configured
+//! configure(id, spec)           it is this pod's now
+//! start(id, container)          from spec to a running process; returns when exec has succeeded or failed
+//! events(id)                    exits (with true times and OOM marks), also those from before the call
+//! destroy(id)                   everything released; idempotent, resumable
+//! ```
+//!
+//! After an agent restart `list()` gives every sandbox that still lives; `events` replays every exit since the sandbox
+//! was made, so nothing that happened meanwhile is lost.
+
+use std::os::fd::OwnedFd;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{ContainerName, ContainerSpec, ExecSpec, Resources, SandboxId, SandboxSpec};
+
+/// A sandbox kind. Every method is safe to repeat with the same arguments.
+#[async_trait]
+pub trait Sandboxes: Send + Sync {
+    /// Takes a warm sandbox (or makes one), under `id`, which the caller has written down before the call.
+    async fn prepare(&self, id: &SandboxId) -> Result<Prepared, SandboxError>;
+    /// Makes the prepared sandbox the pod's: host name, sysctls, limits.
+    async fn configure(&self, id: &SandboxId, spec: &SandboxSpec) -> Result<(), SandboxError>;
+    /// Starts a container; returns when its program has been executed, or why it was not.
+    async fn start(&self, id: &SandboxId, container: &ContainerSpec) -> Result<Started, SandboxError>;
+    /// Runs a further process in a container with the given standard streams.
+    async fn exec(&self, id: &SandboxId, exec: &ExecSpec, stdio: Stdio) -> Result<Box<dyn ExecProcess>, SandboxError>;
+    /// Sends a signal to a container's first process, or to all of its processes.
+    async fn signal(&self, id: &SandboxId, container: &str, signal: i32, all: bool) -> Result<(), SandboxError>;
+    /// Changes a container's limits in place (`None`: the pod's).
+    async fn update(&self, id: &SandboxId, container: Option<&str>, resources: &Resources) -> Result<(), SandboxError>;
+    /// Resource use now.
+    async fn stats(&self, id: &SandboxId) -> Result<SandboxStats, SandboxError>;
+    /// Everything that happened to the sandbox's containers, from the beginning, then live. The stream ends when the
+    /// sandbox is destroyed; an item `Lost` says that the shim died and its containers with it.
+    async fn events(&self, id: &SandboxId) -> Result<tokio::sync::mpsc::Receiver<SandboxEvent>, SandboxError>;
+    /// Kills what runs and releases everything. Destroying what does not exist succeeds.
+    async fn destroy(&self, id: &SandboxId) -> Result<(), SandboxError>;
+    /// Every sandbox on this host that has not been destroyed, warm ones not included.
+    async fn list(&self) -> Result<Vec<Listed>, SandboxError>;
+}
+
+/// A sandbox ready to be configured.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Which one.
+    pub id: SandboxId,
+    /// Its network namespace, to be given addresses and links by the caller.
+    pub netns: OwnedFd,
+}
+
+/// A container that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// PID of the container's first process on the host.
+    pub pid: u32,
+    /// CLOCK_BOOTTIME in nanoseconds at its exec.
+    pub boottime_ns: u64,
+    /// CLOCK_REALTIME in nanoseconds since 1970 at its exec.
+    pub wall_ns: u64,
+}
+
+/// Where an exec'd process's streams go; `None` is /dev/null. With a terminal all three are the terminal's other side.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    /// Standard input.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub stdout: Option<OwnedFd>,
+    /// Standard error.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// A running exec.
+#[async_trait]
+pub trait ExecProcess: Send {
+    /// Waits for its end.
+    async fn wait(&mut self) -> Result<Exit, SandboxError>;
+    /// Signals it.
+    async fn signal(&mut self, signal: i32) -> Result<(), SandboxError>;
+    /// Changes the terminal's size (columns, rows).
+    async fn resize(&mut self, columns: u16, rows: u16) -> Result<(), SandboxError>;
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit status 0 to 255, or 128 + signal.
+    pub code: i32,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// The kernel's OOM killer ended a process of this container.
+    pub oom_killed: bool,
+    /// CLOCK_BOOTTIME in nanoseconds when it was reaped.
+    pub boottime_ns: u64,
+    /// CLOCK_REALTIME in nanoseconds since 1970 when it was reaped.
+    pub wall_ns: u64,
+}
+
+/// Something that happened in a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SandboxEvent {
+    /// A container's program was executed.
+    Started {
+        /// Which container.
+        container: ContainerName,
+        /// Which attempt of it.
+        attempt: u32,
+        /// When and as what.
+        started: Started,
+    },
+    /// A container's first process wrote its first byte of output.
+    FirstByte {
+        /// Which container.
+        container: ContainerName,
+        /// Which attempt of it.
+        attempt: u32,
+        /// CLOCK_BOOTTIME in nanoseconds.
+        boottime_ns: u64,
+    },
+    /// A container ended.
+    Exited {
+        /// Which container.
+        container: ContainerName,
+        /// Which attempt of it.
+        attempt: u32,
+        /// How.
+        exit: Exit,
+    },
+    /// The shim is gone; its containers are dead.
+    Lost {
+        /// CLOCK_BOOTTIME in nanoseconds when it was noticed.
+        boottime_ns: u64,
+    },
+}
+
+/// One sandbox found on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Which one.
+    pub id: SandboxId,
+    /// Labels from its [`SandboxSpec`]; empty when it was never configured.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Its shim answers.
+    pub alive: bool,
+}
+
+/// Resource use of a sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxStats {
+    /// The whole pod.
+    pub pod: Usage,
+    /// Each container that runs.
+    pub containers: std::collections::BTreeMap<ContainerName, Usage>,
+}
+
+/// Resource use of one cgroup.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time used since it was made, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory in use, in bytes.
+    pub memory_bytes: u64,
+    /// Memory in use without what can be dropped (the kubelet's working set), in bytes.
+    pub memory_working_set_bytes: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// Why a sandbox operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The sandbox or container is not there (asked and answered, not "could not ask").
+    #[error("{what} does not exist")]
+    NotFound {
+        /// What was asked for.
+        what: String,
+    },
+    /// The specification cannot be carried out; trying again will not help.
+    #[error("{message}")]
+    Invalid {
+        /// What is wrong and where.
+        message: String,
+    },
+    /// The container's program could not be executed (not found, not executable, working directory …); the kubelet's `RunContainerError`.
+    #[error("{message}")]
+    Exec {
+        /// As a container runtime would word it.
+        message: String,
+        /// The exit code that Kubernetes reports: 127 not found, 126 not executable, 128 otherwise.
+        code: i32,
+    },
+    /// The keeper or shim could not be asked.
+    #[error("{operation} failed")]
+    Unavailable {
+        /// What was tried.
+        operation: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel refused a step.
+    #[error("{operation} failed: {message}")]
+    Failed {
+        /// Which step.
+        operation: String,
+        /// The kernel's or the shim's words.
+        message: String,
+    },
+}

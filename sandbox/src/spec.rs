@@ -1,0 +1,254 @@
+//! What a sandbox and a container are, as data. Names follow the OCI runtime specification.
+//!
+//! All of it is serialised to the shim as JSON; every field added later must have a serde default, because an
+//! agent must be able to re-adopt shims that an older or newer agent started.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Names one sandbox on one host: 1 to 63 characters of `[a-z0-9-]`, unique for ever on that host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SandboxId(pub String);
+
+impl std::fmt::Display for SandboxId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Names one container of a sandbox; the Kubernetes container name, unique in the pod at any one time.
+pub type ContainerName = String;
+
+/// One layer snapshot: an EROFS image file that this host's own converter has written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// The layer's identity (an OCI chain id, `sha256:…`); equal ids mean equal files.
+    pub id: String,
+    /// The EROFS image file on the host.
+    pub path: PathBuf,
+}
+
+/// What a container's root is made of: the one value that image-snapshot produces and this crate consumes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rootfs {
+    /// Layers, the lowest first; 1 to 128 of them.
+    pub layers: Vec<Layer>,
+    /// Directory on the host that holds the writable part (`upper` and `work` are made in it); it must be on a
+    /// filesystem that can be an overlay's upper. `None` with a read-only root that needs no writable part.
+    pub writable: Option<PathBuf>,
+}
+
+/// A whole pod's sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Host name inside the sandbox.
+    pub hostname: String,
+    /// Sysctls of the pod's own namespaces, dotted names, already checked against policy.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
+    /// Containers see one another's processes; the shim's pod init is PID 1.
+    #[serde(default)]
+    pub share_process_namespace: bool,
+    /// Limits of the whole pod's cgroup.
+    #[serde(default)]
+    pub resources: Resources,
+    /// Directory on the host that receives the containers' log directories (CRI layout, `NAME/ATTEMPT.log`).
+    pub log_dir: PathBuf,
+    /// Free-form labels shown by tools and returned by `list` (pod uid, name, namespace).
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// One container to start in a sandbox. A restarted container is a new `attempt` of the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// The container's name.
+    pub name: ContainerName,
+    /// 0 for the first start, one more for each restart.
+    pub attempt: u32,
+    /// Program and arguments; `args[0]` is looked up in the container's `PATH` when it holds no slash.
+    pub args: Vec<String>,
+    /// Environment, `(name, value)`, in order, no duplicates.
+    pub env: Vec<(String, String)>,
+    /// Working directory, absolute; created when absent, as the kubelet's runtimes do.
+    pub cwd: String,
+    /// Who runs it, in the container's own ids.
+    pub user: User,
+    /// The root filesystem.
+    pub rootfs: Rootfs,
+    /// The root is mounted read-only.
+    #[serde(default)]
+    pub readonly_rootfs: bool,
+    /// Volume mounts, in order. The default mounts (/proc, /dev, /sys, /dev/shm …) are the sandbox's own work.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    /// Limits of this container's cgroup leaf.
+    #[serde(default)]
+    pub resources: Resources,
+    /// Security settings.
+    #[serde(default)]
+    pub security: Security,
+    /// Signal that asks it to stop (number); 15 unless the image says otherwise.
+    #[serde(default = "sigterm")]
+    pub stop_signal: i32,
+    /// Keep standard input open (otherwise /dev/null).
+    #[serde(default)]
+    pub stdin: bool,
+    /// Give it a terminal.
+    #[serde(default)]
+    pub tty: bool,
+}
+
+fn sigterm() -> i32 {
+    15
+}
+
+/// A process's identity, in ids of the container's user namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// Supplementary group ids (the primary one included or not, as the caller decides).
+    #[serde(default)]
+    pub additional_gids: Vec<u32>,
+}
+
+/// A host directory or file that appears in the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Absolute path on the host, owned by the agent.
+    pub source: PathBuf,
+    /// Path below `source`, resolved inside it only (RESOLVE_IN_ROOT); empty for `source` itself.
+    #[serde(default)]
+    pub sub_path: PathBuf,
+    /// Absolute path in the container, resolved inside its root only; made (directory or file, as the source is) when absent.
+    pub destination: PathBuf,
+    /// Read-only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// No program of it may be executed.
+    #[serde(default)]
+    pub no_exec: bool,
+    /// Shift owners with the sandbox's user namespace, so that id 0 on the host appears as 0 in the container.
+    #[serde(default = "yes")]
+    pub idmap: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Limits and weights; `None` means no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// CPU weight as cgroup v1 shares (2 to 262144); v2 hosts convert it.
+    pub cpu_shares: Option<u64>,
+    /// CPU time in microseconds per `cpu_period_us`.
+    pub cpu_quota_us: Option<u64>,
+    /// Period of the quota in microseconds; 100000 when absent.
+    pub cpu_period_us: Option<u64>,
+    /// Memory limit in bytes; swap is always off.
+    pub memory_limit: Option<u64>,
+    /// Most processes and threads.
+    pub pids_limit: Option<u64>,
+    /// `oom_score_adj` of its processes, -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// Security settings of one container. The default is the default profile, never "nothing".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Security {
+    /// Bounding, permitted and effective capabilities for uid 0 (`CAP_CHOWN` …); empty inheritable and ambient sets.
+    pub capabilities: Vec<String>,
+    /// `no_new_privs`.
+    pub no_new_privileges: bool,
+    /// The seccomp filter.
+    pub seccomp: Seccomp,
+    /// Paths hidden.
+    pub masked_paths: Vec<String>,
+    /// Paths made read-only.
+    pub readonly_paths: Vec<String>,
+}
+
+/// Which seccomp filter applies.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seccomp {
+    /// The runtime's own default table.
+    #[default]
+    RuntimeDefault,
+    /// None at all (by host policy only).
+    Unconfined,
+}
+
+/// The nine capabilities that a container has by default (CRI-O's list).
+pub const DEFAULT_CAPABILITIES: [&str; 9] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_KILL",
+];
+
+/// Paths masked by default: the union of what containerd, podman, CRI-O and the kubelet hide.
+pub const DEFAULT_MASKED_PATHS: [&str; 13] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/selinux",
+];
+
+/// Paths read-only by default.
+pub const DEFAULT_READONLY_PATHS: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+impl Default for Security {
+    fn default() -> Self {
+        let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
+        Self {
+            capabilities: owned(&DEFAULT_CAPABILITIES),
+            no_new_privileges: false,
+            seccomp: Seccomp::RuntimeDefault,
+            masked_paths: owned(&DEFAULT_MASKED_PATHS),
+            readonly_paths: owned(&DEFAULT_READONLY_PATHS),
+        }
+    }
+}
+
+/// A further process in a running container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// The container it joins.
+    pub container: ContainerName,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// Added to (and overriding) the container's environment.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// Working directory; the container's own when absent.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// A terminal of this size (columns, rows).
+    #[serde(default)]
+    pub tty: Option<(u16, u16)>,
+}
