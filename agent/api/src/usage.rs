@@ -1,0 +1,169 @@
+//! The usage record: one fact about what a sandbox held, written by an agent, never changed afterwards.
+//!
+//! A record is keyed by `(host, boot_id, seq)`; `seq` starts at 1 in each boot and has no gaps. Each record carries
+//! the hash of the one before it (of the same host and boot; the first carries [`GENESIS`]), so that a removed,
+//! reordered or altered record is found. Durations come from CLOCK_BOOTTIME only; wall time is a label.
+//!
+//! What a pod held is the union of the half-open intervals `[start, end)` of its sandboxes: `start` opens one, `tick`
+//! proves that it was still held at that instant, `stop` closes it. An interval without `stop` (the host died) ends at its
+//! last proof. `reconcile` closes an interval that a restarted agent found ended, at the time given by the shim's durable record.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The hash that stands before the first record of a boot.
+pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// The record layout's version.
+pub const SCHEMA: u32 = 1;
+
+/// One usage record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageRecord {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The host's id.
+    pub host: String,
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// 1, 2, 3 … within the boot.
+    pub seq: u64,
+    /// What it says.
+    pub kind: Kind,
+    /// Pod UID.
+    pub pod_uid: String,
+    /// Pod namespace; also the tenant.
+    pub pod_namespace: String,
+    /// Pod name.
+    pub pod_name: String,
+    /// The sandbox whose interval this is.
+    pub sandbox_id: String,
+    /// CLOCK_BOOTTIME in nanoseconds at which the fact holds.
+    pub boottime_ns: u64,
+    /// CLOCK_REALTIME in nanoseconds since 1970 at about the same instant; a label.
+    pub wall_ns: u64,
+    /// What is held in this interval; the same in all of its records.
+    pub held: Held,
+    /// What has been used since the interval's start.
+    pub used: Used,
+    /// `namespace` or `microvm`.
+    pub sandbox_kind: String,
+    /// `on-demand`, `spot` …
+    pub price_class: String,
+    /// Image digests of the pod's containers.
+    pub images: Vec<String>,
+    /// Hash of the record before, in hexadecimal.
+    pub prev_hash: String,
+    /// SHA-256 of the canonical JSON of all fields above, in hexadecimal.
+    pub hash: String,
+}
+
+/// What a record says about its interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Resources are held from this instant.
+    Start,
+    /// They are still held at this instant.
+    Tick,
+    /// They were released at this instant.
+    Stop,
+    /// Found released, at this instant, by an agent that had been away.
+    Reconcile,
+}
+
+/// Resources held.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// CPU in thousandths of a core.
+    pub milli_cpu: u64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Ephemeral storage in bytes.
+    pub ephemeral_bytes: u64,
+    /// Whole GPUs.
+    pub gpus: u32,
+}
+
+/// Resources used.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// CPU time in nanoseconds.
+    pub cpu_ns: u64,
+    /// Integral of memory in use over time, in byte-milliseconds.
+    pub memory_byte_ms: u64,
+    /// Bytes received.
+    pub network_rx_bytes: u64,
+    /// Bytes sent.
+    pub network_tx_bytes: u64,
+}
+
+/// Why a record does not continue a chain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// Its own hash is wrong: a field was altered.
+    #[error("record {host}/{boot_id}/{seq} was altered: its hash does not match its content")]
+    Altered {
+        /// Host id.
+        host: String,
+        /// Boot id.
+        boot_id: String,
+        /// Sequence number.
+        seq: u64,
+    },
+    /// A record is missing or out of order before it.
+    #[error("record {host}/{boot_id}/{seq} does not follow record {expected_after}")]
+    Gap {
+        /// Host id.
+        host: String,
+        /// Boot id.
+        boot_id: String,
+        /// Sequence number.
+        seq: u64,
+        /// The sequence number that it should follow.
+        expected_after: u64,
+    },
+    /// The record before it is not the one it was chained to.
+    #[error("record {host}/{boot_id}/{seq} was chained to another predecessor")]
+    Broken {
+        /// Host id.
+        host: String,
+        /// Boot id.
+        boot_id: String,
+        /// Sequence number.
+        seq: u64,
+    },
+}
+
+impl UsageRecord {
+    /// Hash of all fields but `hash`, in hexadecimal.
+    pub fn content_hash(&self) -> String {
+        let mut content = self.clone();
+        content.hash = String::new();
+        let bytes = serde_json::to_vec(&content).expect("a record of plain fields serialises");
+        hex::encode(Sha256::digest(&bytes))
+    }
+
+    /// Chains the record behind `prev_hash` and seals it.
+    pub fn seal(mut self, prev_hash: &str) -> Self {
+        self.prev_hash = prev_hash.to_owned();
+        self.hash = self.content_hash();
+        self
+    }
+
+    /// Checks that this record follows `(seq, hash)` of the same host and boot; `(0, GENESIS)` before the first.
+    pub fn check_follows(&self, previous_seq: u64, previous_hash: &str) -> Result<(), ChainError> {
+        let (host, boot_id, seq) = (self.host.clone(), self.boot_id.clone(), self.seq);
+        if self.hash != self.content_hash() {
+            return Err(ChainError::Altered { host, boot_id, seq });
+        }
+        if seq != previous_seq + 1 {
+            return Err(ChainError::Gap { host, boot_id, seq, expected_after: previous_seq });
+        }
+        if self.prev_hash != previous_hash {
+            return Err(ChainError::Broken { host, boot_id, seq });
+        }
+        Ok(())
+    }
+}
