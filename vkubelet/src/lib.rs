@@ -1,1 +1,17 @@
-//! placeholder
+//! The virtual node: takes pods from a source, resolves what they refer to, places them on hosts and keeps both sides told.
+//!
+//! ```text
+//!  sources/{kubernetes, manifest} ──> desired (store, keyed by UID) ──> pod (one owner task per pod)
+//!        ^  status, placement, removal (ports)                            │ resolve -> placement -> intent
+//!        └───────────────────────────────<───────────────────────────────┤
+//!  client_api (Unix socket) ──> pods, hosts, billing                      v
+//!  kubelet_api (HTTPS)      ──> pods, hosts                     hosts (one connection per agent)
+//! ```
+//!
+//! * [`desired`]: the store of what the sources want.
+//! * [`ports`]: what the core asks of a source and tells it.
+//!
+//! This crate may not know how a sandbox or an image snapshot is made, nor what a second costs.
+
+pub mod desired;
+pub mod ports;
