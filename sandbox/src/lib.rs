@@ -16,4 +16,5 @@
 //! [`spec::Rootfs`]: an ordered list of layer files.
 
 pub mod contract;
+pub mod protocol;
 pub mod spec;

@@ -1,0 +1,153 @@
+//! Messages between the agent's backend and a shim, on the sandbox's `shim.sock` (0600, peer's uid checked).
+//!
+//! Any number of clients may be connected. Answers come in any order; notices may come between them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Versions};
+use crate::contract::{Exit, SandboxEvent, Started};
+use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
+
+/// What a shim can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// First on every connection. Answer: [`Reply::Hello`].
+    Hello {
+        /// What the caller speaks.
+        versions: Versions,
+    },
+    /// Who are you, what runs? Answer: [`Reply::Status`] with the network namespace's descriptor.
+    Status,
+    /// Become this pod's. One descriptor: the pod's log directory. Answer: [`Reply::Done`].
+    Configure {
+        /// The pod.
+        spec: SandboxSpec,
+    },
+    /// Start a container. Descriptors as [`StartFds`] counts them. Answer: [`Reply::Started`].
+    Start {
+        /// The container.
+        spec: ContainerSpec,
+        /// What descriptors came with it.
+        fds: StartFds,
+    },
+    /// Run a further process. Descriptors: those of stdin, stdout, stderr that are present, in this order.
+    /// Answer: [`Reply::ExecStarted`], with the terminal's master descriptor when one was asked for; its end is told
+    /// to this connection only, by [`Notice::ExecExited`].
+    Exec {
+        /// The process.
+        spec: ExecSpec,
+        /// Which of stdin, stdout, stderr came with it.
+        stdio: [bool; 3],
+    },
+    /// Signal an exec'd process. Answer: [`Reply::Done`].
+    ExecSignal {
+        /// Which exec.
+        exec: u64,
+        /// The signal's number.
+        signal: i32,
+    },
+    /// Signal a container. Answer: [`Reply::Done`].
+    Signal {
+        /// The container's name.
+        container: String,
+        /// The signal's number.
+        signal: i32,
+        /// All of its processes, not just the first.
+        all: bool,
+    },
+    /// Change limits. Answer: [`Reply::Done`].
+    Update {
+        /// Of which container; the pod's when absent.
+        container: Option<String>,
+        /// The new limits.
+        resources: Resources,
+    },
+    /// Tell this connection everything that has happened, and from now on happens. Answer: [`Reply::Done`], then
+    /// [`Notice::Event`]s.
+    Subscribe,
+    /// Kill all containers, remove their cgroups, and exit. Answer: [`Reply::Done`], just before the shim is gone.
+    Shutdown,
+}
+
+/// The descriptors of a `Start`, in this order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StartFds {
+    /// Detached clones of the layers' mounts, lowest first.
+    pub layers: usize,
+    /// 1 when a detached clone of the writable directory's mount is among them.
+    pub writable: usize,
+    /// Detached clones of the volumes' mounts, in the order of `ContainerSpec::mounts`.
+    pub mounts: usize,
+}
+
+impl StartFds {
+    /// How many in all.
+    pub fn total(self) -> usize {
+        self.layers + self.writable + self.mounts
+    }
+}
+
+/// What a shim answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "re", rename_all = "snake_case")]
+pub enum Reply {
+    /// To `Hello`.
+    Hello {
+        /// The version spoken from now on.
+        version: u32,
+    },
+    /// To `Status`.
+    Status(Status),
+    /// Carried out.
+    Done,
+    /// To `Start`.
+    Started(Started),
+    /// To `Exec`.
+    ExecStarted {
+        /// By which number it is known.
+        exec: u64,
+        /// Its process on the host.
+        pid: u32,
+    },
+}
+
+/// A shim's own account.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// It has been configured.
+    pub configured: bool,
+    /// Labels of its pod.
+    pub labels: BTreeMap<String, String>,
+    /// Containers that run, by name, with the name of their cgroup leaf.
+    pub running: BTreeMap<String, String>,
+}
+
+/// What a shim tells unasked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "notice", rename_all = "snake_case")]
+pub enum Notice {
+    /// To subscribers.
+    Event(SandboxEvent),
+    /// To the connection that started the exec.
+    ExecExited {
+        /// Which.
+        exec: u64,
+        /// How.
+        exit: Exit,
+    },
+}
+
+/// Anything that a shim sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FromShim {
+    /// An answer to a call.
+    Answer(Answer<Reply>),
+    /// A notice.
+    Notice(Notice),
+}
