@@ -7,6 +7,11 @@
 //! What a pod held is the union of the half-open intervals `[start, end)` of its sandboxes: `start` opens one, `tick`
 //! proves that it was still held at that instant, `stop` closes it. An interval without `stop` (the host died) ends at its
 //! last proof. `reconcile` closes an interval that a restarted agent found ended, at the time given by the shim's durable record.
+//! An interval is named by `(host, boot_id, sandbox_id, start_boottime_ns)`; a change of what is held closes one and opens the
+//! next at the same instant.
+//!
+//! The canonical form of a record is its JSON with the fields in the order of [`UsageRecord`] and no white space:
+//! [`UsageRecord::encode`] writes it, [`UsageRecord::decode`] accepts nothing else.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -39,6 +44,11 @@ pub struct UsageRecord {
     pub pod_name: String,
     /// The sandbox whose interval this is.
     pub sandbox_id: String,
+    /// CLOCK_BOOTTIME in nanoseconds at which the interval started; the same in all of its records, so that each record
+    /// says alone which interval it belongs to.
+    pub start_boottime_ns: u64,
+    /// CLOCK_REALTIME in nanoseconds since 1970 at about the interval's start; a label, the same in all of its records.
+    pub start_wall_ns: u64,
     /// CLOCK_BOOTTIME in nanoseconds at which the fact holds.
     pub boottime_ns: u64,
     /// CLOCK_REALTIME in nanoseconds since 1970 at about the same instant; a label.
@@ -55,7 +65,7 @@ pub struct UsageRecord {
     pub images: Vec<String>,
     /// Hash of the record before, in hexadecimal.
     pub prev_hash: String,
-    /// SHA-256 of the canonical JSON of all fields above, in hexadecimal.
+    /// SHA-256 of the canonical JSON with this field empty, in hexadecimal.
     pub hash: String,
 }
 
@@ -136,13 +146,106 @@ pub enum ChainError {
     },
 }
 
+/// Why bytes are not a record.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Not the JSON of a record.
+    #[error("usage record is not the JSON of a record")]
+    Syntax(#[source] serde_json::Error),
+    /// A layout that this build does not know.
+    #[error("usage record has schema {found}, this build knows {SCHEMA}")]
+    Schema {
+        /// What it says.
+        found: u32,
+    },
+    /// The same fields, written otherwise: the bytes were changed on their way.
+    #[error("usage record {host}/{boot_id}/{seq} is not in canonical form")]
+    NotCanonical {
+        /// Host id.
+        host: String,
+        /// Boot id.
+        boot_id: String,
+        /// Sequence number.
+        seq: u64,
+    },
+    /// A field contradicts another.
+    #[error("usage record {host}/{boot_id}/{seq} contradicts itself: {what}")]
+    Contradiction {
+        /// Host id.
+        host: String,
+        /// Boot id.
+        boot_id: String,
+        /// Sequence number.
+        seq: u64,
+        /// What.
+        what: &'static str,
+    },
+}
+
+impl Kind {
+    /// Whether this record ends its interval.
+    pub fn closes(self) -> bool {
+        matches!(self, Kind::Stop | Kind::Reconcile)
+    }
+
+    /// The name on the wire and in stores.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Start => "start",
+            Kind::Tick => "tick",
+            Kind::Stop => "stop",
+            Kind::Reconcile => "reconcile",
+        }
+    }
+}
+
 impl UsageRecord {
+    /// The canonical JSON.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a record of plain fields serialises")
+    }
+
+    /// Parses canonical JSON, strictly: nothing unknown, nothing written otherwise, nothing that contradicts itself.
+    /// The chain is checked apart, with [`check_follows`](Self::check_follows).
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        #[derive(Deserialize)]
+        struct Version {
+            schema: u32,
+        }
+        let Version { schema } = serde_json::from_slice(bytes).map_err(DecodeError::Syntax)?;
+        if schema != SCHEMA {
+            return Err(DecodeError::Schema { found: schema });
+        }
+        let record: Self = serde_json::from_slice(bytes).map_err(DecodeError::Syntax)?;
+        let (host, boot_id, seq) = (record.host.clone(), record.boot_id.clone(), record.seq);
+        if record.encode() != bytes {
+            return Err(DecodeError::NotCanonical { host, boot_id, seq });
+        }
+        if let Some(what) = record.contradiction() {
+            return Err(DecodeError::Contradiction { host, boot_id, seq, what });
+        }
+        Ok(record)
+    }
+
+    /// What in this record cannot be true, if anything.
+    pub fn contradiction(&self) -> Option<&'static str> {
+        if self.seq == 0 {
+            return Some("sequence numbers start at 1");
+        }
+        if self.boottime_ns < self.start_boottime_ns {
+            return Some("it holds before its interval's start");
+        }
+        if self.kind == Kind::Start && self.boottime_ns != self.start_boottime_ns {
+            return Some("a start that is not its interval's start");
+        }
+        None
+    }
+
     /// Hash of all fields but `hash`, in hexadecimal.
     pub fn content_hash(&self) -> String {
         let mut content = self.clone();
         content.hash = String::new();
-        let bytes = serde_json::to_vec(&content).expect("a record of plain fields serialises");
-        hex::encode(Sha256::digest(&bytes))
+        hex::encode(Sha256::digest(content.encode()))
     }
 
     /// Chains the record behind `prev_hash` and seals it.
@@ -167,3 +270,6 @@ impl UsageRecord {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
