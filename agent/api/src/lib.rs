@@ -6,10 +6,16 @@
 //! ```
 //!
 //! * [`proto`]: messages and services, generated from `proto/agent.proto`.
+//! * [`codes`]: the closed set of error codes, and how they travel in a `tonic::Status`.
+//! * [`transport`]: the reversed connection: serve on, or call over, one given stream; keepalive; welcome or refusal.
+//! * [`identity`]: vkubelet's own CA, host keys and requests, TLS configurations, pinning, certificate checks.
 //! * [`usage`]: the usage record, the one value that metering, spool and billing share; its chain and its checks.
 //!
 //! This crate knows neither Kubernetes types (a Pod is bytes here) nor sandboxes, images or prices.
 
+pub mod codes;
+pub mod identity;
+pub mod transport;
 pub mod usage;
 
 /// Messages and services generated from `proto/agent.proto`.
