@@ -15,3 +15,8 @@
 
 pub mod desired;
 pub mod ports;
+pub mod events;
+pub mod kubelet_api;
+pub mod node;
+pub mod sources;
+pub mod status;
