@@ -15,6 +15,8 @@
 //! This crate knows nothing of Kubernetes, images, registries or HTTP. Its only input besides specifications is a
 //! [`spec::Rootfs`]: an ordered list of layer files.
 
+pub mod cgroup;
 pub mod contract;
 pub mod protocol;
 pub mod spec;
+pub mod sys;

@@ -1,0 +1,216 @@
+//! One cgroup, in every hierarchy of the host.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::devices::DeviceRule;
+use super::driver::{Controller, Dirs, Driver, Enforcement, UnifiedDir, V1Dir};
+use super::tree::make_child;
+use super::{CgroupError, files, remove, v1::V1, v2::V2};
+use crate::contract::Usage;
+use crate::spec::Resources;
+
+/// One cgroup: a pod's, or a leaf of it. Held by file descriptors: renaming, remounting and path lookups of the host
+/// do not matter. Dropping it removes nothing.
+#[derive(Debug)]
+pub struct Group {
+    name: String,
+    dirs: Dirs,
+    driver: &'static dyn Driver,
+}
+
+/// What a [`Group`]'s file descriptors are, in order, so that they can be passed to another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handle {
+    /// The cgroup's name below its parent.
+    pub name: String,
+    /// Controllers on the unified hierarchy; `None` when there is no such descriptor. It is the first one.
+    pub unified: Option<Vec<String>>,
+    /// Controllers of each v1 hierarchy.
+    pub v1: Vec<Vec<String>>,
+}
+
+/// A name that can be a directory of ours: no separators, no control file's name, no hidden name.
+pub(super) fn is_name(name: &str) -> bool {
+    let file_like = ["cgroup.", "cpu.", "cpuacct.", "memory.", "pids.", "devices.", "freezer.", "io."];
+    !name.is_empty()
+        && name.len() <= 255
+        && !name.starts_with('.')
+        && !file_like.iter().any(|prefix| name.starts_with(prefix))
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'@'))
+}
+
+impl Group {
+    pub(super) fn new(name: String, dirs: Dirs) -> Self {
+        let driver: &'static dyn Driver = if dirs.v1.is_empty() { &V2 } else { &V1 };
+        Self { name, dirs, driver }
+    }
+
+    pub(super) fn dirs(&self) -> &Dirs {
+        &self.dirs
+    }
+
+    /// Its name below its parent.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The controllers that can be used in it.
+    pub fn has(&self, controller: Controller) -> bool {
+        self.dirs.of(controller).is_some()
+    }
+
+    /// Describes its file descriptors and lends them, in the order of the description.
+    pub fn lend(&self) -> (Handle, Vec<BorrowedFd<'_>>) {
+        let names = |list: &[Controller]| list.iter().map(|c| c.name().to_owned()).collect::<Vec<_>>();
+        let handle = Handle {
+            name: self.name.clone(),
+            unified: self.dirs.unified.as_ref().map(|dir| names(&dir.controllers)),
+            v1: self.dirs.v1.iter().map(|dir| names(&dir.controllers)).collect(),
+        };
+        (handle, self.dirs.all().collect())
+    }
+
+    /// The other end of [`Group::lend`]. `None` when the number of descriptors is not the described one.
+    pub fn receive(handle: Handle, fds: Vec<OwnedFd>) -> Option<Self> {
+        let controllers = |names: &[String]| names.iter().filter_map(|n| Controller::from_name(n)).collect::<Vec<_>>();
+        if fds.len() != usize::from(handle.unified.is_some()) + handle.v1.len() {
+            return None;
+        }
+        let mut fds = fds.into_iter();
+        let unified = match &handle.unified {
+            Some(names) => Some(UnifiedDir { fd: fds.next()?, controllers: controllers(names) }),
+            None => None,
+        };
+        let v1 = handle
+            .v1
+            .iter()
+            .zip(fds)
+            .map(|(names, fd)| V1Dir { fd, controllers: controllers(names) })
+            .collect();
+        Some(Self::new(handle.name, Dirs { unified, v1 }))
+    }
+
+    /// Makes a child cgroup in every hierarchy. Making what is there already succeeds.
+    pub fn create_leaf(&self, name: &str) -> Result<Self, CgroupError> {
+        self.child(name, |dir| make_child(dir, name))
+    }
+
+    /// Opens a child cgroup; [`CgroupError::NotFound`] when any hierarchy lacks it.
+    pub fn leaf(&self, name: &str) -> Result<Self, CgroupError> {
+        self.child(name, |dir| {
+            remove::open_child(dir, name)?.ok_or_else(|| CgroupError::NotFound { name: name.to_owned() })
+        })
+    }
+
+    fn child(
+        &self,
+        name: &str,
+        open: impl Fn(BorrowedFd<'_>) -> Result<OwnedFd, CgroupError>,
+    ) -> Result<Self, CgroupError> {
+        if !is_name(name) {
+            return Err(CgroupError::BadName { name: name.to_owned() });
+        }
+        let unified = match &self.dirs.unified {
+            Some(dir) => Some(UnifiedDir { fd: open(dir.fd.as_fd())?, controllers: dir.controllers.clone() }),
+            None => None,
+        };
+        let mut v1 = Vec::with_capacity(self.dirs.v1.len());
+        for dir in &self.dirs.v1 {
+            v1.push(V1Dir { fd: open(dir.fd.as_fd())?, controllers: dir.controllers.clone() });
+        }
+        Ok(Self::new(name.to_owned(), Dirs { unified, v1 }))
+    }
+
+    /// Names of its children in any hierarchy, sorted.
+    pub fn leaves(&self) -> Result<Vec<String>, CgroupError> {
+        let mut names = BTreeSet::new();
+        for dir in self.dirs.all() {
+            names.extend(remove::subdirectories(dir)?);
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    /// Kills what runs in a child and removes it everywhere, waiting at most `deadline` for its processes to be gone.
+    /// Removing what does not exist succeeds.
+    pub fn remove_leaf(&self, name: &str, deadline: Duration) -> Result<(), CgroupError> {
+        if !is_name(name) {
+            return Err(CgroupError::BadName { name: name.to_owned() });
+        }
+        let started = Instant::now();
+        match self.leaf(name) {
+            Ok(leaf) => leaf.kill()?,
+            // Half-made or half-removed: nothing can run where one hierarchy lacks it, except by our own crash in
+            // the middle of an attach; the removal below then says so.
+            Err(CgroupError::NotFound { .. }) => {}
+            Err(other) => return Err(other),
+        }
+        remove::remove(&self.dirs, name, started, deadline)
+    }
+
+    /// Sets the limits of a cgroup that was just made (what is `None` is left as the kernel made it).
+    pub fn apply(&self, resources: &Resources) -> Result<(), CgroupError> {
+        self.driver.apply(&self.dirs, resources, true)
+    }
+
+    /// Changes the limits of a cgroup in use (what is `None` becomes unlimited).
+    pub fn update(&self, resources: &Resources) -> Result<(), CgroupError> {
+        self.driver.apply(&self.dirs, resources, false)
+    }
+
+    /// Denies every device but these.
+    pub fn allow_devices(&self, rules: &[DeviceRule]) -> Result<Enforcement, CgroupError> {
+        self.driver.allow_devices(&self.dirs, rules)
+    }
+
+    /// Moves the calling process in. Its threads must be one.
+    pub fn attach_self(&self) -> Result<(), CgroupError> {
+        self.driver.attach(&self.dirs, 0)
+    }
+
+    /// Moves another process in.
+    pub fn attach(&self, pid: u32) -> Result<(), CgroupError> {
+        self.driver.attach(&self.dirs, pid)
+    }
+
+    /// The descriptor for `CLONE_INTO_CGROUP`, where that alone puts a process into all of it (pure v2).
+    pub fn clone_into(&self) -> Option<BorrowedFd<'_>> {
+        if self.dirs.v1.is_empty() { self.dirs.unified() } else { None }
+    }
+
+    /// SIGKILL for every process in it and below.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        self.driver.kill(&self.dirs)
+    }
+
+    /// Stops every process in it and below.
+    pub fn freeze(&self) -> Result<(), CgroupError> {
+        self.driver.set_frozen(&self.dirs, true)
+    }
+
+    /// Continues them.
+    pub fn thaw(&self) -> Result<(), CgroupError> {
+        self.driver.set_frozen(&self.dirs, false)
+    }
+
+    /// Resource use now.
+    pub fn usage(&self) -> Result<Usage, CgroupError> {
+        self.driver.usage(&self.dirs)
+    }
+
+    /// How many of its processes the kernel's OOM killer has ended since it was made.
+    pub fn oom_kills(&self) -> Result<u64, CgroupError> {
+        self.driver.oom_kills(&self.dirs)
+    }
+
+    /// Processes live in it or below it.
+    pub fn is_populated(&self) -> Result<bool, CgroupError> {
+        match self.dirs.unified() {
+            Some(dir) => Ok(files::read_keyed(dir, "cgroup.events", "populated")? == Some(1)),
+            None => self.dirs.all().try_fold(false, |found, dir| Ok(found || remove::has_members(dir)?)),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Which hierarchies the host has, and where.
+
+use std::path::{Path, PathBuf};
+
+use cgroups_rs::fs::hierarchies::mountinfo_self;
+use serde::{Deserialize, Serialize};
+
+use super::{CgroupError, Controller};
+
+/// The host's hierarchies as data. Serialisable, so that one finding serves every shim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// Mount point of the unified (v2) hierarchy.
+    pub unified: Option<PathBuf>,
+    /// v1 hierarchies that this crate uses; empty on a pure v2 host.
+    pub v1: Vec<Hierarchy>,
+}
+
+/// One v1 hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hierarchy {
+    /// Those of its controllers that this crate uses, by the kernel's names; several when mounted together.
+    pub controllers: Vec<String>,
+    /// Mount point.
+    pub path: PathBuf,
+}
+
+impl Layout {
+    /// Finds the hierarchies of the running host.
+    pub fn detect() -> Result<Self, CgroupError> {
+        Self::detect_under(Path::new("/sys/fs/cgroup"))
+    }
+
+    /// Finds the hierarchies mounted at or below `root` in the caller's mount namespace.
+    pub fn detect_under(root: &Path) -> Result<Self, CgroupError> {
+        if is_cgroup2(root) {
+            return Ok(Self { unified: Some(root.to_owned()), v1: Vec::new() });
+        }
+        let unified = Some(root.join("unified")).filter(|path| is_cgroup2(path));
+        let mounts = mountinfo_self()
+            .into_iter()
+            .filter(|mount| mount.mount_point.starts_with(root))
+            .map(|mount| (mount.mount_point, mount.super_opts));
+        let layout = Self::of_mounts(unified, mounts);
+        if layout.v1.is_empty() && layout.unified.is_none() {
+            return Err(CgroupError::NoHierarchy { root: root.to_owned() });
+        }
+        Ok(layout)
+    }
+
+    /// Chooses among mounts: each controller once, at its first mount; the v1 freezer only when nothing better freezes.
+    fn of_mounts(unified: Option<PathBuf>, mounts: impl Iterator<Item = (PathBuf, Vec<String>)>) -> Self {
+        let mut taken: Vec<Controller> = Vec::new();
+        let mut v1 = Vec::new();
+        for (path, options) in mounts {
+            let fresh: Vec<Controller> = options
+                .iter()
+                .filter_map(|option| Controller::from_name(option))
+                .filter(|controller| !taken.contains(controller))
+                .filter(|controller| *controller != Controller::Freezer || unified.is_none())
+                .collect();
+            if fresh.is_empty() {
+                continue;
+            }
+            taken.extend(&fresh);
+            v1.push(Hierarchy { controllers: fresh.iter().map(|c| c.name().to_owned()).collect(), path });
+        }
+        // Attach order: see `Controller::ALL`.
+        v1.sort_by_key(|hierarchy| {
+            hierarchy.controllers.iter().filter_map(|name| Controller::from_name(name)).max()
+                .and_then(|last| Controller::ALL.iter().position(|c| *c == last))
+        });
+        Self { unified, v1 }
+    }
+
+    /// The host has the unified hierarchy only.
+    pub fn is_v2(&self) -> bool {
+        self.v1.is_empty()
+    }
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as u64 == CGROUP2_SUPER_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mounts(list: &[(&str, &str)]) -> Vec<(PathBuf, Vec<String>)> {
+        list.iter().map(|(path, options)| (path.into(), options.split(',').map(str::to_owned).collect())).collect()
+    }
+
+    #[test]
+    fn controllers_mounted_together_share_a_hierarchy_and_others_are_left_out() {
+        let found = mounts(&[
+            ("/c/memory", "rw,memory"),
+            ("/c/cpu,cpuacct", "rw,cpu,cpuacct"),
+            ("/c/net_cls", "rw,net_cls"),
+            ("/c/systemd", "rw,xattr,name=systemd"),
+        ]);
+        let layout = Layout::of_mounts(Some("/c/unified".into()), found.into_iter());
+        let names: Vec<_> = layout.v1.iter().map(|h| (h.path.to_str().unwrap(), h.controllers.join(","))).collect();
+        assert_eq!(names, [("/c/cpu,cpuacct", "cpu,cpuacct".to_owned()), ("/c/memory", "memory".to_owned())]);
+        assert!(!layout.is_v2());
+    }
+
+    #[test]
+    fn the_v1_freezer_is_used_only_without_a_unified_mount() {
+        let found = mounts(&[("/c/freezer", "rw,freezer")]);
+        assert!(Layout::of_mounts(Some("/u".into()), found.clone().into_iter()).v1.is_empty());
+        assert_eq!(Layout::of_mounts(None, found.into_iter()).v1.len(), 1);
+    }
+
+    #[test]
+    fn a_controller_mounted_twice_is_used_once() {
+        let found = mounts(&[("/c/pids", "rw,pids"), ("/c/other", "rw,pids")]);
+        let layout = Layout::of_mounts(None, found.into_iter());
+        assert_eq!(layout.v1.len(), 1);
+        assert_eq!(layout.v1[0].path, Path::new("/c/pids"));
+    }
+
+    #[test]
+    fn a_place_without_hierarchies_is_told_by_name() {
+        let empty = tempfile::tempdir().unwrap();
+        assert!(matches!(Layout::detect_under(empty.path()), Err(CgroupError::NoHierarchy { .. })));
+    }
+}

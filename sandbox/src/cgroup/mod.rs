@@ -1,0 +1,50 @@
+//! Control groups behind one set of types, whatever layout the host has.
+//!
+//! ```text
+//! PARENT/                     one a host, made by the agent (`Tree::open`)
+//!   <sandbox id>/             one a pod, carries the pod's limits; never has processes of its own
+//!     shim/                   the shim, outside every container's limit
+//!     <container>/            one leaf a container, carries the container's limits
+//! ```
+//!
+//! * [`Layout`]: which hierarchies the host has and where (plain data; found once, sent along to the shim).
+//! * [`Tree`]: PARENT in all of them; makes, opens, lists and removes pods.
+//! * [`Group`]: one cgroup in all of them, held by directory file descriptors, so it works where the host's paths do
+//!   not exist.
+//! * [`plan`]: limits to file writes, pure.
+//! * [`Driver`]: what differs between hosts: [`v1`] (v1 and hybrid: controllers under `/sys/fs/cgroup/NAME`, the unified
+//!   mount for `cgroup.kill` and `cgroup.freeze`) and [`v2`].
+//!
+//! # A controller that the host lacks
+//! is told once by a warning when the tree is opened. Only a limit that needs it then fails
+//! ([`CgroupError::ControllerMissing`]): cpu, memory and pids limits are never dropped in silence.
+//!
+//! # Why `cgroups-rs` finds the hierarchies and does nothing else
+//! It names every cgroup by an absolute path and writes through it, so it can neither work by file descriptor from
+//! the shim's mount namespace nor use `cgroup.kill`, `CLONE_INTO_CGROUP` or `memory.oom.group`; and it turns some
+//! failed writes into nothing. It parses the mount table well, and the privileged tests let it judge our limits.
+
+mod devices;
+mod driver;
+mod error;
+mod files;
+mod group;
+mod layout;
+pub mod plan;
+mod remove;
+mod tree;
+pub mod v1;
+pub mod v2;
+
+#[cfg(test)]
+mod tests;
+
+pub use devices::{DEFAULT_DEVICES, DeviceKind, DeviceRule};
+pub use driver::{Controller, Driver, Enforcement};
+pub use error::CgroupError;
+pub use group::{Group, Handle};
+pub use layout::{Hierarchy, Layout};
+pub use tree::Tree;
+
+/// Name of the leaf that holds the shim.
+pub const SHIM_LEAF: &str = "shim";

@@ -1,0 +1,238 @@
+//! Trees on a temporary directory, and on the real host.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::{Controller, Group, Hierarchy, Layout, Tree};
+use crate::spec::{Resources, SandboxId};
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn id(name: &str) -> SandboxId {
+    SandboxId(name.to_owned())
+}
+
+fn temporary_layout(root: &Path) -> Layout {
+    let hierarchy = |name: &str| {
+        let path = root.join(name);
+        std::fs::create_dir(&path).unwrap();
+        Hierarchy { controllers: vec![name.to_owned()], path }
+    };
+    Layout { unified: None, v1: vec![hierarchy("cpu"), hierarchy("pids"), hierarchy("memory")] }
+}
+
+#[test]
+fn a_pod_has_a_directory_in_every_hierarchy_and_is_listed_while_any_is_left() {
+    let root = tempfile::tempdir().unwrap();
+    let tree = Tree::open(&temporary_layout(root.path()), "nodeless").unwrap();
+    let pod = tree.create_pod(&id("a")).unwrap();
+    pod.create_leaf("shim").unwrap();
+    tree.create_pod(&id("a")).unwrap();
+    assert!(root.path().join("memory/nodeless/a/shim").is_dir());
+    assert_eq!(pod.leaves().unwrap(), ["shim"]);
+    std::fs::remove_dir_all(root.path().join("cpu/nodeless/a")).unwrap();
+    assert_eq!(tree.pods().unwrap(), [id("a")]);
+    assert!(tree.pod(&id("a")).unwrap_err().is_not_found());
+    tree.remove_pod(&id("a"), SOON).unwrap();
+    assert_eq!(tree.pods().unwrap(), []);
+    tree.remove_pod(&id("a"), SOON).unwrap();
+}
+
+#[test]
+fn names_that_leave_the_tree_or_look_like_control_files_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = temporary_layout(root.path());
+    let tree = Tree::open(&layout, "nodeless").unwrap();
+    for name in ["", ".", "..", "a/b", "/", "memory.max", "cgroup.procs", "a\0b", "ü"] {
+        assert!(tree.create_pod(&id(name)).is_err(), "{name:?}");
+        assert!(tree.remove_pod(&id(name), SOON).is_err(), "{name:?}");
+    }
+    assert!(Tree::open(&layout, "../x").is_err());
+    assert!(Tree::open(&layout, "").is_err());
+}
+
+#[test]
+fn a_limit_without_its_controller_is_refused_and_a_weight_is_not() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("cpuacct");
+    std::fs::create_dir(&path).unwrap();
+    let layout = Layout { unified: None, v1: vec![Hierarchy { controllers: vec!["cpuacct".to_owned()], path }] };
+    let pod = Tree::open(&layout, "nodeless").unwrap().create_pod(&id("a")).unwrap();
+    for limits in [
+        Resources { memory_limit: Some(1 << 20), ..Resources::default() },
+        Resources { pids_limit: Some(3), ..Resources::default() },
+        Resources { cpu_quota_us: Some(5_000), ..Resources::default() },
+    ] {
+        assert!(matches!(pod.apply(&limits), Err(super::CgroupError::ControllerMissing { .. })), "{limits:?}");
+        pod.update(&Resources::default()).unwrap();
+    }
+    pod.apply(&Resources { cpu_shares: Some(512), ..Resources::default() }).unwrap();
+}
+
+#[test]
+fn a_lent_group_is_the_same_group_where_it_is_received() {
+    let root = tempfile::tempdir().unwrap();
+    let tree = Tree::open(&temporary_layout(root.path()), "nodeless").unwrap();
+    let pod = tree.create_pod(&id("a")).unwrap();
+    let (handle, fds) = pod.lend();
+    let owned = |fds: &[std::os::fd::BorrowedFd<'_>]| fds.iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+    assert!(Group::receive(handle.clone(), owned(&fds[1..])).is_none());
+    let received = Group::receive(handle, owned(&fds)).unwrap();
+    received.create_leaf("web").unwrap();
+    assert!(received.has(Controller::Memory));
+    assert!(root.path().join("memory/nodeless/a/web").is_dir());
+}
+
+/// A tree of its own on the real host, removed at the end.
+struct RealTree {
+    tree: Tree,
+    layout: Layout,
+    parent: String,
+}
+
+impl RealTree {
+    fn new(test: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED {test}: not root");
+            return None;
+        }
+        let layout = Layout::detect().unwrap();
+        let parent = format!("nodeless-test-{}-{test}", std::process::id());
+        let tree = match Tree::open(&layout, &parent) {
+            Ok(tree) => tree,
+            Err(error) => {
+                eprintln!("SKIPPED {test}: control groups cannot be made here: {error}");
+                return None;
+            }
+        };
+        Some(Self { tree, layout, parent })
+    }
+}
+
+impl Drop for RealTree {
+    fn drop(&mut self) {
+        for pod in self.tree.pods().unwrap_or_default() {
+            let _ = self.tree.remove_pod(&pod, SOON);
+        }
+        let roots = self.layout.v1.iter().map(|h| &h.path).chain(&self.layout.unified);
+        for root in roots {
+            let _ = std::fs::remove_dir(root.join(&self.parent));
+        }
+    }
+}
+
+fn sleeper_in(group: &Group) -> Child {
+    let child = Command::new("sleep").arg("1000").stdout(Stdio::null()).spawn().unwrap();
+    group.attach(child.id()).unwrap();
+    child
+}
+
+#[test]
+fn privileged_limits_are_what_an_independent_reader_sees() {
+    let Some(real) = RealTree::new("limits") else { return };
+    let pod = real.tree.create_pod(&id("a")).unwrap();
+    let leaf = pod.create_leaf("web").unwrap();
+    let first = Resources {
+        cpu_shares: Some(512),
+        cpu_quota_us: Some(20_000),
+        memory_limit: Some(32 << 20),
+        pids_limit: Some(17),
+        ..Resources::default()
+    };
+    leaf.apply(&first).unwrap();
+    // Raised above and lowered below what is set: both orders of the two v1 memory limits.
+    for memory in [64u64 << 20, 16 << 20] {
+        leaf.update(&Resources { memory_limit: Some(memory), ..first.clone() }).unwrap();
+        let path = format!("{}/a/web", real.parent);
+        let judge = cgroups_rs::fs::Cgroup::load(cgroups_rs::fs::hierarchies::auto(), path);
+        let controller: &cgroups_rs::fs::memory::MemController = judge.controller_of().unwrap();
+        assert_eq!(controller.memory_stat().limit_in_bytes, i64::try_from(memory).unwrap());
+        let pids: &cgroups_rs::fs::pid::PidController = judge.controller_of().unwrap();
+        assert_eq!(pids.get_pid_max().unwrap(), cgroups_rs::fs::MaxValue::Value(17));
+        let cpu: &cgroups_rs::fs::cpu::CpuController = judge.controller_of().unwrap();
+        assert_eq!(cpu.cfs_quota().unwrap(), 20_000);
+    }
+    leaf.update(&Resources::default()).unwrap();
+    let enforcement = leaf.allow_devices(&super::DEFAULT_DEVICES).unwrap();
+    assert_eq!(enforcement == super::Enforcement::Kernel, !real.layout.is_v2());
+}
+
+#[test]
+fn privileged_kill_reaches_every_process_below_and_removal_waits_for_them() {
+    let Some(real) = RealTree::new("kill") else { return };
+    let pod = real.tree.create_pod(&id("a")).unwrap();
+    let mut children: Vec<Child> =
+        ["web", "db"].iter().map(|name| sleeper_in(&pod.create_leaf(name).unwrap())).collect();
+    assert!(pod.is_populated().unwrap());
+    let usage = pod.usage().unwrap();
+    assert_eq!(usage.pids, 2);
+    assert!(usage.memory_working_set_bytes <= usage.memory_bytes);
+    pod.kill().unwrap();
+    for child in &mut children {
+        assert!(!child.wait().unwrap().success());
+    }
+    real.tree.remove_pod(&id("a"), SOON).unwrap();
+    assert_eq!(real.tree.pods().unwrap(), []);
+}
+
+#[test]
+fn privileged_a_running_pod_is_killed_by_its_removal() {
+    let Some(real) = RealTree::new("remove") else { return };
+    let pod = real.tree.create_pod(&id("a")).unwrap();
+    let mut child = sleeper_in(&pod.create_leaf("web").unwrap());
+    real.tree.remove_pod(&id("a"), SOON).unwrap();
+    assert!(!child.wait().unwrap().success());
+    assert!(real.tree.pod(&id("a")).unwrap_err().is_not_found());
+}
+
+#[test]
+fn privileged_frozen_processes_use_no_time_until_thawed() {
+    let Some(real) = RealTree::new("freeze") else { return };
+    let pod = real.tree.create_pod(&id("a")).unwrap();
+    let leaf = pod.create_leaf("busy").unwrap();
+    let mut child = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+    leaf.attach(child.id()).unwrap();
+    let used = || leaf.usage().unwrap().cpu_ns;
+    let grows = || {
+        let before = used();
+        (0..500).any(|_| {
+            std::thread::sleep(Duration::from_millis(4));
+            used() > before + 2_000_000
+        })
+    };
+    assert!(grows());
+    leaf.freeze().unwrap();
+    // Freezing is not instant: wait until the kernel says so, then nothing may be added.
+    let frozen = (0..500).any(|_| {
+        let before = used();
+        std::thread::sleep(Duration::from_millis(20));
+        used() == before
+    });
+    assert!(frozen);
+    leaf.thaw().unwrap();
+    assert!(grows());
+    leaf.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn privileged_an_over_eater_is_counted_as_oom_killed() {
+    let Some(real) = RealTree::new("oom") else { return };
+    let pod = real.tree.create_pod(&id("a")).unwrap();
+    let leaf = pod.create_leaf("eater").unwrap();
+    leaf.apply(&Resources { memory_limit: Some(16 << 20), ..Resources::default() }).unwrap();
+    assert_eq!(leaf.oom_kills().unwrap(), 0);
+    // It waits for a line, so that it eats only once it is inside.
+    let mut child = Command::new("sh")
+        .args(["-c", "read go; exec tail -c 200000000 /dev/zero"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    leaf.attach(child.id()).unwrap();
+    use std::io::Write;
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    assert!(!child.wait().unwrap().success());
+    assert!(leaf.oom_kills().unwrap() >= 1);
+}

@@ -1,0 +1,138 @@
+//! PARENT in every hierarchy: makes, opens, lists and removes pods.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+
+use super::driver::{Controller, Dirs, UnifiedDir, V1Dir};
+use super::group::{Group, is_name};
+use super::layout::Layout;
+use super::{CgroupError, files, remove};
+use crate::spec::SandboxId;
+
+/// The directories under which this host's pods have their cgroups.
+#[derive(Debug)]
+pub struct Tree {
+    parent: Group,
+}
+
+impl Tree {
+    /// Opens PARENT below every hierarchy's mount point, making it (and, on v2, enabling controllers down to it)
+    /// where needed. `parent` is a relative path such as `nodeless`, or, for a delegated subtree,
+    /// `system.slice/nodeless.service/pods`; only what is missing is written to.
+    pub fn open(layout: &Layout, parent: &str) -> Result<Self, CgroupError> {
+        let components: Vec<&str> = parent.split('/').filter(|part| !part.is_empty()).collect();
+        if components.is_empty() || !components.iter().all(|part| is_name(part)) {
+            return Err(CgroupError::BadName { name: parent.to_owned() });
+        }
+        let mut v1 = Vec::with_capacity(layout.v1.len());
+        for hierarchy in &layout.v1 {
+            let mut fd = open_root(&hierarchy.path)?;
+            for component in &components {
+                fd = make_child(fd.as_fd(), component)?;
+            }
+            let controllers = hierarchy.controllers.iter().filter_map(|name| Controller::from_name(name)).collect();
+            v1.push(V1Dir { fd, controllers });
+        }
+        let unified = match &layout.unified {
+            None => None,
+            Some(path) => {
+                let mut fd = open_root(path)?;
+                for component in &components {
+                    if layout.is_v2() {
+                        enable_controllers(fd.as_fd())?;
+                    }
+                    fd = make_child(fd.as_fd(), component)?;
+                }
+                let controllers = if layout.is_v2() { enable_controllers(fd.as_fd())? } else { Vec::new() };
+                Some(UnifiedDir { fd, controllers })
+            }
+        };
+        let tree = Self { parent: Group::new(parent.to_owned(), Dirs { unified, v1 }) };
+        tree.warn_of_missing_controllers();
+        Ok(tree)
+    }
+
+    fn warn_of_missing_controllers(&self) {
+        let missing: Vec<&str> = [Controller::Cpu, Controller::Memory, Controller::Pids]
+            .into_iter()
+            .filter(|controller| self.parent.dirs().of(*controller).is_none())
+            .map(Controller::name)
+            .collect();
+        if !missing.is_empty() {
+            tracing::warn!(controllers = missing.join(","), "host lacks cgroup controllers: such limits will be refused");
+        }
+    }
+
+    /// The group that all pods are in.
+    pub fn parent(&self) -> &Group {
+        &self.parent
+    }
+
+    /// Makes a pod's cgroup, ready to be given leaves. Making what is there already succeeds.
+    pub fn create_pod(&self, id: &SandboxId) -> Result<Group, CgroupError> {
+        let pod = self.parent.create_leaf(&id.0)?;
+        if let Some(unified) = &pod.dirs().unified
+            && !unified.controllers.is_empty()
+        {
+            enable_controllers(unified.fd.as_fd())?;
+        }
+        Ok(pod)
+    }
+
+    /// A pod's cgroup.
+    pub fn pod(&self, id: &SandboxId) -> Result<Group, CgroupError> {
+        self.parent.leaf(&id.0)
+    }
+
+    /// Every pod that has a cgroup in any hierarchy (so that a half-made or half-removed one is seen too), sorted.
+    pub fn pods(&self) -> Result<Vec<SandboxId>, CgroupError> {
+        Ok(self.parent.leaves()?.into_iter().map(SandboxId).collect())
+    }
+
+    /// Kills what runs in a pod and removes its cgroups, waiting at most `deadline` for the processes to be gone.
+    /// Removing what does not exist succeeds; after [`CgroupError::StillInUse`] it may be called again.
+    pub fn remove_pod(&self, id: &SandboxId, deadline: Duration) -> Result<(), CgroupError> {
+        self.parent.remove_leaf(&id.0, deadline)
+    }
+}
+
+fn open_root(path: &Path) -> Result<OwnedFd, CgroupError> {
+    openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| CgroupError::OpenHierarchy { path: path.to_owned(), source: errno.into() })
+}
+
+/// Makes a directory unless it is there, and opens it.
+pub(super) fn make_child(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, CgroupError> {
+    match mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Err(errno) => return Err(CgroupError::Create { name: name.to_owned(), source: errno.into() }),
+    }
+    remove::open_child(dir, name)?.ok_or_else(|| CgroupError::NotFound { name: name.to_owned() })
+}
+
+/// Enables, for the children of a v2 cgroup, those of our controllers that it has. Returns which are then enabled.
+fn enable_controllers(dir: BorrowedFd<'_>) -> Result<Vec<Controller>, CgroupError> {
+    let parse = |text: &str| text.split_whitespace().filter_map(Controller::from_name).collect::<Vec<_>>();
+    let available = parse(&files::read(dir, "cgroup.controllers")?);
+    let enabled = parse(&files::read(dir, "cgroup.subtree_control")?);
+    let missing: Vec<String> =
+        available.iter().filter(|c| !enabled.contains(c)).map(|c| format!("+{c}")).collect();
+    if !missing.is_empty() {
+        files::write(dir, "cgroup.subtree_control", &missing.join(" ")).map_err(explain_busy)?;
+    }
+    Ok(available)
+}
+
+fn explain_busy(error: CgroupError) -> CgroupError {
+    match error {
+        CgroupError::Write { file, value, source } if source.kind() == io::ErrorKind::ResourceBusy => {
+            let reason = "processes live in that cgroup itself: delegate a subtree without any";
+            CgroupError::Write { file, value, source: io::Error::new(io::ErrorKind::ResourceBusy, reason) }
+        }
+        other => other,
+    }
+}
