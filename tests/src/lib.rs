@@ -1,1 +1,3 @@
-//! placeholder
+//! End-to-end, privileged, architecture and fault tests, and the benchmarks.
+
+pub mod bench;
