@@ -1,1 +1,32 @@
-//! placeholder
+//! The node-local half of a kubelet: what happens to a pod on this host.
+//!
+//! ```text
+//!  vkubelet ══ link (mTLS, roles turned round) ══> service ──> roster ── one task a pod ──> pod::task
+//!                                                                 │                            │ effects
+//!                       ledger (disk) <── intent, steps ──────────┤              ┌─────────────┼──────────────┬─────────┐
+//!                       secrets (tmpfs) <── secret values ────────┘          Sandboxes     ImageSource   PodNetwork   Metering
+//!                                                                            (sandbox)   (image-snapshot)  network     meter, spool
+//! ```
+//!
+//! | module | job |
+//! | --- | --- |
+//! | [`intent`], [`resolved`] | what vkubelet wants, parsed |
+//! | [`pod`] | state machine, status, refusals, specification, volumes (pure), and the task that owns one pod |
+//! | [`roster`] | every pod of this host: admission, complete-set sync, the mass-delete brake |
+//! | [`ledger`], [`recover`] | what survives the agent, and how it goes on |
+//! | [`host`] | capacity, conditions, identity |
+//! | [`images`] | the image store as the pod task sees it |
+//! | [`events`] | a bounded journal of what happened, in a kubelet's words |
+//! | [`logs`] | CRI log files read as a kubelet reads them |
+//! | [`service`] | the gRPC service `Agent`; thin |
+//! | [`observe`] | metrics, health |
+//! | [`ports`] | the traits by which a pod task acts on the world |
+//!
+//! This crate may not know: the Kubernetes API server, prices, how an image is stored, how a namespace is made. It never forks.
+
+pub mod clock;
+pub mod errors;
+pub mod intent;
+pub mod pod;
+pub mod ports;
+pub mod resolved;

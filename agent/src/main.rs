@@ -1,2 +1,3 @@
-//! placeholder
+//! The agent of one host.
+
 fn main() {}

@@ -1,0 +1,12 @@
+//! One pod: pure decisions, and the task that owns it.
+//!
+//! * [`plan`]: what the pod's author asked, as far as decisions need it
+//! * [`state`]: the machine `(state, event) -> (state, effects)`
+//! * [`status`]: the machine's state as a core/v1 PodStatus
+//! * [`refusals`]: what this version cannot honour, by name
+//! * [`spec`]: Pod, image and values into sandbox and container specifications
+//! * [`volumes`]: what appears in the containers' mounts
+//! * [`task`]: the one owner of a pod's state; carries out effects
+
+pub mod plan;
+pub mod state;
