@@ -18,5 +18,7 @@
 pub mod cgroup;
 pub mod contract;
 pub mod protocol;
+pub mod shim;
+pub mod seccomp;
 pub mod spec;
 pub mod sys;

@@ -28,8 +28,7 @@ pub enum Controller {
 impl Controller {
     /// All of them, in the order in which a process is attached: memory last, so that what it allocates on the way is
     /// charged outside the limit.
-    pub const ALL: [Self; 6] =
-        [Self::Cpu, Self::Cpuacct, Self::Pids, Self::Devices, Self::Freezer, Self::Memory];
+    pub const ALL: [Self; 6] = [Self::Cpu, Self::Cpuacct, Self::Pids, Self::Devices, Self::Freezer, Self::Memory];
 
     /// The kernel's name.
     pub fn name(self) -> &'static str {

@@ -85,12 +85,7 @@ impl Group {
             Some(names) => Some(UnifiedDir { fd: fds.next()?, controllers: controllers(names) }),
             None => None,
         };
-        let v1 = handle
-            .v1
-            .iter()
-            .zip(fds)
-            .map(|(names, fd)| V1Dir { fd, controllers: controllers(names) })
-            .collect();
+        let v1 = handle.v1.iter().zip(fds).map(|(names, fd)| V1Dir { fd, controllers: controllers(names) }).collect();
         Some(Self::new(handle.name, Dirs { unified, v1 }))
     }
 

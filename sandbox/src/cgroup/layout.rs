@@ -67,7 +67,11 @@ impl Layout {
         }
         // Attach order: see `Controller::ALL`.
         v1.sort_by_key(|hierarchy| {
-            hierarchy.controllers.iter().filter_map(|name| Controller::from_name(name)).max()
+            hierarchy
+                .controllers
+                .iter()
+                .filter_map(|name| Controller::from_name(name))
+                .max()
                 .and_then(|last| Controller::ALL.iter().position(|c| *c == last))
         });
         Self { unified, v1 }

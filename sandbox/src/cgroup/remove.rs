@@ -72,12 +72,7 @@ pub(super) fn remove(dirs: &Dirs, name: &str, started: Instant, deadline: Durati
 }
 
 /// Waits for `populated 0` by the event that the kernel gives for it.
-fn wait_until_empty(
-    dir: BorrowedFd<'_>,
-    name: &str,
-    started: Instant,
-    deadline: Duration,
-) -> Result<(), CgroupError> {
+fn wait_until_empty(dir: BorrowedFd<'_>, name: &str, started: Instant, deadline: Duration) -> Result<(), CgroupError> {
     const EVENTS: &str = "cgroup.events";
     let events = files::open(dir, EVENTS)?;
     let failed = |errno: Errno| CgroupError::Read { file: EVENTS.to_owned(), source: errno.into() };

@@ -225,7 +225,7 @@ fn privileged_an_over_eater_is_counted_as_oom_killed() {
     assert_eq!(leaf.oom_kills().unwrap(), 0);
     // It waits for a line, so that it eats only once it is inside.
     let mut child = Command::new("sh")
-        .args(["-c", "read go; exec tail -c 200000000 /dev/zero"])
+        .args(["-c", "read go; head -c 200000000 /dev/zero | tail"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()

@@ -63,7 +63,10 @@ impl Tree {
             .map(Controller::name)
             .collect();
         if !missing.is_empty() {
-            tracing::warn!(controllers = missing.join(","), "host lacks cgroup controllers: such limits will be refused");
+            tracing::warn!(
+                controllers = missing.join(","),
+                "host lacks cgroup controllers: such limits will be refused"
+            );
         }
     }
 
@@ -119,8 +122,7 @@ fn enable_controllers(dir: BorrowedFd<'_>) -> Result<Vec<Controller>, CgroupErro
     let parse = |text: &str| text.split_whitespace().filter_map(Controller::from_name).collect::<Vec<_>>();
     let available = parse(&files::read(dir, "cgroup.controllers")?);
     let enabled = parse(&files::read(dir, "cgroup.subtree_control")?);
-    let missing: Vec<String> =
-        available.iter().filter(|c| !enabled.contains(c)).map(|c| format!("+{c}")).collect();
+    let missing: Vec<String> = available.iter().filter(|c| !enabled.contains(c)).map(|c| format!("+{c}")).collect();
     if !missing.is_empty() {
         files::write(dir, "cgroup.subtree_control", &missing.join(" ")).map_err(explain_busy)?;
     }
