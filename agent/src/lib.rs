@@ -27,6 +27,7 @@
 pub mod clock;
 pub mod errors;
 pub mod intent;
+pub mod link;
 pub mod pod;
 pub mod ports;
 pub mod resolved;

@@ -10,13 +10,17 @@
 //!
 //! * [`desired`]: the store of what the sources want.
 //! * [`ports`]: what the core asks of a source and tells it.
+//! * [`resolve`], [`placement`]: what a pod refers to; which host it goes to.
 //!
 //! This crate may not know how a sandbox or an image snapshot is made, nor what a second costs.
 
 pub mod desired;
+pub mod placement;
 pub mod ports;
+pub mod resolve;
 pub mod events;
 pub mod kubelet_api;
 pub mod node;
 pub mod sources;
 pub mod status;
+pub mod hosts;
