@@ -20,6 +20,7 @@
 //! | [`logs`] | CRI log files read as a kubelet reads them |
 //! | [`service`] | the gRPC service `Agent`; thin |
 //! | [`observe`] | metrics, health |
+//! | [`meter`], [`spool`] | usage: what is held, since when, durably; kept until vkubelet has stored it |
 //! | [`ports`] | the traits by which a pod task acts on the world |
 //!
 //! This crate may not know: the Kubernetes API server, prices, how an image is stored, how a namespace is made. It never forks.
@@ -28,6 +29,9 @@ pub mod clock;
 pub mod errors;
 pub mod intent;
 pub mod link;
+pub mod meter;
 pub mod pod;
 pub mod ports;
+pub mod quantity;
 pub mod resolved;
+pub mod spool;

@@ -9,4 +9,6 @@
 //! * [`task`]: the one owner of a pod's state; carries out effects
 
 pub mod plan;
+pub mod spec;
 pub mod state;
+pub mod status;

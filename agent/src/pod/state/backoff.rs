@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::clock::SECOND;
 
 /// First delay.
-pub const FIRST: u64 = 10 * SECOND;
+const FIRST: u64 = 10 * SECOND;
 /// Longest delay.
-pub const LONGEST: u64 = 300 * SECOND;
+const LONGEST: u64 = 300 * SECOND;
 /// Twice the longest: after this long without a restart the history is forgotten.
 const FORGET: u64 = 2 * LONGEST;
 

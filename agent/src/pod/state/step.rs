@@ -212,7 +212,7 @@ impl PodState {
 
     /// Everything that ran in the sandbox is dead.
     fn lose(&mut self, plan: &Plan, now: Now, out: &mut Vec<Effect>) -> Result<(), Refused> {
-        if !matches!(self.stage, Stage::Preparing | Stage::Up) {
+        if self.stage != Stage::Up {
             return Err(Refused::WrongStage);
         }
         for slot in 0..self.containers.len() {

@@ -1,0 +1,3 @@
+//! From a Pod, an image and the values behind references to what a sandbox is told. Pure.
+
+pub mod resources;
