@@ -1,8 +1,8 @@
 //! What the store hands out: an image, its configuration, and the ordered layers to mount.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use crate::{Digest, images::Lease};
+use crate::{Digest, erofs::ErofsFile, images::Lease, merged::Merged};
 
 /// An image that is in the store, with a [`Lease`] that keeps it there.
 #[derive(Debug, Clone)]
@@ -118,7 +118,22 @@ impl Rootfs {
     /// Reads a file as a process inside would see it, without mounting anything: symbolic links stay inside the root, whiteouts
     /// and opaque directories are honoured. `None`: there is no such file. Blocking; for small files such as `etc/passwd`.
     pub fn read_file(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, RootfsError> {
-        let _ = max_bytes;
-        Err(RootfsError::NotAFile { path: path.to_owned() })
+        self.open(path)?.read_file(path, max_bytes)
+    }
+
+    /// All layers, for reading without a mount. `path` is what error messages name.
+    fn open(&self, path: &str) -> Result<Merged, RootfsError> {
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            let file = std::fs::File::open(&layer.path).map_err(|source| RootfsError::Open {
+                id: layer.id.clone(),
+                path: layer.path.clone(),
+                source,
+            })?;
+            let image = ErofsFile::open(Arc::new(file))
+                .map_err(|source| RootfsError::Damaged { path: path.to_owned(), source })?;
+            layers.push(image);
+        }
+        Ok(Merged::new(layers))
     }
 }

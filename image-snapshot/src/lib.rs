@@ -31,10 +31,13 @@ mod error;
 mod image;
 mod images;
 pub mod manifest;
+mod merged;
 mod progress;
 pub mod reference;
 pub mod source;
 pub mod store;
+#[cfg(test)]
+mod testing;
 
 pub use config::{Concurrency, Converter, ImagesConfig, LocalSources, Platform, RegistryHost, Timeouts};
 pub use convert::Limits;

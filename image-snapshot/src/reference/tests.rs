@@ -55,7 +55,7 @@ fn a_bad_name_is_refused_with_the_part_that_is_wrong() {
         ("oci-layout:/a/../b", "absolute"),
         ("oci-layout:/a:b c", "tag"),
         (&D["sha256:".len()..], "image id"),
-        ("https://x.io/a", "component"),
+        ("https://x.io/a", "registry"),
     ];
     for (input, want) in table {
         let error = input.parse::<Reference>().expect_err(input).to_string();

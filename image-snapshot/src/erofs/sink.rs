@@ -1,0 +1,287 @@
+//! The output file: written front to back in chunks, each hashed as it goes, on a thread of its own.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread::JoinHandle,
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::format::BLOCK;
+use crate::convert::ConvertError;
+
+/// Bytes written at once, and hashed as one.
+pub(crate) const CHUNK: usize = 1 << 20;
+/// Chunks on their way to the disk.
+const DEPTH: usize = 4;
+
+/// What a layer file must look like: SHA-256 over the SHA-256 of each of its 1 MiB chunks (so chunks can be hashed out of order,
+/// and in parallel).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileDigest(String);
+
+impl FileDigest {
+    fn of_chunks(chunks: &[[u8; 32]]) -> Self {
+        let mut all = Sha256::new();
+        for chunk in chunks {
+            all.update(chunk);
+        }
+        Self(hex::encode(all.finalize()))
+    }
+
+    /// Reads the whole file.
+    pub(crate) fn of_file(file: &File) -> io::Result<Self> {
+        let mut buf = vec![0; CHUNK];
+        let mut chunks = Vec::new();
+        let mut at = 0;
+        loop {
+            let n = read_full_at(file, &mut buf, at)?;
+            if n > 0 {
+                chunks.push(Sha256::digest(&buf[..n]).into());
+            }
+            if n < CHUNK {
+                return Ok(Self::of_chunks(&chunks));
+            }
+            at += n as u64;
+        }
+    }
+}
+
+fn read_full_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut n = 0;
+    while n < buf.len() {
+        match file.read_at(&mut buf[n..], at + n as u64) {
+            Ok(0) => break,
+            Ok(got) => n += got,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(n)
+}
+
+enum Order {
+    /// A whole chunk (only the last may be short).
+    Chunk { at: u64, bytes: Vec<u8> },
+    /// A change to something written before.
+    Patch { at: u64, bytes: Vec<u8> },
+}
+
+/// Sequential writer of whole blocks, with corrections.
+#[derive(Debug)]
+pub(super) struct Sink {
+    orders: SyncSender<Order>,
+    empties: Receiver<Vec<u8>>,
+    /// Gone once its error has been told.
+    thread: Option<JoinHandle<io::Result<Vec<[u8; 32]>>>>,
+    /// The first chunk stays here: the superblock comes last.
+    first: Option<Vec<u8>>,
+    current: Vec<u8>,
+    /// Offset of `current` in the file.
+    base: u64,
+}
+
+impl Sink {
+    /// Begins with one zero block, the place of superblock and root.
+    pub(super) fn new(file: File) -> io::Result<Self> {
+        let (orders, inbox) = sync_channel(DEPTH);
+        let (give_back, empties) = sync_channel(DEPTH + 2);
+        let thread = std::thread::Builder::new()
+            .name("layer-write".into())
+            .spawn(move || write_loop(&file, &inbox, &give_back))?;
+        let mut current = Vec::with_capacity(CHUNK);
+        current.resize(BLOCK, 0);
+        Ok(Self {
+            orders,
+            empties,
+            thread: Some(thread),
+            first: None,
+            current,
+            base: 0,
+        })
+    }
+
+    /// Offset of the next byte.
+    pub(super) fn position(&self) -> u64 {
+        self.base + self.current.len() as u64
+    }
+
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let n = bytes.len().min(CHUNK - self.current.len());
+            self.current.extend_from_slice(&bytes[..n]);
+            bytes = &bytes[n..];
+            self.turn_over()?;
+        }
+        Ok(())
+    }
+
+    /// Appends `len` bytes that `read` puts straight into the chunk.
+    pub(super) fn fill(
+        &mut self,
+        mut len: u64,
+        mut read: impl FnMut(&mut [u8]) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        while len > 0 {
+            let used = self.current.len();
+            let n = len.min((CHUNK - used) as u64) as usize;
+            self.current.resize(used + n, 0);
+            read(&mut self.current[used..])?;
+            len -= n as u64;
+            self.turn_over().map_err(ConvertError::Write)?;
+        }
+        Ok(())
+    }
+
+    /// Fills whole blocks up to the next multiple of a block with zeros.
+    pub(super) fn pad(&mut self) -> io::Result<()> {
+        self.current.resize(self.current.len().next_multiple_of(BLOCK), 0);
+        self.turn_over()
+    }
+
+    /// Changes bytes behind the position.
+    pub(super) fn patch(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let held = match (&mut self.first, at) {
+            (Some(first), at) if at < CHUNK as u64 => Some((first, at)),
+            (_, at) if at >= self.base => Some((&mut self.current, at - self.base)),
+            _ => None,
+        };
+        match held {
+            Some((buffer, at)) => {
+                let at = at as usize;
+                buffer[at..at + bytes.len()].copy_from_slice(bytes);
+                Ok(())
+            }
+            None => self.send(Order::Patch { at, bytes: bytes.to_vec() }),
+        }
+    }
+
+    fn turn_over(&mut self) -> io::Result<()> {
+        if self.current.len() < CHUNK {
+            return Ok(());
+        }
+        let fresh = match self.empties.try_recv() {
+            Ok(mut used) => {
+                used.clear();
+                used
+            }
+            Err(_) => Vec::with_capacity(CHUNK),
+        };
+        let full = std::mem::replace(&mut self.current, fresh);
+        let at = self.base;
+        self.base += full.len() as u64;
+        if at == 0 {
+            self.first = Some(full);
+            return Ok(());
+        }
+        self.send(Order::Chunk { at, bytes: full })
+    }
+
+    fn send(&mut self, order: Order) -> io::Result<()> {
+        if self.orders.send(order).is_ok() {
+            return Ok(());
+        }
+        // The thread ends early only with an error.
+        match join(self.thread.take()) {
+            Ok(_) => Err(io::Error::other("the writing thread has stopped")),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Writes what is left and waits. On any earlier failure the thread's own error comes out here.
+    pub(super) fn finish(self) -> io::Result<(u64, FileDigest)> {
+        let Self { orders, thread, first, current, base, .. } = self;
+        let end = base + current.len() as u64;
+        let rest = [(first, 0), (Some(current), base)];
+        for (bytes, at) in rest {
+            if let Some(bytes) = bytes.filter(|b| !b.is_empty()) {
+                // A failed send means that the thread's error is waiting below.
+                let _ = orders.send(Order::Chunk { at, bytes });
+            }
+        }
+        drop(orders);
+        let chunks = join(thread)?;
+        Ok((end, FileDigest::of_chunks(&chunks)))
+    }
+}
+
+fn join(thread: Option<JoinHandle<io::Result<Vec<[u8; 32]>>>>) -> io::Result<Vec<[u8; 32]>> {
+    match thread.map(JoinHandle::join) {
+        Some(Ok(result)) => result,
+        Some(Err(_)) => Err(io::Error::other("the writing thread panicked")),
+        None => Err(io::Error::other("the writing thread has stopped")),
+    }
+}
+
+fn write_loop(file: &File, inbox: &Receiver<Order>, give_back: &SyncSender<Vec<u8>>) -> io::Result<Vec<[u8; 32]>> {
+    let mut chunks: Vec<[u8; 32]> = Vec::new();
+    let mut dirty = std::collections::BTreeSet::new();
+    while let Ok(order) = inbox.recv() {
+        match order {
+            Order::Chunk { at, bytes } => {
+                file.write_all_at(&bytes, at)?;
+                let index = (at / CHUNK as u64) as usize;
+                if chunks.len() <= index {
+                    chunks.resize(index + 1, [0; 32]);
+                }
+                chunks[index] = Sha256::digest(&bytes).into();
+                // Nobody waiting for a buffer is fine.
+                let _ = give_back.try_send(bytes);
+            }
+            Order::Patch { at, bytes } => {
+                file.write_all_at(&bytes, at)?;
+                let last = at + bytes.len().saturating_sub(1) as u64;
+                dirty.extend(at / CHUNK as u64..=last / CHUNK as u64);
+            }
+        }
+    }
+    let mut buf = vec![0; if dirty.is_empty() { 0 } else { CHUNK }];
+    for index in dirty {
+        let n = read_full_at(file, &mut buf, index * CHUNK as u64)?;
+        if let Some(chunk) = chunks.get_mut(index as usize) {
+            *chunk = Sha256::digest(&buf[..n]).into();
+        }
+    }
+    Ok(chunks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_of_what_was_written_is_the_digest_of_the_file() {
+        for len in [0, 1, CHUNK - BLOCK, 3 * CHUNK + 17] {
+            let file = tempfile::tempfile().unwrap();
+            let mut sink = Sink::new(file.try_clone().unwrap()).unwrap();
+            sink.write(&vec![7; len]).unwrap();
+            sink.pad().unwrap();
+            sink.patch(10, b"head").unwrap();
+            let early = sink.position().min(CHUNK as u64 + 5).saturating_sub(4);
+            sink.patch(early, b"late").unwrap();
+            let (end, digest) = sink.finish().unwrap();
+            assert_eq!(end, file.metadata().unwrap().len());
+            assert_eq!(digest, FileDigest::of_file(&file).unwrap(), "{len}");
+            let mut got = [0; 4];
+            file.read_exact_at(&mut got, early).unwrap();
+            assert_eq!(&got, b"late");
+            file.write_all_at(b"x", end - 1).unwrap();
+            assert_ne!(digest, FileDigest::of_file(&file).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_disk_error_comes_out_as_it_was() {
+        let read_only = File::open("/proc/self/exe").unwrap();
+        let mut sink = Sink::new(read_only).unwrap();
+        let error = match (0..10).try_for_each(|_| sink.write(&vec![0; CHUNK])) {
+            Err(e) => e,
+            Ok(()) => sink.finish().unwrap_err(),
+        };
+        assert_eq!(error.raw_os_error(), Some(9), "EBADF, not our own words");
+    }
+}
