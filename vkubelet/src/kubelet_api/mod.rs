@@ -11,5 +11,6 @@ pub mod access;
 pub mod authn;
 pub mod authz;
 pub mod logs;
+pub mod pods;
 pub mod routes;
 pub mod server;

@@ -20,6 +20,12 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Changes of hosts that come within this time are written together.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// What the API server has of the node.
+struct Written {
+    node_uid: String,
+    status: NodeStatus,
+}
+
 /// Runs until cancelled. `ready` becomes true once the Node and its Lease exist.
 pub async fn run(
     client: Client,
@@ -29,7 +35,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let api: Api<Node> = Api::all(client.clone());
-    let mut written: Option<NodeStatus> = None;
+    let mut written: Option<Written> = None;
     let mut next_report = tokio::time::Instant::now();
     let mut next_lease = tokio::time::Instant::now();
     loop {
@@ -48,9 +54,9 @@ pub async fn run(
         let now = tokio::time::Instant::now();
         if now >= next_report {
             let list = hosts.borrow_and_update().clone();
-            match report(&api, &settings, &list, written.as_ref()).await {
-                Ok(status) => {
-                    written = Some(status);
+            match report(&api, &settings, &list, written.as_ref().map(|w| &w.status)).await {
+                Ok(report) => {
+                    written = Some(report);
                     next_report = now + REPORT_EVERY;
                 }
                 Err(error) => {
@@ -60,8 +66,10 @@ pub async fn run(
                 }
             }
         }
-        if now >= next_lease && written.is_some() {
-            match lease::renew(&client, &settings.name).await {
+        if now >= next_lease
+            && let Some(written) = &written
+        {
+            match lease::renew(&client, &settings.name, &written.node_uid).await {
                 Ok(()) => {
                     ready.send_replace(true);
                     next_lease = now + lease::RENEW_EVERY;
@@ -81,13 +89,16 @@ async fn report(
     settings: &NodeSettings,
     hosts: &[HostStatus],
     previous: Option<&NodeStatus>,
-) -> Result<NodeStatus, kube::Error> {
+) -> Result<Written, kube::Error> {
     let now = Time(k8s_openapi::jiff::Timestamp::now());
     let existing = api.get_opt(&settings.name).await?;
     let Some(existing) = existing else {
         let created = api.create(&PostParams::default(), &node(settings, hosts, now)).await?;
         tracing::info!(node = %settings.name, "node registered");
-        return Ok(created.status.unwrap_or_default());
+        return Ok(Written {
+            node_uid: created.uid().unwrap_or_default(),
+            status: created.status.unwrap_or_default(),
+        });
     };
     let wanted = labels(settings, hosts);
     if wanted.iter().any(|(k, v)| existing.labels().get(k) != Some(v)) {
@@ -97,5 +108,5 @@ async fn report(
     let status = status(settings, hosts, previous.or(existing.status.as_ref()), now);
     let patch = serde_json::json!({"status": status});
     api.patch_status(&settings.name, &PatchParams::default(), &Patch::Strategic(&patch)).await?;
-    Ok(status)
+    Ok(Written { node_uid: existing.uid().unwrap_or_default(), status })
 }
