@@ -33,13 +33,13 @@ pub struct Handle {
     pub v1: Vec<Vec<String>>,
 }
 
-/// A name that can be a directory of ours: no separators, no control file's name, no hidden name.
+/// A name that can be a directory of ours: no separators, no hidden name, not the kernel's reserved prefix. (The name of a
+/// control file is refused by the kernel and by `O_DIRECTORY`.)
 pub(super) fn is_name(name: &str) -> bool {
-    let file_like = ["cgroup.", "cpu.", "cpuacct.", "memory.", "pids.", "devices.", "freezer.", "io."];
     !name.is_empty()
         && name.len() <= 255
         && !name.starts_with('.')
-        && !file_like.iter().any(|prefix| name.starts_with(prefix))
+        && !name.starts_with("cgroup.")
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'@'))
 }
 
@@ -199,6 +199,11 @@ impl Group {
     /// How many of its processes the kernel's OOM killer has ended since it was made.
     pub fn oom_kills(&self) -> Result<u64, CgroupError> {
         self.driver.oom_kills(&self.dirs)
+    }
+
+    /// The processes in it and below it, by their numbers in the caller's PID namespace.
+    pub fn processes(&self) -> Result<Vec<rustix::process::Pid>, CgroupError> {
+        self.dirs.all().next().map_or_else(|| Ok(Vec::new()), super::v1::members)
     }
 
     /// Processes live in it or below it.

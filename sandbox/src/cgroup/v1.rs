@@ -148,7 +148,7 @@ fn kill_loop(dirs: &Dirs) -> Result<(), CgroupError> {
 }
 
 /// Processes in a cgroup and below it.
-fn members(dir: BorrowedFd<'_>) -> Result<Vec<Pid>, CgroupError> {
+pub(super) fn members(dir: BorrowedFd<'_>) -> Result<Vec<Pid>, CgroupError> {
     let mut pids: Vec<Pid> = files::read(dir, "cgroup.procs")?
         .lines()
         .filter_map(|line| line.trim().parse().ok().and_then(Pid::from_raw))

@@ -1,0 +1,249 @@
+//! The shim's side: from a program's pipes to files.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, fstat, ftruncate, renameat, unlinkat};
+use rustix::io::Errno;
+
+use super::timestamp::Formatter;
+use super::{Limits, LogError, Stream, entry, files};
+
+/// Bytes read from a pipe at once: a pipe's usual size.
+const CHUNK: usize = 64 << 10;
+
+/// Room that all of a process's writers share, one at a time.
+#[derive(Debug)]
+pub struct Buffers {
+    input: Box<[u8]>,
+    output: Vec<u8>,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { input: vec![0; CHUNK].into_boxed_slice(), output: Vec::with_capacity(2 * CHUNK) }
+    }
+}
+
+/// What one read of a program's output brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pumped {
+    /// So many bytes; there may be more.
+    Bytes(usize),
+    /// Nothing now.
+    WouldBlock,
+    /// The output ended; what was held of an unfinished line is written.
+    Ended,
+}
+
+/// Writes one container attempt's log.
+///
+/// Memory held between calls: an unfinished line of each stream (at most one part), nothing else. When the disk refuses a
+/// write, the file is cut back to its last whole entry, what cannot be written is dropped and counted, and the log says how
+/// much was lost as soon as it can be written again: a full disk must not block the program.
+#[derive(Debug)]
+pub struct LogWriter {
+    dir: OwnedFd,
+    file: OwnedFd,
+    attempt: u32,
+    limits: Limits,
+    written: u64,
+    next_number: u64,
+    unfinished: [Vec<u8>; 2],
+    formatter: Formatter,
+    lost_bytes: u64,
+}
+
+impl LogWriter {
+    /// Opens `LOG_DIR/CONTAINER/ATTEMPT.log`. An attempt that was begun before is appended to.
+    pub fn create(log_dir: BorrowedFd<'_>, container: &str, attempt: u32, limits: Limits) -> Result<Self, LogError> {
+        let dir = files::directory(log_dir, container)?;
+        let name = files::current(attempt);
+        let (file, written, next_number) = match files::create(&dir, &name) {
+            Ok(file) => (file, 0, 1),
+            Err(Errno::EXIST) => {
+                let file = files::reopen(&dir, &name)?;
+                let size = fstat(&file).map_err(|errno| LogError::Open { name, source: errno.into() })?.st_size;
+                let last = files::numbers(dir.as_fd(), attempt)?.last().copied().unwrap_or(0);
+                (file, u64::try_from(size).unwrap_or(0), last + 1)
+            }
+            Err(errno) => return Err(LogError::Open { name, source: errno.into() }),
+        };
+        Ok(Self {
+            dir,
+            file,
+            attempt,
+            limits: Limits { files: limits.files.max(2), part_bytes: limits.part_bytes.max(1), ..limits },
+            written,
+            next_number,
+            unfinished: Default::default(),
+            formatter: Formatter::default(),
+            lost_bytes: 0,
+        })
+    }
+
+    /// Reads once from a non-blocking pipe or terminal and logs what came, at `wall_ns`. An error of the log (not of the
+    /// pipe) means dropped output; go on calling.
+    pub fn pump(
+        &mut self,
+        buffers: &mut Buffers,
+        stream: Stream,
+        source: impl AsFd,
+        wall_ns: u64,
+    ) -> Result<Pumped, LogError> {
+        let Buffers { input, output } = buffers;
+        match rustix::io::retry_on_intr(|| rustix::io::read(&source, &mut input[..])) {
+            Ok(0) => {}
+            Ok(got) => return self.log(output, stream, &input[..got], wall_ns).map(|()| Pumped::Bytes(got)),
+            Err(Errno::AGAIN) => return Ok(Pumped::WouldBlock),
+            // A terminal's master answers so once its other side is closed.
+            Err(Errno::IO) => {}
+            Err(errno) => return Err(LogError::Output { source: errno.into() }),
+        }
+        self.finish(buffers, stream, wall_ns).map(|()| Pumped::Ended)
+    }
+
+    /// Logs bytes of a stream, cut anywhere.
+    pub fn write(&mut self, buffers: &mut Buffers, stream: Stream, bytes: &[u8], wall_ns: u64) -> Result<(), LogError> {
+        self.log(&mut buffers.output, stream, bytes, wall_ns)
+    }
+
+    /// Writes what is held of a stream's unfinished line. Call it when the stream ends.
+    pub fn finish(&mut self, buffers: &mut Buffers, stream: Stream, wall_ns: u64) -> Result<(), LogError> {
+        let held = std::mem::take(&mut self.unfinished[stream as usize]);
+        if held.is_empty() {
+            return Ok(());
+        }
+        let out = &mut buffers.output;
+        out.clear();
+        self.entry(out, stream, true, &held, b"", wall_ns).and_then(|()| self.flush(out))
+    }
+
+    /// Bytes of output that could not be written and are not yet told in the log.
+    pub fn lost_bytes(&self) -> u64 {
+        self.lost_bytes
+    }
+
+    fn log(&mut self, out: &mut Vec<u8>, stream: Stream, bytes: &[u8], wall_ns: u64) -> Result<(), LogError> {
+        out.clear();
+        self.tell_of_loss(out, wall_ns)?;
+        let mut held = std::mem::take(&mut self.unfinished[stream as usize]);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            // Never more than what is left of a part, so `held` stays below one.
+            let window = &rest[..rest.len().min(self.limits.part_bytes - held.len())];
+            let (partial, used, content) = match window.iter().position(|byte| *byte == b'\n') {
+                Some(at) => (false, at + 1, &window[..at]),
+                None if held.len() + window.len() < self.limits.part_bytes => {
+                    held.extend_from_slice(window);
+                    break;
+                }
+                // A line of exactly one part is whole, not a part and an empty rest.
+                None if rest.get(window.len()) == Some(&b'\n') => (false, window.len() + 1, window),
+                None => (true, window.len(), window),
+            };
+            let result = self.entry(out, stream, partial, &held, content, wall_ns);
+            held.clear();
+            rest = &rest[used..];
+            if let Err(error) = result {
+                self.lost_bytes += rest.len() as u64;
+                return Err(error);
+            }
+        }
+        if held.is_empty() {
+            held = Vec::new();
+        }
+        self.unfinished[stream as usize] = held;
+        self.flush(out)
+    }
+
+    fn tell_of_loss(&mut self, out: &mut Vec<u8>, wall_ns: u64) -> Result<(), LogError> {
+        if self.lost_bytes == 0 {
+            return Ok(());
+        }
+        let lost = self.lost_bytes;
+        let message = format!("[about {lost} bytes of output were lost here: the log could not be written]");
+        self.entry(out, Stream::Stderr, false, message.as_bytes(), b"", wall_ns)?;
+        self.flush(out)?;
+        // What failed just now was the notice, not output.
+        self.lost_bytes = 0;
+        Ok(())
+    }
+
+    /// Adds an entry to `out`, rotating first when it would not fit in the file.
+    fn entry(
+        &mut self,
+        out: &mut Vec<u8>,
+        stream: Stream,
+        partial: bool,
+        head: &[u8],
+        tail: &[u8],
+        wall_ns: u64,
+    ) -> Result<(), LogError> {
+        let length = (entry::OVERHEAD + head.len() + tail.len()) as u64;
+        let in_file = self.written + out.len() as u64;
+        let room = if in_file > 0 && in_file + length > self.limits.file_bytes {
+            self.flush(out).and_then(|()| self.rotate())
+        } else if out.len() >= CHUNK {
+            self.flush(out)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = room {
+            self.lost_bytes += length;
+            return Err(error);
+        }
+        entry::append(out, self.formatter.format(wall_ns), stream, partial, head, tail);
+        Ok(())
+    }
+
+    /// Writes `out`, or drops it and leaves the file as it was.
+    fn flush(&mut self, out: &mut Vec<u8>) -> Result<(), LogError> {
+        let mut rest = &out[..];
+        while !rest.is_empty() {
+            match rustix::io::write(&self.file, rest) {
+                Ok(0) => return Err(self.dropped(out, Errno::IO)),
+                Ok(sent) => rest = &rest[sent..],
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.dropped(out, errno)),
+            }
+        }
+        self.written += out.len() as u64;
+        out.clear();
+        Ok(())
+    }
+
+    fn dropped(&mut self, out: &mut Vec<u8>, errno: Errno) -> LogError {
+        self.lost_bytes += out.len() as u64;
+        out.clear();
+        // Best effort: a torn entry is the lesser evil beside the error that is being told.
+        let _ = ftruncate(&self.file, self.written);
+        LogError::Write { name: files::current(self.attempt), source: errno.into() }
+    }
+
+    fn rotate(&mut self) -> Result<(), LogError> {
+        let name = files::current(self.attempt);
+        let fresh_name = format!("{name}.next");
+        let failed = |errno: Errno| LogError::Rotate { name: name.clone(), source: errno.into() };
+        let fresh = match files::create(&self.dir, &fresh_name) {
+            // Left by a shim that died here.
+            Err(Errno::EXIST) => {
+                unlinkat(&self.dir, &fresh_name, AtFlags::empty()).map_err(failed)?;
+                files::create(&self.dir, &fresh_name).map_err(failed)?
+            }
+            other => other.map_err(failed)?,
+        };
+        let number = self.next_number;
+        renameat(&self.dir, &name, &self.dir, files::rotated(self.attempt, number)).map_err(failed)?;
+        self.next_number += 1;
+        renameat(&self.dir, &fresh_name, &self.dir, &name).map_err(failed)?;
+        self.file = fresh;
+        self.written = 0;
+        if let Some(oldest) = number.checked_sub(u64::from(self.limits.files) - 1).filter(|oldest| *oldest > 0) {
+            match unlinkat(&self.dir, files::rotated(self.attempt, oldest), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        Ok(())
+    }
+}
