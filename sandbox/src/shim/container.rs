@@ -1,0 +1,97 @@
+//! What the shim knows of a container and of an exec'd process.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use rustix::process::Pid;
+
+use super::poller::Key;
+use crate::cgroup::Group;
+use crate::contract::Started;
+use crate::protocol::{Connection, Refusal};
+use crate::spec::{ContainerSpec, ExecSpec};
+
+/// Who waits for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Waiter {
+    /// The client.
+    pub(crate) client: Key,
+    /// Its call.
+    pub(crate) call: u64,
+}
+
+/// How far a stub is.
+#[derive(Debug)]
+pub(crate) enum Launch {
+    /// Its report is being read.
+    Stub {
+        /// The channel.
+        report: Connection,
+        /// The channel's key.
+        key: Key,
+        /// `Executing` has come.
+        executing: bool,
+        /// A terminal's master side has come.
+        master: Option<OwnedFd>,
+        /// A refusal has come.
+        refusal: Option<Refusal>,
+    },
+    /// Its program runs.
+    Running,
+    /// It was refused; only its end is waited for.
+    Refused,
+}
+
+/// What a process is.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// A container's first process.
+    Init(Box<Container>),
+    /// An exec'd process.
+    Exec {
+        /// Its number for clients.
+        exec: u64,
+        /// What it was asked to be.
+        spec: ExecSpec,
+        /// The client that asked and is told its end.
+        client: Key,
+    },
+}
+
+/// A child of the shim.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) launch: Launch,
+    pub(crate) waiters: Vec<Waiter>,
+    pub(crate) role: Role,
+}
+
+/// A container that runs or is about to.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) spec: Rc<ContainerSpec>,
+    pub(crate) leaf: Group,
+    pub(crate) started: Option<Started>,
+    pub(crate) outputs: Vec<Output>,
+    /// Kept open, so that the program sees no end of its input.
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) log: super::output::Log,
+    pub(crate) first_byte: bool,
+}
+
+/// One stream of a container's output.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) key: Key,
+    pub(crate) fd: OwnedFd,
+    pub(crate) stream: super::output::Stream,
+}
+
+impl Container {
+    /// The name of an attempt's cgroup leaf.
+    pub(crate) fn leaf_name(spec: &ContainerSpec) -> String {
+        format!("{}.{}", spec.name, spec.attempt)
+    }
+}

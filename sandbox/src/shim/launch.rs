@@ -1,0 +1,390 @@
+//! Starting containers and further processes: fork a stub, follow its report until its program has taken over.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::container::{Container, Launch, Output, Process, Role, Waiter};
+use super::output::{Log, Stream};
+use super::own_root;
+use super::poller::Key;
+use super::requests::cgroup_refusal;
+use super::server::{PodInit, Shim, Source};
+use super::stub::report::{Report, Step};
+use super::stub::{self, Joining, Root, Shared, Streams, identity};
+use crate::cgroup::DEFAULT_DEVICES;
+use crate::contract::{SandboxEvent, Started};
+use crate::protocol::shim::{Reply, StartFds};
+use crate::protocol::{Connection, Fill, Refusal};
+use crate::seccomp;
+use crate::spec::{ContainerSpec, ExecSpec, Security, User};
+use crate::sys::clone::{self, Child, fork_with};
+use crate::sys::{clock, process};
+
+impl Shim {
+    pub(super) fn start(&mut self, waiter: Waiter, spec: ContainerSpec, counts: StartFds, fds: Vec<OwnedFd>) {
+        match self.start_repeated(&spec) {
+            Some(Repeated::Started(started)) => {
+                return self.clients.answer(&self.poller, waiter, Ok(Reply::Started(started)), vec![]);
+            }
+            Some(Repeated::Starting(key)) => {
+                if let Some(process) = self.processes.get_mut(&key) {
+                    process.waiters.push(waiter);
+                }
+                return;
+            }
+            Some(Repeated::Other) => {
+                let message = format!("container {} runs another attempt", spec.name);
+                return self.refuse(waiter, Refusal::Invalid { message });
+            }
+            None => {}
+        }
+        let leaf = Container::leaf_name(&spec);
+        if let Err(refusal) = self.start_new(waiter, spec, counts, fds) {
+            // Nothing runs in it yet.
+            let _ = self.pod.remove_leaf(&leaf, std::time::Duration::ZERO);
+            self.refuse(waiter, refusal);
+        }
+    }
+
+    /// Whether this start was asked before.
+    fn start_repeated(&self, spec: &ContainerSpec) -> Option<Repeated> {
+        for (key, process) in &self.processes {
+            let Role::Init(container) = &process.role else { continue };
+            if container.spec.name != spec.name {
+                continue;
+            }
+            return Some(match (&process.launch, container.spec.attempt == spec.attempt) {
+                (Launch::Stub { .. }, true) => Repeated::Starting(*key),
+                (Launch::Running, true) => Repeated::Started(container.started.clone()?),
+                _ => Repeated::Other,
+            });
+        }
+        self.history.events().iter().find_map(|event| match event {
+            SandboxEvent::Started { container, attempt, started }
+                if *container == spec.name && *attempt == spec.attempt =>
+            {
+                Some(Repeated::Started(started.clone()))
+            }
+            _ => None,
+        })
+    }
+
+    fn start_new(
+        &mut self,
+        waiter: Waiter,
+        spec: ContainerSpec,
+        counts: StartFds,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Refusal> {
+        check_ids(&spec.user)?;
+        identity::capability_set(&spec.security.capabilities)?;
+        let root = sort_descriptors(&spec, counts, fds)?;
+        let Some(configured) = &self.configured else {
+            return Err(Refusal::Invalid { message: "the sandbox is not configured".into() });
+        };
+        if self.leaving.is_some() {
+            return Err(Refusal::Invalid { message: "the sandbox is being destroyed".into() });
+        }
+        let pod_namespace = configured.pod_init.as_ref().map(|init| &init.namespace);
+        let log = Log::open(&configured.logs, &spec.name, spec.attempt).step("open of the container's log")?;
+        let leaf = self
+            .pod
+            .create_leaf(&Container::leaf_name(&spec))
+            .map_err(|error| cgroup_refusal("control group of the container", &error))?;
+        leaf.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the container", &error))?;
+        leaf.allow_devices(&DEFAULT_DEVICES).map_err(|error| cgroup_refusal("devices of the container", &error))?;
+        let Plumbing { streams, stdin, outputs } = plumb(spec.tty, spec.stdin)?;
+        let (ours, theirs) = report_channel()?;
+        let shared = self.shared(&spec.security);
+        let stub = || stub::launch(&shared, &spec, root, streams, &leaf, theirs);
+        let child = match pod_namespace {
+            None => fork_with(clone::NEWPID | clone::NEWNS, leaf.clone_into(), stub),
+            Some(namespace) => in_pid_namespace(namespace, || fork_with(clone::NEWNS, leaf.clone_into(), stub))?,
+        }
+        .step("fork of the container's first process")?;
+        let container = Container {
+            spec: Rc::new(spec),
+            leaf,
+            started: None,
+            outputs: Vec::new(),
+            stdin,
+            log,
+            first_byte: false,
+        };
+        let key = self.enrol(child, ours, waiter, Role::Init(Box::new(container)))?;
+        for (fd, stream) in outputs {
+            self.watch_output(key, fd, stream)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn exec(&mut self, waiter: Waiter, spec: ExecSpec, stdio: [bool; 3], fds: Vec<OwnedFd>) {
+        if let Err(refusal) = self.exec_new(waiter, spec, stdio, fds) {
+            self.refuse(waiter, refusal);
+        }
+    }
+
+    fn exec_new(&mut self, waiter: Waiter, spec: ExecSpec, stdio: [bool; 3], fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+        let (init, container) = self.running(&spec.container)?;
+        let streams = match spec.tty {
+            Some(size) => Streams::Terminal(Some(size)),
+            None => {
+                let mut fds = fds.into_iter();
+                let mut next = |present: bool| match present {
+                    true => fds.next().ok_or_else(|| Refusal::Invalid { message: "a stream is missing".into() }),
+                    false => own_root::null(),
+                };
+                Streams::Plain([next(stdio[0])?, next(stdio[1])?, next(stdio[2])?])
+            }
+        };
+        let mut env = container.spec.env.clone();
+        for (name, value) in &spec.env {
+            env.retain(|(existing, _)| existing != name);
+            env.push((name.clone(), value.clone()));
+        }
+        let joining = Joining {
+            init: &init.pidfd,
+            user: &container.spec.user,
+            security: &container.spec.security,
+            cwd: spec.cwd.as_deref().unwrap_or(&container.spec.cwd),
+            args: &spec.args,
+            env: &env,
+            oom_score_adj: container.spec.resources.oom_score_adj,
+        };
+        let (ours, theirs) = report_channel()?;
+        let shared = self.shared(joining.security);
+        let namespace = open_pid_namespace(init.pid)?;
+        let leaf = &container.leaf;
+        let stub = || stub::join(&shared, &joining, streams, leaf, theirs);
+        let child =
+            in_pid_namespace(&namespace, || fork_with(0, leaf.clone_into(), stub))?.step("fork of the process")?;
+        let exec = self.new_key();
+        self.enrol(child, ours, waiter, Role::Exec { exec, spec, client: waiter.client })?;
+        Ok(())
+    }
+
+    fn shared(&self, security: &Security) -> Shared<'_> {
+        Shared {
+            user: &self.slot.user,
+            base: self.slot.base,
+            shm: &self.slot.shm,
+            empty: &self.slot.empty,
+            cgroups: &self.view,
+            filter: seccomp::program(&security.seccomp, &security.capabilities),
+        }
+    }
+
+    /// From here on the child is known, whatever else fails.
+    fn enrol(&mut self, child: Child, report: OwnedFd, waiter: Waiter, role: Role) -> Result<Key, Refusal> {
+        let (process, key) = (self.new_key(), self.new_key());
+        let watched = self.poller.add(&report, key).step("epoll of a report");
+        let launch =
+            Launch::Stub { report: Connection::new(report), key, executing: false, master: None, refusal: None };
+        self.processes
+            .insert(process, Process { pid: child.pid, pidfd: child.pidfd, launch, waiters: vec![waiter], role });
+        watched?;
+        self.sources.insert(key, Source::Report { process });
+        Ok(process)
+    }
+
+    pub(super) fn watch_output(&mut self, process: Key, fd: OwnedFd, stream: Stream) -> Result<(), Refusal> {
+        rustix::io::ioctl_fionbio(&fd, true).step("non-blocking output")?;
+        let key = self.new_key();
+        self.poller.add(&fd, key).step("epoll of an output")?;
+        self.sources.insert(key, Source::Output { process });
+        if let Some(Process { role: Role::Init(container), .. }) = self.processes.get_mut(&process) {
+            container.outputs.push(Output { key, fd, stream });
+        }
+        Ok(())
+    }
+
+    /// Reads what a stub has to say; true when it has said all.
+    pub(super) fn follow_report(&mut self, key: Key) -> bool {
+        loop {
+            let Some(Process { launch: Launch::Stub { report, executing, master, refusal, .. }, .. }) =
+                self.processes.get_mut(&key)
+            else {
+                return true;
+            };
+            while let Ok(Some((message, mut fds))) = report.next_message::<Report>() {
+                match message {
+                    Report::Terminal => *master = fds.pop(),
+                    Report::Degraded { what } => eprintln!("{what}"),
+                    Report::Executing => *executing = true,
+                    Report::Failed { refusal: why } => *refusal = Some(why),
+                }
+            }
+            match report.fill() {
+                Ok(Fill::Data) => {}
+                Ok(Fill::WouldBlock) => return false,
+                Ok(Fill::Closed) | Err(_) => break,
+            }
+        }
+        self.conclude_launch(key);
+        true
+    }
+
+    /// The report has ended: the program runs, or never will.
+    fn conclude_launch(&mut self, key: Key) {
+        let Some(process) = self.processes.get_mut(&key) else { return };
+        let launch = std::mem::replace(&mut process.launch, Launch::Refused);
+        let Launch::Stub { report, key: report_key, executing, master, refusal } = launch else {
+            process.launch = launch;
+            return;
+        };
+        self.poller.remove(report.socket());
+        self.sources.remove(&report_key);
+        let waiters = std::mem::take(&mut process.waiters);
+        let refusal = match refusal {
+            Some(refusal) => Some(refusal),
+            None if !executing => Some(Refusal::Failed {
+                operation: "start of the process".into(),
+                message: "it was killed before its program ran".into(),
+                errno: None,
+            }),
+            None => None,
+        };
+        if let Some(refusal) = refusal {
+            return waiters.into_iter().for_each(|waiter| self.refuse(waiter, refusal.clone()));
+        }
+        process.launch = Launch::Running;
+        let started = Started {
+            pid: self.own_root.host_pid(&process.pidfd).unwrap_or(process.pid.as_raw_nonzero().get() as u32),
+            boottime_ns: clock::boottime_ns(),
+            wall_ns: clock::wall_ns(),
+        };
+        self.announce(key, started, master, waiters);
+    }
+
+    fn announce(&mut self, key: Key, started: Started, master: Option<OwnedFd>, waiters: Vec<Waiter>) {
+        let Some(process) = self.processes.get_mut(&key) else { return };
+        match &mut process.role {
+            Role::Init(container) => {
+                container.started = Some(started.clone());
+                let event = SandboxEvent::Started {
+                    container: container.spec.name.clone(),
+                    attempt: container.spec.attempt,
+                    started: started.clone(),
+                };
+                if let Some(master) = master
+                    && let Err(refusal) = self.watch_output(key, master, Stream::Stdout)
+                {
+                    eprintln!("the terminal's output is lost: {refusal:?}");
+                }
+                self.record(event);
+                for waiter in waiters {
+                    self.clients.answer(&self.poller, waiter, Ok(Reply::Started(started.clone())), vec![]);
+                }
+            }
+            Role::Exec { exec, .. } => {
+                let reply = Reply::ExecStarted { exec: *exec, pid: started.pid };
+                let mut master: Vec<OwnedFd> = master.into_iter().collect();
+                for waiter in waiters {
+                    self.clients.answer(&self.poller, waiter, Ok(reply.clone()), std::mem::take(&mut master));
+                }
+            }
+        }
+    }
+
+    /// The first process of a PID namespace that all of the pod's containers share.
+    pub(super) fn make_pod_init(&mut self) -> Result<PodInit, Refusal> {
+        let user = &self.slot.user;
+        let child = fork_with(clone::NEWPID, None, || pod_init(user)).step("fork of the pod's first process")?;
+        Ok(PodInit { pid: child.pid, namespace: open_pid_namespace(child.pid)? })
+    }
+}
+
+enum Repeated {
+    Started(Started),
+    Starting(Key),
+    Other,
+}
+
+fn check_ids(user: &User) -> Result<(), Refusal> {
+    let ids = [("user", user.uid), ("group", user.gid)].into_iter();
+    let groups = user.additional_gids.iter().map(|gid| ("group", *gid));
+    match ids.chain(groups).find(|(_, id)| *id >= super::slot::IDS) {
+        None => Ok(()),
+        Some((kind, id)) => Err(Refusal::Invalid {
+            message: format!("{kind} id {id} is outside the sandbox's user namespace (0 to {})", super::slot::IDS - 1),
+        }),
+    }
+}
+
+fn sort_descriptors(spec: &ContainerSpec, counts: StartFds, fds: Vec<OwnedFd>) -> Result<Root, Refusal> {
+    if fds.len() != counts.total() || counts.writable > 1 || counts.mounts != spec.mounts.len() || counts.layers == 0 {
+        let message = "the descriptors that came along are not those of the specification".into();
+        return Err(Refusal::Invalid { message });
+    }
+    let mut fds = fds.into_iter();
+    let layers = fds.by_ref().take(counts.layers).collect();
+    let writable = if counts.writable == 1 { fds.next() } else { None };
+    Ok(Root { layers, writable, volumes: fds.collect() })
+}
+
+struct Plumbing {
+    streams: Streams,
+    stdin: Option<OwnedFd>,
+    outputs: Vec<(OwnedFd, Stream)>,
+}
+
+fn plumb(tty: bool, open_stdin: bool) -> Result<Plumbing, Refusal> {
+    if tty {
+        return Ok(Plumbing { streams: Streams::Terminal(None), stdin: None, outputs: Vec::new() });
+    }
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).step("pipe");
+    let (stdin_read, stdin) = if open_stdin {
+        let (read, write) = pipe()?;
+        (read, Some(write))
+    } else {
+        (own_root::null()?, None)
+    };
+    let (out_read, out) = pipe()?;
+    let (err_read, err) = pipe()?;
+    let outputs = vec![(out_read, Stream::Stdout), (err_read, Stream::Stderr)];
+    Ok(Plumbing { streams: Streams::Plain([stdin_read, out, err]), stdin, outputs })
+}
+
+fn report_channel() -> Result<(OwnedFd, OwnedFd), Refusal> {
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).step("report channel")?;
+    rustix::io::ioctl_fionbio(&ours, true).step("report channel")?;
+    Ok((ours, theirs))
+}
+
+fn open_pid_namespace(pid: rustix::process::Pid) -> Result<OwnedFd, Refusal> {
+    let file = std::fs::File::open(format!("/proc/{}/ns/pid", pid.as_raw_nonzero())).step("open of a PID namespace")?;
+    Ok(file.into())
+}
+
+/// Runs `fork` so that its child is in `namespace`.
+fn in_pid_namespace<T>(namespace: &OwnedFd, fork: impl FnOnce() -> T) -> Result<T, Refusal> {
+    let own = std::fs::File::open("/proc/self/ns/pid").step("open of the own PID namespace")?;
+    let kind = Some(LinkNameSpaceType::ProcessID);
+    move_into_link_name_space(namespace.as_fd(), kind).step("entering a PID namespace")?;
+    let result = fork();
+    move_into_link_name_space(own.as_fd(), kind).step("leaving a PID namespace")?;
+    Ok(result)
+}
+
+/// PID 1 of a shared PID namespace: powerless, reaps orphans for ever.
+fn pod_init(user: &OwnedFd) -> i32 {
+    let powerless = process::reset_signals().is_ok()
+        && identity::enter_user_namespace(user).is_ok()
+        && identity::assume(&User::default(), &Security { capabilities: vec![], no_new_privileges: true, ..Default::default() }, None).is_ok()
+        && process::close_from(0).is_ok();
+    if !powerless {
+        process::exit_now(1);
+    }
+    loop {
+        match rustix::process::wait(rustix::process::WaitOptions::empty()) {
+            Ok(_) => {}
+            // No child now; one may come to it later. A stop is what any signal-less wait is.
+            Err(_) => process::wait_for_child(),
+        }
+    }
+}

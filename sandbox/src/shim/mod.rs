@@ -1,0 +1,143 @@
+//! The shim: one small process a pod.
+//!
+//! ```text
+//!                 clients (agent, tools)          children
+//!                   │  requests   ▲ answers,        │ reports, output, ends
+//!                   ▼             │ notices         ▼
+//!  server.rs     one epoll loop, one thread ────────────────
+//!  requests.rs   what each request does
+//!  launch.rs     start and exec: fork a stub, follow its report
+//!  reaper.rs     ends: logs drained, leaf killed, record written, subscribers told
+//! ```
+//!
+//! It is PID 1 of a PID namespace of its own (see [`crate::protocol::keeper::Spawn`]): orphans come to it, and when it
+//! dies the kernel kills everything below it. It lives in the sandbox's network, IPC and UTS namespaces ([`slot`]) and in
+//! a mount namespace that holds nothing of the host's ([`own_root`]); what it needs of the host it gets as descriptors:
+//! its listening socket, its state directory, the pod's cgroup, later the log directory, layers and volumes.
+//!
+//! Nobody but it writes in its state directory: `events.jsonl` ([`history`]).
+
+pub mod log;
+mod clients;
+mod container;
+pub(crate) mod history;
+mod launch;
+mod output;
+mod own_root;
+mod poller;
+mod reaper;
+mod requests;
+mod server;
+mod slot;
+pub(crate) mod stub;
+
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+
+use self::stub::mounts::CgroupView;
+use crate::cgroup::{Group, Handle};
+use crate::protocol::Refusal;
+use crate::sys::process::adopt;
+
+/// What a shim is started with, as its only argument, in JSON.
+///
+/// Descriptors: 3 its listening socket, 4 its state directory, 5 … the pod's cgroup ([`Group::lend`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arguments {
+    /// The slot's name, for messages.
+    pub slot: String,
+    /// The host's id of the sandbox's root; a multiple of 65536.
+    pub uid_base: u32,
+    /// The pod's cgroup.
+    pub cgroup: Handle,
+}
+
+/// Why a shim could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ShimError {
+    /// Its argument is not one.
+    #[error("parse the shim's argument")]
+    Arguments(#[source] serde_json::Error),
+    /// Setting up failed.
+    #[error("{operation} failed: {message}")]
+    SetUp {
+        /// Which step.
+        operation: String,
+        /// The kernel's words.
+        message: String,
+    },
+    /// The event loop failed.
+    #[error("wait for events")]
+    Wait(#[source] std::io::Error),
+}
+
+impl From<Refusal> for ShimError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Failed { operation, message, .. } => Self::SetUp { operation, message },
+            other => Self::SetUp { operation: "set-up".into(), message: format!("{other:?}") },
+        }
+    }
+}
+
+/// Runs a shim until it is told to shut down.
+pub fn run(argument: &str) -> Result<(), ShimError> {
+    let arguments: Arguments = serde_json::from_str(argument).map_err(ShimError::Arguments)?;
+    let (listener, state) = (adopt(3), adopt(4));
+    let hierarchies = usize::from(arguments.cgroup.unified.is_some()) + arguments.cgroup.v1.len();
+    let fds: Vec<OwnedFd> = (5..).take(hierarchies).map(adopt).collect();
+    for fd in [&listener, &state].into_iter().chain(&fds) {
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).map_err(|errno| ShimError::Wait(errno.into()))?;
+    }
+    let view = cgroup_view(&arguments.cgroup);
+    let pod = Group::receive(arguments.cgroup, fds)
+        .ok_or_else(|| ShimError::SetUp { operation: "cgroup hand-over".into(), message: "wrong count".into() })?;
+    isolate()?;
+    let own_root = own_root::set_up()?;
+    let slot = slot::make(arguments.uid_base)?;
+    let history = history::History::open(&state)
+        .map_err(|error| Refusal::failed("open of the event record", &error))?;
+    server::Shim::new(listener, pod, slot, own_root, view?, history)?.serve()
+}
+
+/// Nobody may look into the shim, and it follows no terminal.
+fn isolate() -> Result<(), Refusal> {
+    use self::stub::report::Step;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).step("dumpable")?;
+    // A session leader already when the keeper made it one.
+    let _ = rustix::process::setsid();
+    let pid = rustix::process::getpid();
+    rustix::process::set_child_subreaper(Some(pid)).step("subreaper")?;
+    rustix::thread::set_name(c"nodeless-shim").step("process name")
+}
+
+/// The v1 hierarchies that this crate uses, by all of their controllers as /proc/self/cgroup lists them.
+fn cgroup_view(handle: &Handle) -> Result<CgroupView, Refusal> {
+    use self::stub::report::Step;
+    if handle.v1.is_empty() {
+        return Ok(CgroupView::Unified);
+    }
+    let text = std::fs::read_to_string("/proc/self/cgroup").step("read of /proc/self/cgroup")?;
+    Ok(CgroupView::Legacy(legacy_hierarchies(&text, &handle.v1)))
+}
+
+fn legacy_hierarchies(text: &str, used: &[Vec<String>]) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| line.split(':').nth(1))
+        .filter(|list| list.split(',').any(|name| used.iter().flatten().any(|ours| ours == name)))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hierarchies_in_use_are_shown() {
+        let text = "12:pids:/x\n11:cpu,cpuacct:/x\n3:net_cls:/\n1:name=systemd:/\n0::/x\n";
+        let used = vec![vec!["pids".to_owned()], vec!["cpu".to_owned(), "cpuacct".to_owned()]];
+        assert_eq!(legacy_hierarchies(text, &used), ["pids", "cpu,cpuacct"]);
+    }
+}

@@ -1,0 +1,222 @@
+//! What each request does.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::process::{Signal, pidfd_send_signal};
+
+use super::container::{Launch, Process, Role, Waiter};
+use super::poller::Key;
+use super::server::{Configured, Shim};
+use super::stub::report::Step;
+use crate::cgroup::CgroupError;
+use crate::protocol::shim::{Notice, Reply, Request, Status};
+use crate::protocol::{Call, Refusal, VERSIONS};
+use crate::spec::{Resources, SandboxSpec};
+
+/// `/proc/sys` directories that belong to the pod's own namespaces; everything else is the host's.
+const OWN_SYSCTLS: [&str; 7] =
+    ["net.", "kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.", "kernel.hostname", "kernel.domainname"];
+
+impl Shim {
+    pub(super) fn request(&mut self, client: Key, call: Call<Request>, fds: Vec<OwnedFd>) {
+        let waiter = Waiter { client, call: call.id };
+        let greeted = self.clients.map.get(&client).is_some_and(|client| client.greeted);
+        if !greeted && !matches!(call.body, Request::Hello { .. }) {
+            return self.refuse(waiter, Refusal::Invalid { message: "say hello first".into() });
+        }
+        let result = match call.body {
+            Request::Hello { versions } => self.hello(client, versions),
+            Request::Status => return self.status(waiter),
+            Request::Configure { spec } => self.configure(spec, fds),
+            Request::Start { spec, fds: counts } => return self.start(waiter, spec, counts, fds),
+            Request::Exec { spec, stdio } => return self.exec(waiter, spec, stdio, fds),
+            Request::ExecSignal { exec, signal } => self.signal_exec(exec, signal),
+            Request::Signal { container, signal, all } => self.signal(&container, signal, all),
+            Request::Update { container, resources } => self.update(container.as_deref(), &resources),
+            Request::Subscribe => return self.subscribe(waiter),
+            Request::Shutdown => return self.shut_down(waiter),
+        };
+        self.clients.answer(&self.poller, waiter, result, vec![]);
+    }
+
+    pub(super) fn refuse(&mut self, waiter: Waiter, refusal: Refusal) {
+        self.clients.answer(&self.poller, waiter, Err(refusal), vec![]);
+    }
+
+    fn hello(&mut self, client: Key, versions: crate::protocol::Versions) -> Result<Reply, Refusal> {
+        let version = VERSIONS.negotiate(versions).ok_or_else(|| Refusal::Invalid {
+            message: format!("this shim speaks versions {} to {}", VERSIONS.lowest, VERSIONS.highest),
+        })?;
+        if let Some(client) = self.clients.map.get_mut(&client) {
+            client.greeted = true;
+        }
+        Ok(Reply::Hello { version })
+    }
+
+    fn status(&mut self, waiter: Waiter) {
+        let mut status = Status::default();
+        if let Some(configured) = &self.configured {
+            status.configured = true;
+            status.labels = configured.spec.labels.clone();
+        }
+        for process in self.processes.values() {
+            if let (Role::Init(container), Launch::Running) = (&process.role, &process.launch) {
+                status.running.insert(container.spec.name.clone(), container.leaf.name().to_owned());
+            }
+        }
+        match self.slot.net.as_fd().try_clone_to_owned().step("copy of the network namespace") {
+            Ok(net) => self.clients.answer(&self.poller, waiter, Ok(Reply::Status(status)), vec![net]),
+            Err(refusal) => self.refuse(waiter, refusal),
+        }
+    }
+
+    fn configure(&mut self, spec: SandboxSpec, mut fds: Vec<OwnedFd>) -> Result<Reply, Refusal> {
+        if let Some(configured) = &self.configured {
+            // Asked again, after an agent's crash: the same answer; for another pod: never.
+            return if configured.spec == spec {
+                Ok(Reply::Done)
+            } else {
+                Err(Refusal::Invalid { message: "the sandbox is another pod's already".into() })
+            };
+        }
+        let logs = fds.pop().ok_or_else(|| Refusal::Invalid { message: "no log directory came along".into() })?;
+        rustix::system::sethostname(spec.hostname.as_bytes()).step(format!("host name {:?}", spec.hostname))?;
+        for (name, value) in &spec.sysctls {
+            set_sysctl(name, value)?;
+        }
+        self.pod.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the pod", &error))?;
+        let pod_init = if spec.share_process_namespace { Some(self.make_pod_init()?) } else { None };
+        self.configured = Some(Configured { spec, logs, pod_init });
+        Ok(Reply::Done)
+    }
+
+    fn signal(&mut self, name: &str, signal: i32, all: bool) -> Result<Reply, Refusal> {
+        let number = signal_number(signal)?;
+        let (process, container) = self.running(name)?;
+        if all && number == Signal::KILL {
+            container.leaf.kill().map_err(|error| cgroup_refusal("kill of the container", &error))?;
+            return Ok(Reply::Done);
+        }
+        if all {
+            let members = container.leaf.processes();
+            for pid in members.map_err(|error| cgroup_refusal("processes of the container", &error))? {
+                // One that has ended meanwhile needs no signal.
+                let _ = rustix::process::kill_process(pid, number);
+            }
+            return Ok(Reply::Done);
+        }
+        send(process, number)?;
+        Ok(Reply::Done)
+    }
+
+    fn signal_exec(&mut self, wanted: u64, signal: i32) -> Result<Reply, Refusal> {
+        let number = signal_number(signal)?;
+        let found = self.processes.values().find(|p| matches!(p.role, Role::Exec { exec, .. } if exec == wanted));
+        let process = found.ok_or_else(|| Refusal::NotFound { what: format!("exec {wanted}") })?;
+        send(process, number)?;
+        Ok(Reply::Done)
+    }
+
+    fn update(&mut self, container: Option<&str>, resources: &Resources) -> Result<Reply, Refusal> {
+        match container {
+            None => self.pod.update(resources),
+            Some(name) => self.running(name)?.1.leaf.update(resources),
+        }
+        .map_err(|error| cgroup_refusal("change of limits", &error))?;
+        Ok(Reply::Done)
+    }
+
+    fn subscribe(&mut self, waiter: Waiter) {
+        self.clients.answer(&self.poller, waiter, Ok(Reply::Done), vec![]);
+        for event in self.history.events() {
+            self.clients.notify(&self.poller, waiter.client, &Notice::Event(event.clone()));
+        }
+        if let Some(client) = self.clients.map.get_mut(&waiter.client) {
+            client.subscribed = true;
+        }
+    }
+
+    fn shut_down(&mut self, waiter: Waiter) {
+        for process in self.processes.values() {
+            match &process.role {
+                Role::Init(container) => drop(container.leaf.kill()),
+                Role::Exec { .. } => drop(pidfd_send_signal(&process.pidfd, Signal::KILL)),
+            }
+        }
+        self.leaving.get_or_insert_default().push(waiter);
+    }
+
+    pub(super) fn farewell(&mut self) {
+        for waiter in self.leaving.take().unwrap_or_default() {
+            self.clients.answer(&self.poller, waiter, Ok(Reply::Done), vec![]);
+        }
+    }
+
+    /// A container whose program runs.
+    pub(super) fn running(&self, name: &str) -> Result<(&Process, &super::container::Container), Refusal> {
+        self.processes
+            .values()
+            .find_map(|process| match (&process.role, &process.launch) {
+                (Role::Init(container), Launch::Running) if container.spec.name == name => Some((process, &**container)),
+                _ => None,
+            })
+            .ok_or_else(|| Refusal::NotFound { what: format!("running container {name}") })
+    }
+}
+
+fn send(process: &Process, signal: Signal) -> Result<(), Refusal> {
+    match pidfd_send_signal(&process.pidfd, signal) {
+        // Ended already: what it was told no longer matters.
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        other => other.step("signal"),
+    }
+}
+
+fn signal_number(signal: i32) -> Result<Signal, Refusal> {
+    let real_time = (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signal);
+    let found = if real_time { crate::sys::process::real_time_signal(signal) } else { Signal::from_named_raw(signal) };
+    found.ok_or_else(|| Refusal::Invalid { message: format!("there is no signal {signal}") })
+}
+
+pub(super) fn cgroup_refusal(operation: &str, error: &CgroupError) -> Refusal {
+    let source = std::error::Error::source(error);
+    let message = source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+    Refusal::Failed { operation: operation.into(), message, errno: None }
+}
+
+/// Writes a sysctl of the pod's namespaces; the shim lives in them. A `+` or a path separator in a name is no name
+/// (CVE-2022-0811).
+fn set_sysctl(name: &str, value: &str) -> Result<(), Refusal> {
+    let refused = |why: &str| Refusal::Invalid { message: format!("sysctl {name:?} {why}") };
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if !plain || name.contains("..") || value.contains(['\n', '\0']) {
+        return Err(refused("is not one"));
+    }
+    if !OWN_SYSCTLS.iter().any(|own| name.starts_with(own)) {
+        return Err(refused("belongs to the host, not to the pod"));
+    }
+    let path = format!("/proc/sys/{}", name.replace('.', "/"));
+    std::fs::write(path, value).step(format!("sysctl {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctls_of_the_host_or_with_tricks_are_refused() {
+        for name in ["kernel.core_pattern", "net.ipv4.x+kernel.core_pattern=1", "net/../kernel/core_pattern", "vm.swappiness", "net..x"] {
+            assert!(matches!(set_sysctl(name, "1"), Err(Refusal::Invalid { .. })), "{name}");
+        }
+        assert!(matches!(set_sysctl("net.ipv4.ip_local_port_range", "1\n2"), Err(Refusal::Invalid { .. })));
+    }
+
+    #[test]
+    fn signals_outside_the_kernels_range_are_refused() {
+        assert!(signal_number(15).is_ok());
+        assert!(signal_number(libc::SIGRTMIN()).is_ok());
+        assert!(signal_number(0).is_err());
+        assert!(signal_number(65).is_err());
+        assert!(signal_number(-9).is_err());
+    }
+}

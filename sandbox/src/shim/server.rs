@@ -1,0 +1,195 @@
+//! The event loop.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::ShimError;
+use super::clients::Clients;
+use super::container::{Process, Waiter};
+use super::history::History;
+use super::own_root::OwnRoot;
+use super::poller::{Key, Poller};
+use super::slot::Slot;
+use super::stub::mounts::CgroupView;
+use super::stub::report::Step;
+use crate::cgroup::Group;
+use crate::contract::SandboxEvent;
+use crate::protocol::{Fill, Refusal};
+use crate::spec::SandboxSpec;
+
+const LISTENER: Key = 0;
+const SIGNALS: Key = 1;
+const FIRST_FREE: Key = 2;
+
+/// Messages taken from one client before the others have their turn.
+const TURN: usize = 16;
+
+/// What a key stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    Client,
+    /// A stub's report.
+    Report {
+        process: Key,
+    },
+    /// A container's output.
+    Output {
+        process: Key,
+    },
+}
+
+/// What a configured sandbox has besides.
+#[derive(Debug)]
+pub(super) struct Configured {
+    pub(super) spec: SandboxSpec,
+    pub(super) logs: OwnedFd,
+    /// First process of the pod's shared PID namespace.
+    pub(super) pod_init: Option<PodInit>,
+}
+
+/// The pod's own PID namespace.
+#[derive(Debug)]
+pub(super) struct PodInit {
+    pub(super) pid: rustix::process::Pid,
+    pub(super) namespace: OwnedFd,
+}
+
+/// The whole state of a shim.
+pub(crate) struct Shim {
+    pub(super) poller: Poller,
+    pub(super) sources: BTreeMap<Key, Source>,
+    pub(super) clients: Clients,
+    /// Children by key; a container's is known until its end has been told.
+    pub(super) processes: BTreeMap<Key, Process>,
+    pub(super) history: History,
+    pub(super) pod: Group,
+    pub(super) slot: Slot,
+    pub(super) own_root: OwnRoot,
+    pub(super) view: CgroupView,
+    pub(super) configured: Option<Configured>,
+    /// Set by `Shutdown`: who waits for the last child's end.
+    pub(super) leaving: Option<Vec<Waiter>>,
+    listener: OwnedFd,
+    signals: SignalFd,
+    next: Key,
+}
+
+impl Shim {
+    pub(super) fn new(
+        listener: OwnedFd,
+        pod: Group,
+        slot: Slot,
+        own_root: OwnRoot,
+        view: CgroupView,
+        history: History,
+    ) -> Result<Self, Refusal> {
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGCHLD);
+        mask.thread_block().step("blocking of SIGCHLD")?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).step("signalfd")?;
+        let poller = Poller::new().step("epoll")?;
+        rustix::io::ioctl_fionbio(&listener, true).step("non-blocking listener")?;
+        poller.add(&listener, LISTENER).step("epoll of the listener")?;
+        poller.add(&signals, SIGNALS).step("epoll of signals")?;
+        Ok(Self {
+            poller,
+            sources: BTreeMap::new(),
+            clients: Clients::default(),
+            processes: BTreeMap::new(),
+            history,
+            pod,
+            slot,
+            own_root,
+            view,
+            configured: None,
+            leaving: None,
+            listener,
+            signals,
+            next: FIRST_FREE,
+        })
+    }
+
+    /// Serves until told to shut down and the last child has gone.
+    pub(super) fn serve(mut self) -> Result<(), ShimError> {
+        loop {
+            if self.leaving.is_some() && self.processes.is_empty() {
+                self.farewell();
+                return Ok(());
+            }
+            for key in self.poller.wait(None).map_err(|errno| ShimError::Wait(errno.into()))? {
+                self.dispatch(key);
+            }
+        }
+    }
+
+    fn dispatch(&mut self, key: Key) {
+        match key {
+            LISTENER => {
+                let key = self.new_key();
+                if self.clients.accept(&self.listener, key, &self.poller).is_ok() {
+                    self.sources.insert(key, Source::Client);
+                }
+            }
+            SIGNALS => {
+                while let Ok(Some(_)) = self.signals.read_signal() {}
+                self.reap();
+            }
+            key => match self.sources.get(&key) {
+                Some(Source::Client) => self.serve_client(key),
+                Some(Source::Report { process }) => drop(self.follow_report(*process)),
+                Some(Source::Output { process }) => self.read_output(*process, key),
+                None => {}
+            },
+        }
+    }
+
+    fn serve_client(&mut self, key: Key) {
+        let filled = match self.clients.map.get_mut(&key) {
+            Some(client) => client.connection.fill(),
+            None => return,
+        };
+        match filled {
+            Ok(Fill::Data) => {}
+            Ok(Fill::WouldBlock) => {
+                if !self.clients.flush(&self.poller, key) {
+                    self.forget_client(key);
+                }
+                return;
+            }
+            Ok(Fill::Closed) | Err(_) => return self.forget_client(key),
+        }
+        for _ in 0..TURN * 64 {
+            let Some(client) = self.clients.map.get_mut(&key) else { return };
+            match client.connection.next_message() {
+                Ok(Some((call, fds))) => self.request(key, call, fds),
+                Ok(None) => break,
+                Err(_) => return self.forget_client(key),
+            }
+        }
+        if !self.clients.flush(&self.poller, key) {
+            self.forget_client(key);
+        }
+    }
+
+    pub(super) fn forget_client(&mut self, key: Key) {
+        self.clients.drop_client(&self.poller, key);
+        self.sources.remove(&key);
+    }
+
+    pub(super) fn new_key(&mut self) -> Key {
+        let key = self.next;
+        self.next += 1;
+        key
+    }
+
+    /// Records an event, then tells it.
+    pub(super) fn record(&mut self, event: SandboxEvent) {
+        if let Err(error) = self.history.push(event.clone()) {
+            eprintln!("event record cannot be written: {error}");
+        }
+        self.clients.publish(&self.poller, &event);
+    }
+}

@@ -1,0 +1,102 @@
+//! A slot: a user namespace and the network, IPC and UTS namespaces that it owns.
+//!
+//! Owning them is what lets a container's root bind low ports, configure its own network where it has CAP_NET_ADMIN, and
+//! nothing else. The shim then lives in the three itself, so its stubs need not join them; its credentials stay the
+//! host's, and so does its mount namespace's owner: a container cannot mount.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::sched::CloneFlags;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::stub::report::Step;
+use crate::protocol::Refusal;
+use crate::sys::{clone, link, mount};
+
+/// Ids that a sandbox has.
+pub(crate) const IDS: u32 = 65_536;
+
+/// Size of the pod's shared memory.
+const SHM_SIZE: &str = "65536k";
+
+/// The namespaces and file systems that a sandbox's containers share.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    /// The user namespace.
+    pub(crate) user: OwnedFd,
+    /// The network namespace.
+    pub(crate) net: OwnedFd,
+    /// The host's id of its root.
+    pub(crate) base: u32,
+    /// /dev/shm of all containers.
+    pub(crate) shm: OwnedFd,
+    /// Covers masked directories.
+    pub(crate) empty: OwnedFd,
+}
+
+/// Makes the namespaces and moves the calling process into network, IPC and UTS.
+pub(crate) fn make(base: u32) -> Result<Slot, Refusal> {
+    let (mut ours, mut theirs) = UnixStream::pair().step("channel to the namespaces' maker")?;
+    let child = clone::fork_with(clone::NEWUSER, None, || maker(&mut theirs)).step("user namespace")?;
+    drop(theirs);
+    let made = adopt(&mut ours, child.pid, base);
+    drop(ours);
+    // The child ends when its channel does.
+    waitpid(Some(child.pid), WaitOptions::empty()).step("end of the namespaces' maker")?;
+    let (user, net) = made?;
+    link::loopback_up().step("loopback interface")?;
+
+    let id = base.to_string();
+    let options =
+        [("uid", Some(id.as_str())), ("gid", Some(id.as_str())), ("mode", Some("1777")), ("size", Some(SHM_SIZE))];
+    let strict = mount::NOSUID | mount::NODEV | mount::NOEXEC;
+    let shm = mount::create("tmpfs", &options, strict).step("the pod's shared memory")?;
+    let empty = mount::create("tmpfs", &[("mode", Some("0555")), ("size", Some("4k"))], strict | mount::RDONLY)
+        .step("the empty directory")?;
+    Ok(Slot { user, net, base, shm, empty })
+}
+
+/// The child: waits for its id mapping, makes the namespaces as root of the user namespace, waits to be let go.
+fn maker(channel: &mut UnixStream) -> i32 {
+    let mut byte = [0];
+    if channel.read_exact(&mut byte).is_err() {
+        return 1;
+    }
+    let spaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    let made = nix::sched::unshare(spaces).map_or_else(|errno| errno as i32, |()| 0);
+    if channel.write_all(&[u8::try_from(made).unwrap_or(255)]).is_err() {
+        return 1;
+    }
+    let _ = channel.read_exact(&mut byte);
+    0
+}
+
+fn adopt(channel: &mut UnixStream, maker: Pid, base: u32) -> Result<(OwnedFd, OwnedFd), Refusal> {
+    let process = format!("/proc/{}", maker.as_raw_nonzero());
+    let mapping = format!("0 {base} {IDS}\n");
+    std::fs::write(format!("{process}/uid_map"), &mapping).step("user id mapping")?;
+    std::fs::write(format!("{process}/gid_map"), &mapping).step("group id mapping")?;
+    let mut byte = [1];
+    channel.write_all(&byte).step("word to the namespaces' maker")?;
+    channel.read_exact(&mut byte).step("answer of the namespaces' maker")?;
+    if byte[0] != 0 {
+        let error = std::io::Error::from_raw_os_error(i32::from(byte[0]));
+        return Err(Refusal::failed("network, IPC and UTS namespaces", &error));
+    }
+    let open = |name: &str| {
+        openat(CWD, format!("{process}/ns/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .step(format!("open of the {name} namespace"))
+    };
+    let (user, net, ipc, uts) = (open("user")?, open("net")?, open("ipc")?, open("uts")?);
+    let enter = |fd: &OwnedFd, kind, name: &str| {
+        move_into_link_name_space(fd.as_fd(), Some(kind)).step(format!("entering the {name} namespace"))
+    };
+    enter(&net, LinkNameSpaceType::Network, "network")?;
+    enter(&ipc, LinkNameSpaceType::InterProcessCommunication, "IPC")?;
+    enter(&uts, LinkNameSpaceType::HostNameAndNISDomainName, "UTS")?;
+    Ok((user, net))
+}

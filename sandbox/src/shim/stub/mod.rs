@@ -1,0 +1,277 @@
+//! The stub: the child that becomes a container's first process, or an exec'd one.
+//!
+//! ```text
+//!  clone (new pid and mount namespaces, v2: in its leaf) ── v1: joins its leaf ── own cgroup namespace
+//!    ── root ── default mounts ── volumes ── masks ── pivot_root            as the host's root, by descriptor only
+//!    ── user namespace ── groups, ids, capabilities, filter ── chdir ── execve        as nobody on the host
+//! ```
+//!
+//! Network, IPC and UTS namespaces it has from the shim, which lives in the sandbox's own. It is a fork of the shim: not
+//! dumpable, so nothing in the container's PID namespace can look into it before `execve`.
+
+pub(crate) mod identity;
+pub(crate) mod masks;
+pub(crate) mod mounts;
+pub(crate) mod program;
+pub(crate) mod report;
+pub(crate) mod rootfs;
+pub(crate) mod terminal;
+pub(crate) mod volumes;
+
+use std::convert::Infallible;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sched::CloneFlags;
+use rustix::fs::{Mode, fchown};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use self::mounts::CgroupView;
+use self::report::{Report, Step};
+use crate::cgroup::Group;
+use crate::protocol::{Connection, Refusal};
+use crate::seccomp::Program;
+use crate::spec::{ContainerSpec, Security, User};
+use crate::sys::{paths, process};
+
+/// The sandbox's parts that every stub uses.
+#[derive(Debug)]
+pub(crate) struct Shared<'a> {
+    /// The user namespace.
+    pub(crate) user: &'a OwnedFd,
+    /// The host's id of its root.
+    pub(crate) base: u32,
+    /// The pod's shared memory, a detached tmpfs.
+    pub(crate) shm: &'a OwnedFd,
+    /// The empty read-only tmpfs that masks directories.
+    pub(crate) empty: &'a OwnedFd,
+    /// How control groups are shown.
+    pub(crate) cgroups: &'a CgroupView,
+    /// The seccomp filter, if any.
+    pub(crate) filter: Option<Program>,
+}
+
+/// Standard streams.
+#[derive(Debug)]
+pub(crate) enum Streams {
+    /// These three.
+    Plain([OwnedFd; 3]),
+    /// A new terminal of this size (columns, rows).
+    Terminal(Option<(u16, u16)>),
+}
+
+/// A container's root and volumes.
+#[derive(Debug)]
+pub(crate) struct Root {
+    pub(crate) layers: Vec<OwnedFd>,
+    pub(crate) writable: Option<OwnedFd>,
+    pub(crate) volumes: Vec<OwnedFd>,
+}
+
+/// Runs in the child: makes the container and executes its program. Does not return.
+pub(crate) fn launch(
+    shared: &Shared<'_>,
+    spec: &ContainerSpec,
+    root: Root,
+    streams: Streams,
+    leaf: &Group,
+    report: OwnedFd,
+) -> ! {
+    let (root, streams) = (ManuallyDrop::new(root), ManuallyDrop::new(streams));
+    let mut report = ManuallyDrop::new(Connection::new(report));
+    let Err(refusal) = launch_steps(shared, spec, &root, &streams, leaf, &mut report);
+    fail(&mut report, refusal)
+}
+
+fn launch_steps(
+    shared: &Shared<'_>,
+    spec: &ContainerSpec,
+    root: &Root,
+    streams: &Streams,
+    leaf: &Group,
+    report: &mut Connection,
+) -> Result<Infallible, Refusal> {
+    begin(leaf, spec.resources.oom_score_adj, report)?;
+    nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).step("cgroup namespace")?;
+    let tree = rootfs::assemble(&root.layers, root.writable.as_ref(), shared.user, spec.attempt)?;
+    let defaults = mounts::mount_defaults(&tree, shared.base, shared.shm, shared.cgroups)?;
+    for what in volumes::mount_all(&tree, shared.base, shared.user, &spec.mounts, &root.volumes)? {
+        tell(report, &Report::Degraded { what }, vec![])?;
+    }
+    make_working_directory(&tree, &spec.cwd, shared.base)?;
+    if spec.readonly_rootfs {
+        crate::sys::mount::set(&tree, crate::sys::mount::RDONLY, false).step("read-only root")?;
+    }
+    let owner = shared.base + spec.user.uid;
+    let terminal = match streams {
+        Streams::Plain(_) => None,
+        Streams::Terminal(size) => {
+            let terminal = ManuallyDrop::new(terminal::open(&defaults.pts, owner, shared.base + 5, *size)?);
+            terminal::bind_console(&defaults.dev, &terminal.slave)?;
+            Some(terminal)
+        }
+    };
+    masks::protect(&tree, &spec.security.readonly_paths)?;
+    masks::hide(&tree, &defaults.dev, shared.empty, &spec.security.masked_paths)?;
+    rootfs::enter(&tree)?;
+    connect(streams, terminal.as_deref(), owner, report)?;
+    become_program(shared, &spec.user, &spec.security, &spec.cwd, &spec.args, &spec.env, report)
+}
+
+/// What an exec'd process is.
+#[derive(Debug)]
+pub(crate) struct Joining<'a> {
+    /// The container's first process.
+    pub(crate) init: &'a OwnedFd,
+    pub(crate) user: &'a User,
+    pub(crate) security: &'a Security,
+    pub(crate) cwd: &'a str,
+    pub(crate) args: &'a [String],
+    pub(crate) env: &'a [(String, String)],
+    pub(crate) oom_score_adj: Option<i32>,
+}
+
+/// Runs in the child: joins a container and executes a further program. Does not return.
+pub(crate) fn join(shared: &Shared<'_>, joining: &Joining<'_>, streams: Streams, leaf: &Group, report: OwnedFd) -> ! {
+    let streams = ManuallyDrop::new(streams);
+    let mut report = ManuallyDrop::new(Connection::new(report));
+    let Err(refusal) = join_steps(shared, joining, &streams, leaf, &mut report);
+    fail(&mut report, refusal)
+}
+
+fn join_steps(
+    shared: &Shared<'_>,
+    joining: &Joining<'_>,
+    streams: &Streams,
+    leaf: &Group,
+    report: &mut Connection,
+) -> Result<Infallible, Refusal> {
+    begin(leaf, joining.oom_score_adj, report)?;
+    let spaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
+    move_into_thread_name_spaces(joining.init.as_fd(), spaces).step("joining the container's namespaces")?;
+    let owner = shared.base + joining.user.uid;
+    let terminal = match streams {
+        Streams::Plain(_) => None,
+        Streams::Terminal(size) => {
+            Some(ManuallyDrop::new(terminal::open(&terminal::joined_pts()?, owner, shared.base + 5, *size)?))
+        }
+    };
+    connect(streams, terminal.as_deref(), owner, report)?;
+    become_program(shared, joining.user, joining.security, joining.cwd, joining.args, joining.env, report)
+}
+
+/// First steps of every stub, while the host's paths to /proc and the control groups are still there.
+fn begin(leaf: &Group, oom_score_adj: Option<i32>, report: &mut Connection) -> Result<(), Refusal> {
+    process::reset_signals().step("reset of signals")?;
+    rustix::process::setsid().step("own session")?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    if leaf.clone_into().is_none() {
+        leaf.attach_self().map_err(|error| Refusal::Failed {
+            operation: "joining the container's control group".into(),
+            message: error.to_string(),
+            errno: None,
+        })?;
+    }
+    if let Some(score) = oom_score_adj
+        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
+    {
+        // Lowering it needs CAP_SYS_RESOURCE, which some hosts' root lacks.
+        tell(report, &Report::Degraded { what: format!("oom_score_adj {score} is not set: {error}") }, vec![])?;
+    }
+    Ok(())
+}
+
+fn make_working_directory(tree: &OwnedFd, cwd: &str, base: u32) -> Result<(), Refusal> {
+    let message = |reason: &str| format!("chdir to cwd ({cwd:?}) set in config.json failed: {reason}");
+    if !cwd.starts_with('/') {
+        return Err(Refusal::Exec { message: message("not an absolute path"), code: 128 });
+    }
+    match paths::target_in(tree, std::path::Path::new(cwd), paths::Kind::Directory, base) {
+        Ok(_) => Ok(()),
+        Err(errno) => {
+            let error = std::io::Error::from(errno);
+            Err(Refusal::Exec { message: message(&error.to_string().to_lowercase()), code: 128 })
+        }
+    }
+}
+
+/// Puts the standard streams in place; the terminal's master goes to the shim.
+fn connect(
+    streams: &Streams,
+    terminal: Option<&terminal::Terminal>,
+    owner: u32,
+    report: &mut Connection,
+) -> Result<(), Refusal> {
+    let fds: [&OwnedFd; 3] = match (streams, terminal) {
+        (_, Some(terminal)) => {
+            terminal::control(&terminal.slave)?;
+            let master = rustix::io::fcntl_dupfd_cloexec(&terminal.master, 3).step("copy of a terminal")?;
+            tell(report, &Report::Terminal, vec![master])?;
+            [&terminal.slave; 3]
+        }
+        (Streams::Plain(fds), None) => {
+            for fd in fds {
+                own_pipe(fd, owner)?;
+            }
+            [&fds[0], &fds[1], &fds[2]]
+        }
+        (Streams::Terminal(_), None) => return Err(Refusal::Invalid { message: "no terminal".into() }),
+    };
+    rustix::stdio::dup2_stdin(fds[0]).step("standard input")?;
+    rustix::stdio::dup2_stdout(fds[1]).step("standard output")?;
+    rustix::stdio::dup2_stderr(fds[2]).step("standard error")
+}
+
+/// A pipe belongs to the program's user, so that it can open /dev/stdout again.
+fn own_pipe(fd: &OwnedFd, owner: u32) -> Result<(), Refusal> {
+    let mode = rustix::fs::fstat(fd).step("kind of a standard stream")?.st_mode;
+    if rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::Fifo {
+        fchown(fd, Some(Uid::from_raw(owner)), None::<Gid>).step("owner of a standard stream")?;
+    }
+    Ok(())
+}
+
+/// The last steps: from the host's root, inside the container's mounts, to its program.
+fn become_program(
+    shared: &Shared<'_>,
+    user: &User,
+    security: &Security,
+    cwd: &str,
+    args: &[String],
+    env: &[(String, String)],
+    report: &mut Connection,
+) -> Result<Infallible, Refusal> {
+    identity::limit_resources()?;
+    identity::enter_user_namespace(shared.user)?;
+    // Nothing that was open before may be reached through /proc/self/fd from here on; the report moves to number 3.
+    keep_only(report)?;
+    identity::assume(user, security, shared.filter.as_deref())?;
+    program::change_directory(cwd)?;
+    tell(report, &Report::Executing, vec![])?;
+    program::execute(args, env)
+}
+
+fn keep_only(report: &mut Connection) -> Result<(), Refusal> {
+    let high = rustix::io::fcntl_dupfd_cloexec(report.socket(), 4).step("copy of the report channel")?;
+    // Number 3, whoever owned it: the stub drops nothing any more.
+    let mut third = ManuallyDrop::new(process::adopt(3));
+    rustix::io::dup3(&high, &mut third, rustix::io::DupFlags::CLOEXEC).step("move of the report channel")?;
+    let old = std::mem::replace(report, Connection::new(ManuallyDrop::into_inner(third)));
+    std::mem::forget((old, high));
+    process::close_from(4).step("closing of descriptors")
+}
+
+fn tell(report: &mut Connection, message: &Report, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+    report.send(message, fds).map_err(|error| Refusal::Failed {
+        operation: "telling the shim".into(),
+        message: error.to_string(),
+        errno: None,
+    })
+}
+
+fn fail(report: &mut Connection, refusal: Refusal) -> ! {
+    // Without the shim nobody is left to tell.
+    let _ = report.send(&Report::Failed { refusal }, vec![]);
+    process::exit_now(1)
+}

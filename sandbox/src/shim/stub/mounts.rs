@@ -1,0 +1,149 @@
+//! The mounts that every container has: /proc, /dev and what is in it, /sys, /sys/fs/cgroup.
+//!
+//! Each is made detached and attached on a directory opened without following any link: an image whose `/proc` is a
+//! link somewhere is refused (CVE-2019-19921, CVE-2023-27561).
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mkdirat, mknodat, symlinkat};
+use rustix::io::Errno;
+
+use super::report::Step;
+use crate::protocol::Refusal;
+use crate::sys::{mount, paths};
+
+/// The group `tty` in every distribution.
+const TTY_GROUP: u32 = 5;
+
+/// Device nodes: name, major, minor; mode 0666, owned by the container's root.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// Links of /dev; none to /proc/kcore.
+const LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+];
+
+/// How the container's view of its control groups is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CgroupView {
+    /// The unified hierarchy.
+    Unified,
+    /// These v1 hierarchies: each a directory's name, which is also its list of controllers.
+    Legacy(Vec<String>),
+}
+
+/// The mounts that later steps need.
+#[derive(Debug)]
+pub(crate) struct Defaults {
+    /// Root of /dev.
+    pub(crate) dev: OwnedFd,
+    /// Root of /dev/pts.
+    pub(crate) pts: OwnedFd,
+}
+
+/// Mounts them below `root`. `base` is the host's id of the container's root; `shm` the pod's shared memory.
+pub(crate) fn mount_defaults(
+    root: &OwnedFd,
+    base: u32,
+    shm: &OwnedFd,
+    cgroups: &CgroupView,
+) -> Result<Defaults, Refusal> {
+    let strict = mount::NOSUID | mount::NODEV | mount::NOEXEC;
+    let proc = mount::create("proc", &[], strict).step("mount of /proc")?;
+    attach(&proc, root, "proc", base)?;
+
+    let id = base.to_string();
+    let owner = [("uid", Some(id.as_str())), ("gid", Some(id.as_str()))];
+    let options = [&owner[..], &[("mode", Some("0755")), ("size", Some("65536k"))]].concat();
+    let dev = mount::create("tmpfs", &options, mount::NOSUID | libc::MOUNT_ATTR_STRICTATIME).step("mount of /dev")?;
+    attach(&dev, root, "dev", base)?;
+    populate_dev(&dev, base)?;
+
+    let group = (base + TTY_GROUP).to_string();
+    let options =
+        [("newinstance", None), ("ptmxmode", Some("0666")), ("mode", Some("0620")), ("gid", Some(group.as_str()))];
+    let pts = mount::create("devpts", &options, mount::NOSUID | mount::NOEXEC).step("mount of /dev/pts")?;
+    attach(&pts, &dev, "pts", base)?;
+    let shm = mount::clone_tree(shm, "", false).step("clone of the pod's shared memory")?;
+    attach(&shm, &dev, "shm", base)?;
+    match mount::create("mqueue", &[], strict) {
+        Ok(mqueue) => attach(&mqueue, &dev, "mqueue", base)?,
+        // A kernel without POSIX message queues.
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+        other => drop(other.step("mount of /dev/mqueue")?),
+    }
+
+    let sys = mount::create("sysfs", &[], strict | mount::RDONLY).step("mount of /sys")?;
+    attach(&sys, root, "sys", base)?;
+    mount_cgroups(&sys, base, cgroups)?;
+    Ok(Defaults { dev, pts })
+}
+
+fn mount_cgroups(sys: &OwnedFd, base: u32, view: &CgroupView) -> Result<(), Refusal> {
+    let attributes = mount::NOSUID | mount::NODEV | mount::NOEXEC | mount::RDONLY;
+    match view {
+        CgroupView::Unified => {
+            let unified = mount::create("cgroup2", &[], attributes).step("mount of /sys/fs/cgroup")?;
+            attach(&unified, sys, "fs/cgroup", base)
+        }
+        CgroupView::Legacy(hierarchies) => {
+            let writable = attributes & !mount::RDONLY;
+            let holder = mount::create("tmpfs", &[("mode", Some("0755")), ("size", Some("64k"))], writable)
+                .step("mount of /sys/fs/cgroup")?;
+            attach(&holder, sys, "fs/cgroup", base)?;
+            for hierarchy in hierarchies {
+                let controllers: Vec<_> = hierarchy.split(',').map(|name| (name, None)).collect();
+                let mounted = mount::create("cgroup", &controllers, attributes)
+                    .step(format!("mount of the {hierarchy} control groups"))?;
+                attach(&mounted, &holder, hierarchy, base)?;
+                if controllers.len() > 1 {
+                    for (name, _) in controllers {
+                        symlinkat(hierarchy.as_str(), &holder, name).step("link in /sys/fs/cgroup")?;
+                    }
+                }
+            }
+            mount::set(&holder, mount::RDONLY, false).step("read-only /sys/fs/cgroup")
+        }
+    }
+}
+
+/// Attaches on `name` below `directory`, made when missing, never through a link.
+fn attach(mounted: &OwnedFd, directory: &OwnedFd, name: &str, base: u32) -> Result<(), Refusal> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let target = match paths::open_plain(directory, name, flags) {
+        Err(Errno::NOENT) => {
+            mkdirat(directory, name, Mode::from_raw_mode(0o755)).step(format!("directory {name}"))?;
+            let (uid, gid) = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
+            chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).step(format!("owner of {name}"))?;
+            paths::open_plain(directory, name, flags).step(format!("open of {name}"))?
+        }
+        Err(Errno::LOOP | Errno::NOTDIR) => {
+            return Err(Refusal::Invalid {
+                message: format!("/{name} of the image is not a plain directory, so nothing can be mounted on it"),
+            });
+        }
+        other => other.step(format!("open of {name}"))?,
+    };
+    mount::attach(mounted, target).step(format!("mount on {name}"))
+}
+
+fn populate_dev(dev: &OwnedFd, base: u32) -> Result<(), Refusal> {
+    let (uid, gid) = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
+    for (name, major, minor) in DEVICES {
+        mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(major, minor))
+            .step(format!("device /dev/{name}"))?;
+        rustix::fs::chmodat(dev, name, Mode::from_raw_mode(0o666), AtFlags::empty())
+            .step(format!("mode of /dev/{name}"))?;
+        chownat(dev, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).step(format!("owner of /dev/{name}"))?;
+    }
+    for (to, name) in LINKS {
+        symlinkat(to, dev.as_fd(), name).step(format!("link /dev/{name}"))?;
+        chownat(dev, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).step(format!("owner of /dev/{name}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Volumes: detached clones, made by the agent's side, attached inside the container's root.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::fstatfs;
+
+use super::report::Step;
+use crate::protocol::Refusal;
+use crate::spec;
+use crate::sys::{mount, paths};
+
+/// File systems on which nothing may be mounted by a pod: what the container's programs trust (CVE-2025-52881).
+const KERNEL_FILE_SYSTEMS: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
+
+/// Attaches the volumes in their order; tells what was left out.
+pub(crate) fn mount_all(
+    root: &OwnedFd,
+    base: u32,
+    user: &OwnedFd,
+    volumes: &[spec::Mount],
+    sources: &[OwnedFd],
+) -> Result<Vec<String>, Refusal> {
+    let mut degraded = Vec::new();
+    for (volume, source) in volumes.iter().zip(sources) {
+        let destination = volume.destination.display();
+        if !volume.destination.is_absolute() || volume.destination == Path::new("/") {
+            return Err(Refusal::Invalid { message: format!("mount path {destination} is not an absolute path below /") });
+        }
+        if let Some(what) = prepare(volume, source, user)? {
+            degraded.push(what);
+        }
+        let kind = paths::kind_of(source).step(format!("kind of the volume for {destination}"))?;
+        let target = paths::target_in(root, &volume.destination, kind, base)
+            .step(format!("mount point {destination}"))?;
+        refuse_kernel_file_systems(&target, &volume.destination)?;
+        mount::attach(source, &target).step(format!("mount on {destination}"))?;
+    }
+    Ok(degraded)
+}
+
+fn prepare(volume: &spec::Mount, source: &OwnedFd, user: &OwnedFd) -> Result<Option<String>, Refusal> {
+    let destination = volume.destination.display();
+    let mut attributes = mount::NODEV | mount::NOSUID;
+    if volume.read_only {
+        attributes |= mount::RDONLY;
+    }
+    if volume.no_exec {
+        attributes |= mount::NOEXEC;
+    }
+    mount::make_private(source, true).step(format!("propagation of the volume for {destination}"))?;
+    if volume.idmap {
+        match mount::idmap(source, user, attributes) {
+            Ok(()) => return Ok(None),
+            // The file system cannot (tmpfs before Linux 6.3): owners appear as nobody, modes decide.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(Refusal::failed(format!("id mapping of the volume for {destination}"), &error)),
+        }
+    }
+    mount::set(source, attributes, true).step(format!("attributes of the volume for {destination}"))?;
+    Ok(volume.idmap.then(|| format!("owners in the volume on {destination} are not shifted: its file system cannot")))
+}
+
+fn refuse_kernel_file_systems(target: &OwnedFd, destination: &Path) -> Result<(), Refusal> {
+    let kind = fstatfs(target.as_fd()).step("file system of a mount point")?.f_type;
+    if KERNEL_FILE_SYSTEMS.contains(&kind) {
+        let message = format!("mount path {} leads into a file system of the kernel's", destination.display());
+        return Err(Refusal::Invalid { message });
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! `clone3` as a fork into namespaces and a cgroup.
+#![allow(unsafe_code)] // neither rustix nor nix has clone3
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::process::Pid;
+
+/// `CLONE_NEWNS`.
+pub const NEWNS: u64 = libc::CLONE_NEWNS as u64;
+/// `CLONE_NEWPID`.
+pub const NEWPID: u64 = libc::CLONE_NEWPID as u64;
+/// `CLONE_NEWUSER`.
+pub const NEWUSER: u64 = libc::CLONE_NEWUSER as u64;
+
+const CLONE_PIDFD: u64 = libc::CLONE_PIDFD as u64;
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// A child process.
+#[derive(Debug)]
+pub struct Child {
+    /// Its number in the caller's PID namespace.
+    pub pid: Pid,
+    /// Its descriptor.
+    pub pidfd: OwnedFd,
+}
+
+/// Forks a child with `flags` (namespaces), into `cgroup` (a v2 directory) where given, which runs `body` and exits
+/// with what it returns.
+///
+/// Only for single-threaded processes: the child has the memory of the parent as it is, and no other thread to unlock
+/// what was locked. The shim and the keeper are such; anything else gets [`io::ErrorKind::Unsupported`].
+pub fn fork_with(flags: u64, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> io::Result<Child> {
+    if !single_threaded() {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "fork from a process with several threads"));
+    }
+    let mut pidfd: RawFd = -1;
+    let mut args = libc::clone_args {
+        flags: flags | CLONE_PIDFD,
+        pidfd: std::ptr::from_mut(&mut pidfd) as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: `args` is a valid, zero-padded clone_args of the size passed, and `pidfd` outlives the call. Without
+    // CLONE_VM and with no stack given this is a fork: the child goes on here on its own copy of the stack. The process
+    // has one thread (checked above), so no lock is held by a thread that the child lacks.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // Never unwind into the parent's frames.
+            let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or(70);
+            // SAFETY: _exit takes any status, runs no handlers, and does not return.
+            unsafe { libc::_exit(code) }
+        }
+        pid => {
+            // SAFETY: CLONE_PIDFD made the kernel store a descriptor here that nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            let pid = pid.ok_or_else(|| io::Error::other("clone3 returned no process id"))?;
+            Ok(Child { pid, pidfd })
+        }
+    }
+}
+
+fn single_threaded() -> bool {
+    // `Threads:` needs /proc, which an almost empty mount namespace may lack; the link count of the task directory is
+    // the same number plus two. Where neither can be asked, the process is a shim before it has mounted /proc.
+    match rustix::fs::stat("/proc/self/task") {
+        Ok(stat) => stat.st_nlink == 3,
+        Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_is_refused() {
+        // The test harness itself has more than one.
+        let other = std::thread::spawn(std::thread::park);
+        assert_eq!(fork_with(0, None, || 0).unwrap_err().kind(), io::ErrorKind::Unsupported);
+        other.thread().unpark();
+        other.join().unwrap();
+    }
+}

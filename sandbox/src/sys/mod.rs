@@ -1,0 +1,18 @@
+//! The kernel calls that neither rustix nor nix offers safely, each behind a function that is safe to call, and the
+//! file-descriptor idioms built on them.
+//!
+//! * [`clone`]: `clone3` into new namespaces and a cgroup.
+//! * [`mount`]: the new mount API; mounts are made detached and attached by descriptor.
+//! * [`paths`]: opening and making paths inside a root that a hostile image or container controls.
+//! * [`filter`]: installing a seccomp filter without also setting `no_new_privs`.
+//! * [`link`]: bringing the loopback interface up.
+//! * [`process`]: descriptors and signals before `execve`.
+//! * [`clock`]: the two clocks of the contract.
+
+pub mod clock;
+pub mod clone;
+pub mod filter;
+pub mod link;
+pub mod mount;
+pub mod paths;
+pub mod process;

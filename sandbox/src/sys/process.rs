@@ -1,0 +1,65 @@
+//! What a process must undo of its parent before it becomes somebody else's program.
+#![allow(unsafe_code)] // close_range and signal dispositions have no safe wrapper
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// Closes every descriptor from `first` on. Whoever owned one of them must not use or drop it any more: only for a
+/// process that executes or exits next.
+pub fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: close_range takes three integers. Descriptors that Rust values own are closed behind their backs; the
+    // caller's contract is that none of them is used or dropped again.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0u32) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Default disposition for every signal, none blocked.
+pub fn reset_signals() -> io::Result<()> {
+    // SAFETY: sigset_t is plain data; sigemptyset initialises it before use, and SIG_DFL is always a valid disposition.
+    // KILL and STOP, and numbers that libc keeps for itself, answer EINVAL, which is of no consequence.
+    unsafe {
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        if libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Ends the process at once: no destructors, no handlers.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit takes any status, runs no handlers, and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Takes ownership of a descriptor number that this process was given or keeps for itself.
+///
+/// For the numbers that a shim inherits (3, 4 …) and for a stub on its way to `execve`: nothing else owns them there. A
+/// number that is not open answers `EBADF` at its first use.
+pub(crate) fn adopt(number: i32) -> OwnedFd {
+    // SAFETY: the caller is the only owner by the contract above, and no negative number is ever passed.
+    unsafe { OwnedFd::from_raw_fd(number.max(3)) }
+}
+
+/// A real-time signal by its number; `None` outside their range.
+pub(crate) fn real_time_signal(number: i32) -> Option<rustix::process::Signal> {
+    if !(libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number) {
+        return None;
+    }
+    // SAFETY: the number is one of the real-time signals that libc leaves to programs (checked above).
+    Some(unsafe { rustix::process::Signal::from_raw_unchecked(number) })
+}
+
+/// Sleeps until a child changes state.
+pub(crate) fn wait_for_child() {
+    let mut mask = nix::sys::signal::SigSet::empty();
+    mask.add(nix::sys::signal::Signal::SIGCHLD);
+    // Blocked first, so that a signal between the caller's last look and the wait is not lost for ever.
+    if mask.thread_block().is_ok() {
+        let _ = mask.wait();
+    }
+}
