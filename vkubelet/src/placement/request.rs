@@ -1,0 +1,224 @@
+//! What a pod asks for, counted as the Kubernetes scheduler counts it.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::quantity::{self, QuantityError};
+
+/// The RuntimeClass that asks for the microVM sandbox.
+pub const MICROVM_RUNTIME_CLASS: &str = "nodeless-vm";
+
+/// What one pod needs of a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Thousandths of a processor.
+    pub milli_cpu: u64,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// `amd64`, `arm64`; `None`: any.
+    pub architecture: Option<String>,
+    /// `namespace` or `microvm`.
+    pub sandbox_kind: String,
+    /// The images of its containers, canonical.
+    pub images: Vec<String>,
+}
+
+/// A request that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("read {field}")]
+pub struct RequestError {
+    field: String,
+    #[source]
+    source: QuantityError,
+}
+
+type Resources = (u64, u64);
+
+impl Request {
+    /// Sums up a pod: max(containers + sidecars, each init container with the sidecars before it), or the pod-level
+    /// requests where given, plus overhead.
+    pub fn of(pod: &Pod) -> Result<Self, RequestError> {
+        let Some(spec) = &pod.spec else { return Ok(Self::default()) };
+        let (milli_cpu, memory_bytes) = resources(spec)?;
+        let architecture = spec.node_selector.as_ref().and_then(|s| s.get("kubernetes.io/arch")).cloned();
+        let microvm = spec.runtime_class_name.as_deref() == Some(MICROVM_RUNTIME_CLASS);
+        let init = spec.init_containers.iter().flatten();
+        let mut images: Vec<String> = spec
+            .containers
+            .iter()
+            .chain(init)
+            .filter_map(|c| c.image.as_deref())
+            .map(canonical_image)
+            .collect();
+        images.sort();
+        images.dedup();
+        Ok(Self {
+            milli_cpu,
+            memory_bytes,
+            architecture,
+            sandbox_kind: if microvm { "microvm" } else { "namespace" }.to_owned(),
+            images,
+        })
+    }
+}
+
+fn resources(spec: &PodSpec) -> Result<Resources, RequestError> {
+    let mut sum = (0, 0);
+    for (i, container) in spec.containers.iter().enumerate() {
+        sum = add(sum, of_container(container, &format!("spec.containers[{i}]"))?);
+    }
+    let mut sidecars = (0, 0);
+    let mut peak = (0, 0);
+    for (i, container) in spec.init_containers.iter().flatten().enumerate() {
+        let own = of_container(container, &format!("spec.initContainers[{i}]"))?;
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars = add(sidecars, own);
+            peak = max(peak, sidecars);
+        } else {
+            peak = max(peak, add(sidecars, own));
+        }
+    }
+    let mut total = max(add(sum, sidecars), peak);
+    if let Some(pod_level) = &spec.resources {
+        let cpu = amount(pod_level, "cpu", "spec.resources")?;
+        let memory = amount(pod_level, "memory", "spec.resources")?;
+        total = (cpu.unwrap_or(total.0), memory.unwrap_or(total.1));
+    }
+    if let Some(overhead) = &spec.overhead {
+        let cpu = read(overhead, "cpu", "spec.overhead")?.unwrap_or(0);
+        let memory = read(overhead, "memory", "spec.overhead")?.unwrap_or(0);
+        total = add(total, (cpu, memory));
+    }
+    Ok(total)
+}
+
+fn of_container(container: &Container, path: &str) -> Result<Resources, RequestError> {
+    let Some(resources) = &container.resources else { return Ok((0, 0)) };
+    let path = format!("{path}.resources");
+    let cpu = amount(resources, "cpu", &path)?.unwrap_or(0);
+    let memory = amount(resources, "memory", &path)?.unwrap_or(0);
+    Ok((cpu, memory))
+}
+
+/// The request; a limit without a request is the request, as the API server defaults it.
+fn amount(resources: &ResourceRequirements, name: &str, path: &str) -> Result<Option<u64>, RequestError> {
+    let requests = match &resources.requests {
+        Some(map) => read(map, name, &format!("{path}.requests"))?,
+        None => None,
+    };
+    match (requests, &resources.limits) {
+        (Some(value), _) => Ok(Some(value)),
+        (None, Some(limits)) => read(limits, name, &format!("{path}.limits")),
+        (None, None) => Ok(None),
+    }
+}
+
+fn read(map: &BTreeMap<String, Quantity>, name: &str, path: &str) -> Result<Option<u64>, RequestError> {
+    let Some(Quantity(text)) = map.get(name) else { return Ok(None) };
+    let value = if name == "cpu" { quantity::milli(text) } else { quantity::whole(text) };
+    value.map(Some).map_err(|source| RequestError { field: format!("{path}.{name}"), source })
+}
+
+fn add(a: Resources, b: Resources) -> Resources {
+    (a.0.saturating_add(b.0), a.1.saturating_add(b.1))
+}
+
+fn max(a: Resources, b: Resources) -> Resources {
+    (a.0.max(b.0), a.1.max(b.1))
+}
+
+/// An image name as hosts report it: `busybox` is `docker.io/library/busybox:latest`. Names of other transports
+/// (`oci-layout:DIR`) stay as they are.
+#[must_use]
+pub fn canonical_image(name: &str) -> String {
+    if name.starts_with("oci-layout:") || name.starts_with("docker-archive:") {
+        return name.to_owned();
+    }
+    let first = name.split('/').next().unwrap_or_default();
+    let has_registry =
+        name.contains('/') && (first.contains('.') || first.contains(':') || first == "localhost");
+    let full = match (has_registry, name.contains('/')) {
+        (true, _) => name.to_owned(),
+        (false, true) => format!("docker.io/{name}"),
+        (false, false) => format!("docker.io/library/{name}"),
+    };
+    let last = full.rsplit('/').next().unwrap_or_default();
+    if last.contains(':') || last.contains('@') { full } else { format!("{full}:latest") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(spec: serde_json::Value) -> Result<Request, RequestError> {
+        Request::of(&serde_json::from_value(serde_json::json!({"spec": spec})).unwrap())
+    }
+
+    fn c(name: &str, cpu: &str, memory: &str) -> serde_json::Value {
+        serde_json::json!({"name": name, "image": "busybox", "resources": {"requests": {"cpu": cpu, "memory": memory}}})
+    }
+
+    #[test]
+    fn containers_add_up_and_init_containers_count_by_their_peak() {
+        let r = request(serde_json::json!({
+            "containers": [c("a", "100m", "64Mi"), c("b", "200m", "64Mi")],
+            "initContainers": [c("i", "1", "32Mi")],
+        }))
+        .unwrap();
+        assert_eq!((r.milli_cpu, r.memory_bytes), (1000, 128 << 20));
+    }
+
+    #[test]
+    fn a_sidecar_counts_beside_the_containers_and_later_init_containers() {
+        let mut sidecar = c("s", "300m", "10Mi");
+        sidecar["restartPolicy"] = "Always".into();
+        let r = request(serde_json::json!({
+            "containers": [c("a", "100m", "5Mi")],
+            "initContainers": [sidecar, c("i", "200m", "20Mi")],
+        }))
+        .unwrap();
+        assert_eq!((r.milli_cpu, r.memory_bytes), (500, 30 << 20));
+    }
+
+    #[test]
+    fn a_limit_without_a_request_is_the_request() {
+        let r = request(serde_json::json!({
+            "containers": [{"name": "a", "resources": {"limits": {"cpu": "2", "memory": "1Gi"}}}],
+        }))
+        .unwrap();
+        assert_eq!((r.milli_cpu, r.memory_bytes), (2000, 1 << 30));
+    }
+
+    #[test]
+    fn pod_level_requests_and_overhead_count() {
+        let r = request(serde_json::json!({
+            "containers": [c("a", "100m", "5Mi")],
+            "resources": {"requests": {"cpu": "1"}},
+            "overhead": {"memory": "64Mi"},
+        }))
+        .unwrap();
+        assert_eq!((r.milli_cpu, r.memory_bytes), (1000, 69 << 20));
+    }
+
+    #[test]
+    fn a_bad_quantity_names_its_field() {
+        let error = request(serde_json::json!({"containers": [c("a", "lots", "5Mi")]})).unwrap_err();
+        assert_eq!(error.to_string(), "read spec.containers[0].resources.requests.cpu");
+    }
+
+    #[test]
+    fn images_are_named_in_full() {
+        let rows = [
+            ("busybox", "docker.io/library/busybox:latest"),
+            ("me/app:1", "docker.io/me/app:1"),
+            ("localhost:5000/app", "localhost:5000/app:latest"),
+            ("quay.io/a/b@sha256:00", "quay.io/a/b@sha256:00"),
+            ("oci-layout:/x", "oci-layout:/x"),
+        ];
+        for (name, want) in rows {
+            assert_eq!(canonical_image(name), want);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Who holds what on which host. Choosing and reserving is one step under one lock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::choose::{Amounts, HostView, Unfit, choose};
+use super::request::Request;
+
+/// The hosts that are known, and the pods placed on them.
+#[derive(Debug)]
+pub struct Reservations {
+    state: Mutex<State>,
+    /// Grows whenever room may have appeared: waiting pods then try again.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    hosts: BTreeMap<String, HostView>,
+    pods: HashMap<String, (String, Amounts)>,
+}
+
+impl Default for Reservations {
+    fn default() -> Self {
+        Self { state: Mutex::default(), changed: watch::channel(0).0 }
+    }
+}
+
+impl Reservations {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A host's newest state. `view.used` is what the host itself reports.
+    pub fn host(&self, view: HostView) {
+        self.state().hosts.insert(view.id.clone(), view);
+        self.tell();
+    }
+
+    /// The host does not answer any more. What is placed there stays placed there.
+    pub fn host_lost(&self, id: &str) {
+        if let Some(host) = self.state().hosts.get_mut(id) {
+            host.ready = false;
+        }
+    }
+
+    /// The host was taken out of the node for good.
+    pub fn host_removed(&self, id: &str) {
+        self.state().hosts.remove(id);
+    }
+
+    /// A pod is on a host already: a durable placement that was read.
+    pub fn hold(&self, uid: &str, host: &str, request: &Request) {
+        self.state().pods.insert(uid.to_owned(), (host.to_owned(), amounts(request)));
+    }
+
+    /// Picks a host and reserves room there.
+    pub fn place(&self, uid: &str, request: &Request) -> Result<String, Unfit> {
+        let mut state = self.state();
+        if let Some((host, _)) = state.pods.get(uid) {
+            return Ok(host.clone());
+        }
+        let views: Vec<HostView> = state.hosts.values().map(|host| with_reserved(host, &state.pods)).collect();
+        let host = choose(uid, request, &views)?.id.clone();
+        state.pods.insert(uid.to_owned(), (host.clone(), amounts(request)));
+        Ok(host)
+    }
+
+    /// The pod holds nothing any more.
+    pub fn release(&self, uid: &str) {
+        if self.state().pods.remove(uid).is_some() {
+            self.tell();
+        }
+    }
+
+    /// Wakes when room may have appeared.
+    #[must_use]
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Every host with what is held there: for people.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<HostView> {
+        let state = self.state();
+        state.hosts.values().map(|host| with_reserved(host, &state.pods)).collect()
+    }
+
+    fn tell(&self) {
+        self.changed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+}
+
+fn amounts(request: &Request) -> Amounts {
+    Amounts { milli_cpu: request.milli_cpu, memory_bytes: request.memory_bytes, pods: 1 }
+}
+
+fn with_reserved(host: &HostView, pods: &HashMap<String, (String, Amounts)>) -> HostView {
+    let mut reserved = Amounts::default();
+    for (_, held) in pods.values().filter(|(on, _)| *on == host.id) {
+        reserved.milli_cpu = reserved.milli_cpu.saturating_add(held.milli_cpu);
+        reserved.memory_bytes = reserved.memory_bytes.saturating_add(held.memory_bytes);
+        reserved.pods = reserved.pods.saturating_add(held.pods);
+    }
+    let mut view = host.clone();
+    view.used.milli_cpu = view.used.milli_cpu.max(reserved.milli_cpu);
+    view.used.memory_bytes = view.used.memory_bytes.max(reserved.memory_bytes);
+    view.used.pods = view.used.pods.max(reserved.pods);
+    view
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(id: &str, cpu: u64) -> HostView {
+        HostView {
+            id: id.to_owned(),
+            ready: true,
+            capacity: Amounts { milli_cpu: cpu, memory_bytes: 1 << 30, pods: 10 },
+            sandbox_kinds: ["namespace".to_owned()].into(),
+            ..HostView::default()
+        }
+    }
+
+    fn request(cpu: u64) -> Request {
+        Request { milli_cpu: cpu, sandbox_kind: "namespace".to_owned(), ..Request::default() }
+    }
+
+    #[test]
+    fn two_pods_never_count_on_the_same_room() {
+        let table = Reservations::default();
+        table.host(host("a", 1000));
+        assert_eq!(table.place("p", &request(600)).unwrap(), "a");
+        assert!(table.place("q", &request(600)).is_err());
+        table.release("p");
+        assert_eq!(table.place("q", &request(600)).unwrap(), "a");
+    }
+
+    #[test]
+    fn a_placed_pod_stays() {
+        let table = Reservations::default();
+        table.host(host("a", 1000));
+        table.place("p", &request(600)).unwrap();
+        table.host_lost("a");
+        table.host(host("b", 9000));
+        assert_eq!(table.place("p", &request(600)).unwrap(), "a");
+    }
+
+    #[test]
+    fn released_room_wakes_those_who_wait() {
+        let table = Reservations::default();
+        table.host(host("a", 1000));
+        table.place("p", &request(600)).unwrap();
+        let mut changed = table.changed();
+        changed.mark_unchanged();
+        table.release("p");
+        assert!(changed.has_changed().unwrap());
+    }
+}
