@@ -101,8 +101,8 @@ pub struct Held {
 pub struct Used {
     /// CPU time in nanoseconds.
     pub cpu_ns: u64,
-    /// Integral of memory in use over time, in byte-milliseconds.
-    pub memory_byte_ms: u64,
+    /// Integral of memory in use over time, in KiB-seconds (64 bits last 8,000 years at 64 GiB).
+    pub memory_kib_s: u64,
     /// Bytes received.
     pub network_rx_bytes: u64,
     /// Bytes sent.

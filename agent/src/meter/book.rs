@@ -73,7 +73,7 @@ impl Book {
             let entry = Entry {
                 started: Instant { boottime_ns: record.start_boottime_ns, wall_ns: record.start_wall_ns },
                 proven: record.boottime_ns,
-                integral: Integral { used: record.used.clone(), last: None },
+                integral: Integral::resume(record.used.clone()),
                 stage: Stage::Orphan,
                 interval: Interval {
                     pod_uid: record.pod_uid,
@@ -222,8 +222,8 @@ impl Book {
             interval: entry.interval.clone(),
             started: entry.started,
             duration_ns: now.boottime_ns.saturating_sub(entry.started.boottime_ns),
-            used: entry.integral.used.clone(),
-            memory_bytes: entry.integral.last.map_or(0, |(bytes, _)| bytes),
+            used: entry.integral.used().clone(),
+            memory_bytes: entry.integral.memory_bytes(),
         };
         LiveView { boot_id: self.boot_id.clone(), now, intervals: held.map(live).collect() }
     }
@@ -255,7 +255,7 @@ impl Book {
             boottime_ns: at.boottime_ns,
             wall_ns: at.wall_ns,
             held: interval.held.clone(),
-            used: if kind == Kind::Start { Used::default() } else { entry.integral.used.clone() },
+            used: if kind == Kind::Start { Used::default() } else { entry.integral.used().clone() },
             sandbox_kind: interval.sandbox_kind.clone(),
             price_class: interval.price_class.clone(),
             images: interval.images.clone(),

@@ -25,15 +25,25 @@ pub trait UsedProvider: Debug + Send + Sync {
     async fn used(&self, sandbox_id: &str) -> Option<UsedNow>;
 }
 
+/// Bytes times milliseconds in one KiB-second.
+const BYTE_MS_PER_KIB_S: u128 = 1024 * 1000;
+
 /// Counters never go back, and memory is integrated over time (trapezoids between two looks).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Integral {
-    pub(super) used: Used,
+    used: Used,
+    byte_ms: u128,
     /// Memory at the last look and its CLOCK_BOOTTIME in nanoseconds.
-    pub(super) last: Option<(u64, u64)>,
+    last: Option<(u64, u64)>,
 }
 
 impl Integral {
+    /// Goes on from what a record says.
+    pub(super) fn resume(used: Used) -> Self {
+        let byte_ms = u128::from(used.memory_kib_s) * BYTE_MS_PER_KIB_S;
+        Self { used, byte_ms, last: None }
+    }
+
     /// Takes a look at `boottime_ns`; `since` is when the integral before it was taken, if no look is remembered.
     pub(super) fn look(&mut self, now: UsedNow, boottime_ns: u64, since: u64) {
         let used = &mut self.used;
@@ -44,9 +54,45 @@ impl Integral {
         if boottime_ns < from {
             return;
         }
-        let average = u128::from(before) / 2 + u128::from(now.memory_bytes) / 2;
-        let byte_ms = average * u128::from(boottime_ns - from) / 1_000_000;
-        used.memory_byte_ms = used.memory_byte_ms.saturating_add(u64::try_from(byte_ms).unwrap_or(u64::MAX));
+        let twice = (u128::from(before) + u128::from(now.memory_bytes)) * u128::from(boottime_ns - from);
+        self.byte_ms = self.byte_ms.saturating_add(twice / 2_000_000);
+        used.memory_kib_s = u64::try_from(self.byte_ms / BYTE_MS_PER_KIB_S).unwrap_or(u64::MAX);
         self.last = Some((now.memory_bytes, boottime_ns));
+    }
+
+    pub(super) fn used(&self) -> &Used {
+        &self.used
+    }
+
+    /// Memory at the last look, in bytes; 0 before the first.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.last.map_or(0, |(bytes, _)| bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(bytes: u64) -> UsedNow {
+        UsedNow { memory_bytes: bytes, ..UsedNow::default() }
+    }
+
+    #[test]
+    fn memory_is_integrated_between_looks() {
+        let mut integral = Integral::default();
+        integral.look(memory(10 << 20), 2_000_000_000, 0);
+        assert_eq!(integral.used().memory_kib_s, 2 * 10 * 1024);
+        integral.look(memory(20 << 20), 4_000_000_000, 0);
+        assert_eq!(integral.used().memory_kib_s, 2 * 10 * 1024 + 2 * 15 * 1024);
+        assert_eq!(Integral::resume(integral.used().clone()).used(), integral.used());
+    }
+
+    #[test]
+    fn counters_never_go_back() {
+        let mut integral = Integral::default();
+        integral.look(UsedNow { cpu_ns: 5, ..UsedNow::default() }, 1, 0);
+        integral.look(UsedNow { cpu_ns: 3, ..UsedNow::default() }, 2, 0);
+        assert_eq!(integral.used().cpu_ns, 5);
     }
 }
