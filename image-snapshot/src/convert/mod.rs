@@ -12,6 +12,8 @@
 mod emit;
 mod error;
 mod journal;
+#[cfg(test)]
+mod judges;
 mod limits;
 mod path;
 mod pax;
