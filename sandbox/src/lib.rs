@@ -17,6 +17,7 @@
 
 pub mod cgroup;
 pub mod contract;
+pub mod namespace;
 pub mod protocol;
 pub mod shim;
 pub mod seccomp;

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -48,6 +48,12 @@ pub struct Connection {
     decoder: Decoder,
     outgoing: VecDeque<Outgoing>,
     backlog: usize,
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
 }
 
 impl Connection {
@@ -173,7 +179,6 @@ fn send_some(socket: BorrowedFd<'_>, frame: &mut Outgoing) -> Result<usize, Errn
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;

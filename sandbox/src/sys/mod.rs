@@ -7,6 +7,7 @@
 //! * [`filter`]: installing a seccomp filter without also setting `no_new_privs`.
 //! * [`link`]: bringing the loopback interface up.
 //! * [`process`]: descriptors and signals before `execve`.
+//! * `watch`: descriptors for tokio.
 //! * [`clock`]: the two clocks of the contract.
 
 pub mod clock;
@@ -16,3 +17,4 @@ pub mod link;
 pub mod mount;
 pub mod paths;
 pub mod process;
+pub(crate) mod watch;

@@ -1,0 +1,296 @@
+//! An asynchronous caller of a keeper or a shim: one connection, one task that owns it.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{Interest, Ready};
+use tokio::io::unix::{AsyncFd, AsyncFdReadyMutGuard};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::contract::{Exit, SandboxError, SandboxEvent};
+use crate::protocol::shim::{FromShim, Notice};
+use crate::sys::watch;
+use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, keeper, shim};
+
+/// What a connection carries.
+pub(crate) trait Wire: Send + 'static {
+    /// Asked.
+    type Request: Serialize + Send + Sync;
+    /// Answered.
+    type Reply: Send;
+    /// Received.
+    type Incoming: DeserializeOwned + Send;
+    /// Tells answers and notices apart.
+    fn sort(incoming: Self::Incoming) -> Incoming<Self::Reply>;
+    /// The number of the exec that a reply has begun.
+    fn begun_exec(_reply: &Self::Reply) -> Option<u64> {
+        None
+    }
+}
+
+/// Something received.
+pub(crate) enum Incoming<R> {
+    Answer(Answer<R>),
+    Event(SandboxEvent),
+    ExecExited(u64, Exit),
+}
+
+/// A shim's connection.
+#[derive(Debug)]
+pub(crate) struct ShimWire;
+
+impl Wire for ShimWire {
+    type Request = shim::Request;
+    type Reply = shim::Reply;
+    type Incoming = FromShim;
+
+    fn sort(incoming: FromShim) -> Incoming<shim::Reply> {
+        match incoming {
+            FromShim::Answer(answer) => Incoming::Answer(answer),
+            FromShim::Notice(Notice::Event(event)) => Incoming::Event(event),
+            FromShim::Notice(Notice::ExecExited { exec, exit }) => Incoming::ExecExited(exec, exit),
+        }
+    }
+
+    fn begun_exec(reply: &shim::Reply) -> Option<u64> {
+        match reply {
+            shim::Reply::ExecStarted { exec, .. } => Some(*exec),
+            _ => None,
+        }
+    }
+}
+
+/// The keeper's connection.
+#[derive(Debug)]
+pub(crate) struct KeeperWire;
+
+impl Wire for KeeperWire {
+    type Request = keeper::Request;
+    type Reply = keeper::Reply;
+    type Incoming = Answer<keeper::Reply>;
+
+    fn sort(incoming: Self::Incoming) -> Incoming<keeper::Reply> {
+        Incoming::Answer(incoming)
+    }
+}
+
+/// An answer with what came along.
+#[derive(Debug)]
+pub(crate) struct Delivered<R> {
+    pub(crate) reply: R,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Of a begun exec: its end, when it comes.
+    pub(crate) exit: Option<oneshot::Receiver<Exit>>,
+}
+
+struct Question<W: Wire> {
+    request: W::Request,
+    fds: Vec<OwnedFd>,
+    answer: oneshot::Sender<Result<Delivered<W::Reply>, SandboxError>>,
+}
+
+/// Calls a keeper or a shim. Clones share the connection.
+#[derive(Debug)]
+pub(crate) struct Client<W: Wire> {
+    questions: mpsc::Sender<Question<W>>,
+}
+
+impl<W: Wire> Clone for Client<W> {
+    fn clone(&self) -> Self {
+        Self { questions: self.questions.clone() }
+    }
+}
+
+/// Connects to the socket `name` in the directory at `path` (which may be longer than a socket address).
+pub(crate) fn connect_in(path: &Path, name: &str) -> io::Result<Connection> {
+    let directory = super::layout::open_directory(path)?;
+    let address = super::socket_address(&directory, name)?;
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &address)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    Ok(Connection::new(socket))
+}
+
+impl<W: Wire> Client<W> {
+    /// Takes a connection over. Events go to `events`, for a connection that will subscribe.
+    pub(crate) fn new(connection: Connection, events: Option<mpsc::Sender<SandboxEvent>>) -> io::Result<Self> {
+        let connection = watch::connection(connection)?;
+        let (questions, asked) = mpsc::channel(64);
+        let task = Task::<W> { connection, asked, waiting: HashMap::new(), execs: HashMap::new(), events, next: 1 };
+        tokio::spawn(task.run());
+        Ok(Self { questions })
+    }
+
+    /// The connection has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.questions.is_closed()
+    }
+
+    /// Waits for the connection's end.
+    pub(crate) async fn closed(&self) {
+        self.questions.closed().await;
+    }
+
+    /// Asks.
+    pub(crate) async fn call(
+        &self,
+        operation: &str,
+        request: W::Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Delivered<W::Reply>, SandboxError> {
+        let gone = || SandboxError::Unavailable {
+            operation: operation.to_owned(),
+            source: io::Error::new(io::ErrorKind::ConnectionReset, "the connection has ended"),
+        };
+        let (answer, answered) = oneshot::channel();
+        self.questions.send(Question { request, fds, answer }).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+struct Task<W: Wire> {
+    connection: AsyncFd<Connection>,
+    asked: mpsc::Receiver<Question<W>>,
+    waiting: HashMap<u64, oneshot::Sender<Result<Delivered<W::Reply>, SandboxError>>>,
+    execs: HashMap<u64, oneshot::Sender<Exit>>,
+    events: Option<mpsc::Sender<SandboxEvent>>,
+    next: u64,
+}
+
+impl<W: Wire> Task<W> {
+    /// Ends with the connection or with the last client that could ask or wait.
+    async fn run(mut self) {
+        if let Err(error) = self.serve().await {
+            tracing::debug!(error = %error, "connection to a keeper or shim has ended");
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), ProtocolError> {
+        loop {
+            let interest = self.interest();
+            let idle = self.execs.is_empty() && self.events.is_none();
+            tokio::select! {
+                question = self.asked.recv() => match question {
+                    Some(question) => self.ask(question)?,
+                    None if idle => return Ok(()),
+                    // Nobody can ask any more, but ends or events are waited for.
+                    None => return self.only_listen().await,
+                },
+                guard = self.connection.ready_mut(interest) => {
+                    let open = transfer(&mut guard?)?;
+                    self.take_in().await?;
+                    if !open {
+                        return Err(ProtocolError::Closed);
+                    }
+                }
+            }
+        }
+    }
+
+    fn interest(&self) -> Interest {
+        if self.connection.get_ref().wants_write() {
+            Interest::READABLE | Interest::WRITABLE
+        } else {
+            Interest::READABLE
+        }
+    }
+
+    async fn only_listen(&mut self) -> Result<(), ProtocolError> {
+        loop {
+            let interest = self.interest();
+            let receiver_gone = self.events.clone();
+            self.execs.retain(|_, waiter| !waiter.is_closed());
+            if self.execs.is_empty() && receiver_gone.is_none() {
+                return Ok(());
+            }
+            let gone = async {
+                match receiver_gone {
+                    Some(events) => events.closed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = gone => return Ok(()),
+                guard = self.connection.ready_mut(interest) => {
+                    let open = transfer(&mut guard?)?;
+                    self.take_in().await?;
+                    if !open {
+                        return Err(ProtocolError::Closed);
+                    }
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, question: Question<W>) -> Result<(), ProtocolError> {
+        let id = self.next;
+        self.next += 1;
+        let connection = self.connection.get_mut();
+        match connection.queue(&Call { id, body: question.request }, question.fds) {
+            Ok(()) => {}
+            Err(error) => {
+                let message = error.to_string();
+                let _ = question.answer.send(Err(SandboxError::Invalid { message }));
+                return Ok(());
+            }
+        }
+        self.waiting.insert(id, question.answer);
+        connection.flush().map(drop)
+    }
+
+    async fn take_in(&mut self) -> Result<(), ProtocolError> {
+        while let Some((incoming, fds)) = self.connection.get_mut().next_message::<W::Incoming>()? {
+            match W::sort(incoming) {
+                Incoming::Answer(answer) => self.deliver(answer, fds),
+                Incoming::ExecExited(exec, exit) => {
+                    if let Some(waiter) = self.execs.remove(&exec) {
+                        let _ = waiter.send(exit);
+                    }
+                }
+                Incoming::Event(event) => {
+                    if let Some(events) = &self.events
+                        && events.send(event).await.is_err()
+                    {
+                        return Err(ProtocolError::Closed);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, answer: Answer<W::Reply>, fds: Vec<OwnedFd>) {
+        let Some(waiter) = self.waiting.remove(&answer.id) else { return };
+        let delivered = answer.result.map_err(SandboxError::from).map(|reply| {
+            let exit = W::begun_exec(&reply).map(|exec| {
+                let (told, exit) = oneshot::channel();
+                self.execs.insert(exec, told);
+                exit
+            });
+            Delivered { reply, fds, exit }
+        });
+        let _ = waiter.send(delivered);
+    }
+}
+
+/// Reads and writes what the socket is ready for; false when the other side has closed.
+fn transfer(guard: &mut AsyncFdReadyMutGuard<'_, Connection>) -> Result<bool, ProtocolError> {
+    let ready = guard.ready();
+    if ready.is_writable() && !guard.get_inner_mut().flush()? {
+        guard.clear_ready_matching(Ready::WRITABLE);
+    }
+    if ready.is_readable() {
+        match guard.get_inner_mut().fill()? {
+            Fill::Data => {}
+            Fill::WouldBlock => guard.clear_ready_matching(Ready::READABLE),
+            Fill::Closed => return Ok(false),
+        }
+    }
+    Ok(true)
+}

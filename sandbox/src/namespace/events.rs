@@ -1,0 +1,88 @@
+//! A sandbox's events: the shim's, and what is left of them when it is dead.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::client::{Client, ShimWire, connect_in};
+use super::layout::Slot;
+use super::slots::hello;
+use super::{Inner, SHIM_SOCKET};
+use crate::contract::{SandboxError, SandboxEvent};
+use crate::protocol::shim::Request;
+use crate::shim::history;
+use crate::spec::SandboxId;
+use crate::sys::clock;
+
+/// Events that may wait for a slow reader.
+const BUFFER: usize = 256;
+
+impl Inner {
+    /// All events from the beginning; ends with `Lost` when the shim is dead, without when the sandbox is destroyed.
+    pub(crate) fn subscribe(self: &Arc<Self>, id: SandboxId, slot: Slot) -> mpsc::Receiver<SandboxEvent> {
+        let (events, receiver) = mpsc::channel(BUFFER);
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut told = 0;
+            loop {
+                let went_on = inner.follow(&id, &events, &mut told).await;
+                if events.is_closed() || !inner.exists_as(&id, &slot) {
+                    return;
+                }
+                if went_on.is_err() {
+                    return inner.bury(&slot, &events, told).await;
+                }
+            }
+        });
+        receiver
+    }
+
+    /// Follows one connection to its end, passing over what was told already.
+    async fn follow(
+        &self,
+        id: &SandboxId,
+        events: &mpsc::Sender<SandboxEvent>,
+        told: &mut usize,
+    ) -> Result<(), SandboxError> {
+        let unavailable = |source| SandboxError::Unavailable { operation: "connection to a shim".to_owned(), source };
+        let connection = connect_in(&self.layout.sandbox(id), SHIM_SOCKET).map_err(unavailable)?;
+        let (sender, mut received) = mpsc::channel(BUFFER);
+        let client: Client<ShimWire> = Client::new(connection, Some(sender)).map_err(unavailable)?;
+        hello(&client).await?;
+        client.call("subscription to a shim", Request::Subscribe, vec![]).await?;
+        let mut index = 0;
+        loop {
+            tokio::select! {
+                event = received.recv() => match event {
+                    None => return Ok(()),
+                    Some(event) => {
+                        index += 1;
+                        if index > *told {
+                            *told = index;
+                            if events.send(event).await.is_err() {
+                                return Ok(());
+                            }
+                        }
+                    }
+                },
+                () = events.closed() => return Ok(()),
+            }
+        }
+    }
+
+    /// The shim is dead: its record is told to the end, then that it is lost.
+    async fn bury(&self, slot: &Slot, events: &mpsc::Sender<SandboxEvent>, told: usize) {
+        let path = self.layout.state_of(slot).join(history::FILE);
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        for event in history::parse(&text).into_iter().skip(told) {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+        let _ = events.send(SandboxEvent::Lost { boottime_ns: clock::boottime_ns() }).await;
+    }
+
+    fn exists_as(&self, id: &SandboxId, slot: &Slot) -> bool {
+        self.layout.slot(id).is_ok_and(|found| found.as_ref() == Some(slot))
+    }
+}

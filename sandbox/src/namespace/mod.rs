@@ -1,0 +1,308 @@
+//! Namespace sandboxes: the agent's side of them.
+//!
+//! ```text
+//!  NamespaceSandboxes ── keeper.rs ──> keeper: layer clones, new shims
+//!        │   └── slots.rs: warm pool, making and clearing; layout.rs: what is written down
+//!        └────── client.rs ──> shims: everything about one sandbox; events.rs, exec.rs: what comes back
+//! ```
+//!
+//! It opens what a container is made of on the host ([`sources`]) and hands descriptors on; it mounts nothing itself and
+//! never forks. All it knows that matters after its own death is in the run directory and in the shims.
+
+mod client;
+mod events;
+mod exec;
+mod keeper;
+mod layout;
+mod slots;
+mod sources;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rustix::net::SocketAddrUnix;
+use tokio::sync::{Mutex, mpsc};
+
+use self::client::{Client, Delivered, ShimWire};
+use self::keeper::{Keeper, unexpected};
+use self::layout::Layout;
+use self::slots::{Pool, blocking, cgroup_failed, greet, io_failed};
+use crate::cgroup::Tree;
+use crate::contract::{
+    ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
+};
+use crate::protocol::shim::{Reply, Request, StartFds};
+use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxId, SandboxSpec};
+
+/// A shim's socket in its sandbox's directory.
+const SHIM_SOCKET: &str = "shim.sock";
+
+/// How the backend is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Directory for sockets and records; on a file system that a reboot empties (`/run/…`).
+    pub run_dir: PathBuf,
+    /// Directory for the shims' event records.
+    pub state_dir: PathBuf,
+    /// The `nodeless-shim` program.
+    pub shim_program: PathBuf,
+    /// Cgroup under which all pods live, relative to the hierarchies' roots (`nodeless`).
+    pub cgroup_parent: String,
+    /// Warm sandboxes to keep.
+    pub pool_size: usize,
+}
+
+/// The namespace backend.
+#[derive(Debug, Clone)]
+pub struct NamespaceSandboxes {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    layout: Layout,
+    _lock: File,
+    tree: Tree,
+    keeper: Keeper,
+    pool: Mutex<Pool>,
+    refilling: Mutex<()>,
+    shims: Mutex<HashMap<SandboxId, Client<ShimWire>>>,
+}
+
+impl NamespaceSandboxes {
+    /// Opens the backend: takes the run directory's lock, finds the cgroups, clears what a crash left half-made, adopts warm
+    /// sandboxes and begins to fill the pool. Needs root. A second backend on the same directory is refused.
+    pub async fn open(config: Config) -> Result<Self, SandboxError> {
+        let (layout, lock) = Layout::open(&config.run_dir, &config.state_dir).map_err(|error| {
+            let operation = format!("open of run directory {}", config.run_dir.display());
+            match error.kind() {
+                io::ErrorKind::WouldBlock => SandboxError::Failed {
+                    operation,
+                    message: "another agent is using it".to_owned(),
+                },
+                _ => io_failed(&operation, error),
+            }
+        })?;
+        let found = crate::cgroup::Layout::detect().and_then(|found| Tree::open(&found, &config.cgroup_parent));
+        let tree = found.map_err(|error| cgroup_failed("search for control groups", &error))?;
+        let inner = Arc::new(Inner {
+            keeper: Keeper::new(config.clone()),
+            config,
+            layout,
+            _lock: lock,
+            tree,
+            pool: Mutex::default(),
+            refilling: Mutex::default(),
+            shims: Mutex::default(),
+        });
+        inner.recover().await?;
+        tokio::spawn(Arc::clone(&inner).refill());
+        Ok(Self { inner })
+    }
+
+    /// How many warm sandboxes wait now.
+    pub async fn warm(&self) -> usize {
+        self.inner.pool.lock().await.len()
+    }
+
+    /// Lets go of layers that no new container will need: the files may be deleted afterwards. Containers that use them go
+    /// on.
+    pub async fn release_layers(&self, ids: &[String]) -> Result<(), SandboxError> {
+        self.inner.keeper.release(ids).await
+    }
+
+    /// Clears the warm pool, for a host that is taken out of service.
+    pub async fn drain_pool(&self) -> Result<(), SandboxError> {
+        let _no_refill = self.inner.refilling.lock().await;
+        while let Some(warm) = self.inner.pool.lock().await.pop_front() {
+            self.inner.clear_slot(&warm.slot, &self.inner.layout.warm(&warm.slot)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// The sandbox's shim; `NotFound` when there is no such sandbox, `Unavailable` when its shim is dead.
+    async fn shim(&self, id: &SandboxId) -> Result<Client<ShimWire>, SandboxError> {
+        let mut shims = self.shims.lock().await;
+        if let Some(client) = shims.get(id).filter(|client| !client.is_closed()) {
+            return Ok(client.clone());
+        }
+        if self.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?.is_none() {
+            return Err(not_found(id));
+        }
+        let (client, _, _) = greet(&self.layout.sandbox(id)).await?;
+        shims.insert(id.clone(), client.clone());
+        Ok(client)
+    }
+
+    async fn ask(
+        &self,
+        id: &SandboxId,
+        operation: &str,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Delivered<Reply>, SandboxError> {
+        self.shim(id).await?.call(operation, request, fds).await
+    }
+}
+
+#[async_trait]
+impl Sandboxes for NamespaceSandboxes {
+    async fn prepare(&self, id: &SandboxId) -> Result<Prepared, SandboxError> {
+        check_name(id)?;
+        let inner = &self.inner;
+        let failed = |error: io::Error| io_failed("taking of a sandbox", error);
+        if inner.layout.exists(id).map_err(failed)? {
+            let (_, _, netns) = greet(&inner.layout.sandbox(id)).await?;
+            return Ok(Prepared { id: id.clone(), netns });
+        }
+        let warm = loop {
+            let waiting = inner.pool.lock().await.pop_front();
+            match waiting {
+                Some(warm) if warm.client.is_closed() => {
+                    inner.clear_slot(&warm.slot, &inner.layout.warm(&warm.slot)).await?;
+                }
+                Some(warm) => break warm,
+                None => break inner.make_slot().await?,
+            }
+        };
+        std::fs::rename(inner.layout.warm(&warm.slot), inner.layout.sandbox(id)).map_err(failed)?;
+        inner.shims.lock().await.insert(id.clone(), warm.client);
+        tokio::spawn(Arc::clone(inner).refill());
+        Ok(Prepared { id: id.clone(), netns: warm.netns })
+    }
+
+    async fn configure(&self, id: &SandboxId, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        let failed = |error: io::Error| io_failed("configuration of a sandbox", error);
+        // Before anything is written: is there such a sandbox?
+        self.inner.shim(id).await?;
+        std::fs::create_dir_all(&spec.log_dir).map_err(failed)?;
+        let logs = layout::open_directory(&spec.log_dir).map_err(failed)?;
+        layout::write_json(&self.inner.layout.sandbox(id).join("spec.json"), spec).map_err(failed)?;
+        let request = Request::Configure { spec: spec.clone() };
+        self.inner.ask(id, "configuration of a sandbox", request, vec![logs]).await.map(drop)
+    }
+
+    async fn start(&self, id: &SandboxId, container: &ContainerSpec) -> Result<Started, SandboxError> {
+        let shim = self.inner.shim(id).await?;
+        let mut fds = self.inner.keeper.mount(&container.rootfs.layers).await?;
+        let opened = container.clone();
+        let sources = blocking(move || {
+            let writable = opened.rootfs.writable.as_deref().map(sources::writable).transpose()?;
+            let volumes = opened.mounts.iter().map(sources::volume).collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, SandboxError>((writable, volumes))
+        });
+        let (writable, volumes) = sources.await??;
+        let counts =
+            StartFds { layers: fds.len(), writable: usize::from(writable.is_some()), mounts: volumes.len() };
+        fds.extend(writable.into_iter().chain(volumes));
+        let request = Request::Start { spec: container.clone(), fds: counts };
+        match shim.call("start of a container", request, fds).await?.reply {
+            Reply::Started(started) => Ok(started),
+            _ => Err(unexpected("start of a container")),
+        }
+    }
+
+    async fn exec(&self, id: &SandboxId, exec: &ExecSpec, stdio: Stdio) -> Result<Box<dyn ExecProcess>, SandboxError> {
+        let client = self.inner.shim(id).await?;
+        let (given, fds, kept) = if exec.tty.is_some() {
+            ([false; 3], vec![], stdio)
+        } else {
+            let streams = [stdio.stdin, stdio.stdout, stdio.stderr];
+            let given = [0, 1, 2].map(|index| streams[index].is_some());
+            (given, streams.into_iter().flatten().collect(), Stdio::default())
+        };
+        let request = Request::Exec { spec: exec.clone(), stdio: given };
+        let delivered = client.call("start of a process", request, fds).await?;
+        let Reply::ExecStarted { exec: number, .. } = delivered.reply else {
+            return Err(unexpected("start of a process"));
+        };
+        let terminal = match delivered.fds.into_iter().next() {
+            Some(master) => Some(exec::connect(master, kept)?),
+            None => None,
+        };
+        Ok(Box::new(exec::Exec { client, number, exit: delivered.exit, ended: None, terminal }))
+    }
+
+    async fn signal(&self, id: &SandboxId, container: &str, signal: i32, all: bool) -> Result<(), SandboxError> {
+        let request = Request::Signal { container: container.to_owned(), signal, all };
+        self.inner.ask(id, "signal to a container", request, vec![]).await.map(drop)
+    }
+
+    async fn update(&self, id: &SandboxId, container: Option<&str>, resources: &Resources) -> Result<(), SandboxError> {
+        let request = Request::Update { container: container.map(str::to_owned), resources: resources.clone() };
+        self.inner.ask(id, "change of limits", request, vec![]).await.map(drop)
+    }
+
+    async fn stats(&self, id: &SandboxId) -> Result<SandboxStats, SandboxError> {
+        let slot = self.inner.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
+        let slot = slot.ok_or_else(|| not_found(id))?;
+        let running = match self.inner.ask(id, "status of a shim", Request::Status, vec![]).await {
+            Ok(Delivered { reply: Reply::Status(status), .. }) => status.running,
+            // A dead shim has no containers; the pod's own figures are still true.
+            _ => BTreeMap::new(),
+        };
+        let failed = |error| match error {
+            error @ crate::cgroup::CgroupError::NotFound { .. } => SandboxError::NotFound { what: error.to_string() },
+            error => cgroup_failed("reading of resource use", &error),
+        };
+        let pod = self.inner.tree.pod(&SandboxId(slot.name)).map_err(failed)?;
+        let mut stats = SandboxStats { pod: pod.usage().map_err(failed)?, containers: BTreeMap::new() };
+        for (name, leaf) in running {
+            // One that ends meanwhile is left out.
+            if let Ok(usage) = pod.leaf(&leaf).and_then(|leaf| leaf.usage()) {
+                stats.containers.insert(name, usage);
+            }
+        }
+        Ok(stats)
+    }
+
+    async fn events(&self, id: &SandboxId) -> Result<mpsc::Receiver<SandboxEvent>, SandboxError> {
+        let slot = self.inner.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
+        Ok(self.inner.subscribe(id.clone(), slot.ok_or_else(|| not_found(id))?))
+    }
+
+    async fn destroy(&self, id: &SandboxId) -> Result<(), SandboxError> {
+        check_name(id)?;
+        let slot = self.inner.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
+        let Some(slot) = slot else { return Ok(()) };
+        self.inner.shims.lock().await.remove(id);
+        self.inner.clear_slot(&slot, &self.inner.layout.sandbox(id)).await
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, SandboxError> {
+        let failed = |error: io::Error| io_failed("reading of the run directory", error);
+        let mut listed = Vec::new();
+        for id in self.inner.layout.sandboxes().map_err(failed)? {
+            let spec: Option<SandboxSpec> =
+                layout::read_json(&self.inner.layout.sandbox(&id).join("spec.json")).map_err(failed)?;
+            let alive = self.inner.shim(&id).await.is_ok();
+            listed.push(Listed { id, labels: spec.map(|spec| spec.labels).unwrap_or_default(), alive });
+        }
+        Ok(listed)
+    }
+}
+
+fn not_found(id: &SandboxId) -> SandboxError {
+    SandboxError::NotFound { what: format!("sandbox {id}") }
+}
+
+fn check_name(id: &SandboxId) -> Result<(), SandboxError> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if (1..=63).contains(&id.0.len()) && id.0.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(SandboxError::Invalid { message: format!("{:?} cannot name a sandbox: 1 to 63 of a-z, 0-9 and -", id.0) })
+}
+
+/// The address of the socket `name` in a directory, whatever the length of the directory's own path.
+fn socket_address(directory: &OwnedFd, name: &str) -> io::Result<SocketAddrUnix> {
+    Ok(SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", directory.as_fd().as_raw_fd()))?)
+}

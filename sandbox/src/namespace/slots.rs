@@ -1,0 +1,243 @@
+//! Making slots, keeping some warm, and taking them apart.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
+
+use super::client::{Client, ShimWire, connect_in};
+use super::keeper::unexpected;
+use super::layout::{self, Slot};
+use super::{Inner, SHIM_SOCKET};
+use crate::cgroup::{CgroupError, Group, SHIM_LEAF};
+use crate::contract::SandboxError;
+use crate::protocol::VERSIONS;
+use crate::protocol::keeper::{FdRole, Spawn};
+use crate::protocol::shim::{Reply, Request, Status};
+use crate::shim::Arguments;
+use crate::spec::SandboxId;
+
+/// How long a shim may take to end by itself, and then its processes to be gone.
+const GRACE: Duration = Duration::from_secs(2);
+const REMOVAL: Duration = Duration::from_secs(10);
+
+/// A slot with a living shim.
+#[derive(Debug)]
+pub(crate) struct Warm {
+    pub(crate) slot: Slot,
+    pub(crate) client: Client<ShimWire>,
+    pub(crate) netns: OwnedFd,
+}
+
+/// Slots that wait.
+pub(crate) type Pool = VecDeque<Warm>;
+
+impl Inner {
+    /// Makes a slot in `pool/`: claim, directory, cgroup, shim. What fails half-way is taken apart again.
+    pub(crate) async fn make_slot(self: &Arc<Self>) -> Result<Warm, SandboxError> {
+        let slot = self.layout.claim().map_err(|error| io_failed("claim of a range of ids", error))?;
+        match self.fill_slot(&slot).await {
+            Ok(warm) => Ok(warm),
+            Err(error) => {
+                if let Err(left) = self.clear_slot(&slot, &self.layout.warm(&slot)).await {
+                    tracing::warn!(slot = slot.name, error = %left, "a half-made slot stays until the next start");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn fill_slot(self: &Arc<Self>, slot: &Slot) -> Result<Warm, SandboxError> {
+        let directory = self.layout.warm(slot);
+        let inner = Arc::clone(self);
+        let (named, made) = (slot.clone(), directory.clone());
+        let parts = blocking(move || inner.make_parts(&named, &made)).await??;
+        self.spawn_shim(slot, &parts).await?;
+        drop(parts);
+        let (client, _, netns) = greet(&directory).await?;
+        Ok(Warm { slot: slot.clone(), client, netns })
+    }
+
+    fn make_parts(&self, slot: &Slot, directory: &Path) -> Result<Parts, SandboxError> {
+        let failed = |operation: &str| {
+            let operation = format!("{operation} of {}", slot.name);
+            move |error: io::Error| io_failed(&operation, error)
+        };
+        layout::make_directory(directory).map_err(failed("directory"))?;
+        layout::write_json(&directory.join("slot.json"), slot).map_err(failed("record"))?;
+        let state = self.layout.state_of(slot);
+        layout::make_directory(&state).map_err(failed("state directory"))?;
+        let state = layout::open_directory(&state).map_err(failed("state directory"))?;
+        let cgroup = |error: CgroupError| cgroup_failed("control group of a sandbox", &error);
+        let pod = self.tree.create_pod(&SandboxId(slot.name.clone())).map_err(cgroup)?;
+        let leaf = pod.create_leaf(SHIM_LEAF).map_err(cgroup)?;
+        let listener = listen_in(directory).map_err(failed("socket"))?;
+        Ok(Parts { pod, leaf, state, listener })
+    }
+
+    async fn spawn_shim(&self, slot: &Slot, parts: &Parts) -> Result<(), SandboxError> {
+        let (handle, pod_fds) = parts.pod.lend();
+        let arguments = Arguments { slot: slot.name.clone(), uid_base: slot.uid_base(), cgroup: handle };
+        let argument = serde_json::to_string(&arguments)
+            .map_err(|error| io_failed("arguments of a shim", io::Error::other(error)))?;
+        let mut lent: Vec<(FdRole, OwnedFd)> = Vec::new();
+        let copy = |fd: std::os::fd::BorrowedFd<'_>| {
+            fd.try_clone_to_owned().map_err(|error| io_failed("copy of a descriptor", error))
+        };
+        lent.push((FdRole::Keep, copy(parts.listener.as_fd())?));
+        lent.push((FdRole::Keep, copy(parts.state.as_fd())?));
+        for fd in pod_fds {
+            lent.push((FdRole::Keep, copy(fd)?));
+        }
+        match parts.leaf.clone_into() {
+            Some(directory) => lent.push((FdRole::CgroupDirectory, copy(directory)?)),
+            None => {
+                for directory in parts.leaf.lend().1 {
+                    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+                    let procs = rustix::fs::openat(directory, "cgroup.procs", flags, rustix::fs::Mode::empty())
+                        .map_err(|errno| io_failed("open of a shim's control group", errno.into()))?;
+                    lent.push((FdRole::CgroupProcs, procs));
+                }
+            }
+        }
+        let (roles, fds): (Vec<FdRole>, Vec<OwnedFd>) = lent.into_iter().unzip();
+        let spawn = Spawn { slot: slot.name.clone(), arguments: vec![argument], fds: roles };
+        // A copy for each try; a copy that fails makes the count wrong, which the keeper refuses.
+        let copies = || fds.iter().filter_map(|fd| fd.try_clone().ok()).collect();
+        let (pid, _) = self.keeper.spawn(&spawn, copies).await?;
+        tracing::debug!(slot = slot.name, pid, "started a shim");
+        Ok(())
+    }
+
+    /// Takes a slot apart, wherever its directory is; every step may have been done before.
+    pub(crate) async fn clear_slot(self: &Arc<Self>, slot: &Slot, directory: &Path) -> Result<(), SandboxError> {
+        if let Ok((client, _, _)) = tokio::time::timeout(GRACE, greet(directory)).await.unwrap_or_else(|_| Err(unexpected("greeting")))
+        {
+            let goodbye = client.call("shutdown of a shim", Request::Shutdown, vec![]);
+            if !matches!(tokio::time::timeout(GRACE, goodbye).await, Ok(Ok(_))) {
+                tracing::warn!(slot = slot.name, "a shim does not end by itself and is killed");
+            }
+        }
+        let inner = Arc::clone(self);
+        let (slot, directory) = (slot.clone(), directory.to_owned());
+        blocking(move || inner.remove_parts(&slot, &directory)).await?
+    }
+
+    fn remove_parts(&self, slot: &Slot, directory: &Path) -> Result<(), SandboxError> {
+        let failed = |operation: &'static str| move |error: io::Error| io_failed(operation, error);
+        self.tree
+            .remove_pod(&SandboxId(slot.name.clone()), REMOVAL)
+            .map_err(|error| cgroup_failed("removal of a sandbox's control groups", &error))?;
+        layout::unless_absent(fs::remove_dir_all(self.layout.state_of(slot))).map_err(failed("removal of a state directory"))?;
+        let trash = self.layout.trash(slot);
+        layout::unless_absent(fs::remove_dir_all(&trash)).map_err(failed("emptying of the trash"))?;
+        layout::unless_absent(fs::rename(directory, &trash)).map_err(failed("removal of a sandbox's directory"))?;
+        layout::unless_absent(fs::remove_dir_all(&trash)).map_err(failed("emptying of the trash"))?;
+        self.layout.release(slot).map_err(failed("release of a range of ids"))
+    }
+
+    /// Brings the pool to its size.
+    pub(crate) async fn refill(self: Arc<Self>) {
+        let Ok(_one) = self.refilling.try_lock() else { return };
+        while self.pool.lock().await.len() < self.config.pool_size {
+            match self.make_slot().await {
+                Ok(warm) => self.pool.lock().await.push_back(warm),
+                Err(error) => {
+                    tracing::warn!(error = %error, source = ?std::error::Error::source(&error), "no warm sandbox could be made");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// After a start: warm slots that live are kept, every other claim that is no sandbox's is cleared.
+    pub(crate) async fn recover(self: &Arc<Self>) -> Result<(), SandboxError> {
+        let failed = |error: io::Error| io_failed("reading of the run directory", error);
+        let mut owned = std::collections::BTreeSet::new();
+        for id in self.layout.sandboxes().map_err(failed)? {
+            match self.layout.slot(&id).map_err(failed)? {
+                Some(slot) => drop(owned.insert(slot.name)),
+                None => layout::unless_absent(fs::remove_dir_all(self.layout.sandbox(&id))).map_err(failed)?,
+            }
+        }
+        for slot in self.layout.claimed().map_err(failed)? {
+            if owned.contains(&slot.name) {
+                continue;
+            }
+            let directory = self.layout.warm(&slot);
+            match greet(&directory).await {
+                Ok((client, status, netns)) if !status.configured => {
+                    self.pool.lock().await.push_back(Warm { slot, client, netns });
+                }
+                _ => self.clear_slot(&slot, &directory).await?,
+            }
+        }
+        for name in self.layout.warm_slots().map_err(failed)? {
+            if !self.layout.claimed().map_err(failed)?.iter().any(|slot| slot.name == name) {
+                layout::unless_absent(fs::remove_dir_all(self.layout.run.join("pool").join(name))).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Parts {
+    pod: Group,
+    leaf: Group,
+    state: OwnedFd,
+    listener: OwnedFd,
+}
+
+fn listen_in(directory: &Path) -> io::Result<OwnedFd> {
+    let directory = layout::open_directory(directory)?;
+    let address = super::socket_address(&directory, SHIM_SOCKET)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // The directory is 0700; the socket's own mode says so again. Nobody connects before listen.
+    bind(&socket, &address)?;
+    rustix::fs::chmodat(&directory, SHIM_SOCKET, rustix::fs::Mode::from_raw_mode(0o600), rustix::fs::AtFlags::empty())?;
+    listen(&socket, 64)?;
+    Ok(socket)
+}
+
+/// Connects to the shim whose directory this is, and learns how it is.
+pub(crate) async fn greet(directory: &Path) -> Result<(Client<ShimWire>, Status, OwnedFd), SandboxError> {
+    let unavailable = |source| SandboxError::Unavailable { operation: "connection to a shim".to_owned(), source };
+    let connection = connect_in(directory, SHIM_SOCKET).map_err(unavailable)?;
+    let client = Client::new(connection, None).map_err(unavailable)?;
+    hello(&client).await?;
+    let delivered = client.call("status of a shim", Request::Status, vec![]).await?;
+    match (delivered.reply, delivered.fds.into_iter().next()) {
+        (Reply::Status(status), Some(netns)) => Ok((client, status, netns)),
+        _ => Err(unexpected("status of a shim")),
+    }
+}
+
+/// The first words on a connection.
+pub(crate) async fn hello(client: &Client<ShimWire>) -> Result<(), SandboxError> {
+    match client.call("greeting of a shim", Request::Hello { versions: VERSIONS }, vec![]).await?.reply {
+        Reply::Hello { .. } => Ok(()),
+        _ => Err(unexpected("greeting of a shim")),
+    }
+}
+
+pub(crate) fn io_failed(operation: &str, error: io::Error) -> SandboxError {
+    SandboxError::Failed { operation: operation.to_owned(), message: error.to_string() }
+}
+
+pub(crate) fn cgroup_failed(operation: &str, error: &CgroupError) -> SandboxError {
+    let source = std::error::Error::source(error);
+    let message = source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+    SandboxError::Failed { operation: operation.to_owned(), message }
+}
+
+/// Runs what may block beside the runtime.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SandboxError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| SandboxError::Failed { operation: "background work".to_owned(), message: error.to_string() })
+}
