@@ -9,6 +9,7 @@
 //! A function of its input: the same archive over the same layers gives the same bytes. Nothing is written but the one output file, no name
 //! of the archive is ever opened, and memory is bounded: some MiB of buffers, at most 32 MiB of inodes, and the names.
 
+mod decompress;
 mod emit;
 mod error;
 mod journal;
@@ -17,6 +18,7 @@ mod judges;
 mod limits;
 mod path;
 mod pax;
+mod pipeline;
 mod stage;
 mod tar_header;
 mod tar_stream;
@@ -33,6 +35,7 @@ use crate::{
 
 pub use error::ConvertError;
 pub use limits::Limits;
+pub(crate) use pipeline::{CANCELLED, stage_blob};
 pub use stage::Staged;
 
 /// What came out.

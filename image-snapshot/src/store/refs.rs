@@ -1,0 +1,98 @@
+//! Names.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Store, StoreError, files};
+use crate::Digest;
+
+/// What a name meant when it was last asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RefRecord {
+    /// Normal form.
+    pub(crate) reference: String,
+    /// Digest of this platform's manifest.
+    pub(crate) manifest: Digest,
+    /// Digest of the configuration.
+    pub(crate) config: Digest,
+    /// Chain ids of its layers, lowest first.
+    pub(crate) layers: Vec<Digest>,
+    /// What a kubelet reports.
+    pub(crate) repo_digest: String,
+    /// Who may use it without asking the registry again.
+    pub(crate) access: Access,
+    /// When the source last said so.
+    pub(crate) pulled_at: jiff::Timestamp,
+}
+
+/// Who has shown the right to pull.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Access {
+    /// Anybody: it came without credentials.
+    pub(crate) public: bool,
+    /// Fingerprints of credentials that the registry accepted.
+    pub(crate) credentials: BTreeSet<String>,
+}
+
+impl Access {
+    /// Whether one of these credentials (or nobody's) opens it.
+    pub(crate) fn allows(&self, fingerprints: &[String]) -> bool {
+        self.public || fingerprints.iter().any(|f| self.credentials.contains(f))
+    }
+
+    /// Both rights together.
+    pub(crate) fn merge(mut self, other: Self) -> Self {
+        self.public |= other.public;
+        self.credentials.extend(other.credentials);
+        self
+    }
+}
+
+impl Store {
+    fn ref_path(&self, reference: &str) -> PathBuf {
+        let name = Digest::sha256(reference.as_bytes());
+        self.root.join("refs").join(format!("{}.json", name.hex()))
+    }
+
+    /// What the store knows about a name. A record that does not parse counts as none: the next pull writes it anew.
+    pub(crate) fn get_ref(&self, reference: &str) -> Result<Option<RefRecord>, StoreError> {
+        let path = self.ref_path(reference);
+        let record = files::read(&path)?.and_then(|json| parse(&path, &json));
+        Ok(record.filter(|r| r.reference == reference))
+    }
+
+    /// Remembers a name.
+    pub(crate) fn set_ref(&self, record: &RefRecord) -> Result<(), StoreError> {
+        let path = self.ref_path(&record.reference);
+        let json =
+            serde_json::to_vec_pretty(record).map_err(|source| StoreError::Record { path: path.clone(), source })?;
+        self.place(&path, &json)
+    }
+
+    /// Forgets a name; false: it was not known.
+    pub(crate) fn remove_ref(&self, reference: &str) -> Result<bool, StoreError> {
+        let path = self.ref_path(reference);
+        let was_there = files::remove(&path)?;
+        files::sync_dir(&path)?;
+        Ok(was_there)
+    }
+
+    /// All names, sorted.
+    pub(crate) fn refs(&self) -> Result<Vec<RefRecord>, StoreError> {
+        let mut out = Vec::new();
+        for path in files::list(&self.root.join("refs"))? {
+            if let Some(json) = files::read(&path)? {
+                out.extend(parse(&path, &json));
+            }
+        }
+        out.sort_by(|a, b| a.reference.cmp(&b.reference));
+        Ok(out)
+    }
+}
+
+fn parse(path: &std::path::Path, json: &[u8]) -> Option<RefRecord> {
+    serde_json::from_slice(json)
+        .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "a name's record is damaged and is left out"))
+        .ok()
+}
