@@ -18,6 +18,7 @@
 pub mod cgroup;
 pub mod contract;
 pub mod namespace;
+pub mod keeper;
 pub mod protocol;
 pub mod shim;
 pub mod seccomp;

@@ -5,6 +5,7 @@
 //! * [`mount`]: the new mount API; mounts are made detached and attached by descriptor.
 //! * [`paths`]: opening and making paths inside a root that a hostile image or container controls.
 //! * [`filter`]: installing a seccomp filter without also setting `no_new_privs`.
+//! * `loop_device`: binding a file to a block device.
 //! * [`link`]: bringing the loopback interface up.
 //! * [`process`]: descriptors and signals before `execve`.
 //! * `watch`: descriptors for tokio.
@@ -14,6 +15,7 @@ pub mod clock;
 pub mod clone;
 pub mod filter;
 pub mod link;
+pub(crate) mod loop_device;
 pub mod mount;
 pub mod paths;
 pub mod process;

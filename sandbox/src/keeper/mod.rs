@@ -1,0 +1,148 @@
+//! The keeper: one small process a host that holds the layers' mounts and parents the shims.
+//!
+//! ```text
+//!  host's mount namespace          the keeper's (private)              the shims' template (private)
+//!    RUN_DIR/keeper.sock  <──bound──  tmpfs /                            tmpfs /
+//!    layer directories    <──by fd──  /proc                              /proc
+//!                                     /layers/0, /layers/1 … EROFS
+//!                                        │ open_tree(CLONE), by fd          │ setns + unshare, then exec
+//!                                        ▼                                  ▼
+//!                                     whoever asked                       shim
+//! ```
+//!
+//! * [`namespace`]: the two almost empty mount namespaces. Nothing of them shows in the host's mount table.
+//! * [`layers`]: each layer mounted once, checked, cloned, released.
+//! * [`spawn`]: from a request to an executed shim.
+//! * [`server`]: one thread, one loop, no call that waits for anybody.
+//!
+//! # Who may die
+//! * The agent: the keeper does not notice.
+//! * The keeper: shims go on (they ask nothing of it, and no parent-death signal is set), and so do their mounts, for a
+//!   clone lives in the mount namespace it was attached to. A new keeper mounts layers again when they are asked for.
+//! * A shim: it is reaped here; whoever holds its pidfd is told by the kernel.
+//!
+//! # What may be mounted
+//! Regular files of the keeper's own user that nobody else can write, below the directories named at the start, reached
+//! without a symbolic link. An EROFS image from elsewhere is never given to the kernel's parser.
+
+mod layers;
+mod namespace;
+mod program;
+mod server;
+mod spawn;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+/// How a keeper is to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Receives `keeper.sock` and `keeper.lock`; made (0700) when absent.
+    pub run_dir: PathBuf,
+    /// Layer files must lie below one of these. They must exist.
+    pub layer_dirs: Vec<PathBuf>,
+    /// Mount layers through loop devices even where the kernel mounts files.
+    pub force_loop: bool,
+}
+
+impl Config {
+    /// From the arguments after `keeper`: `--run-dir DIR --layer-dir DIR [--layer-dir DIR …] [--force-loop]`.
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, KeeperError> {
+        let mut arguments = arguments.into_iter();
+        let (mut run_dir, mut layer_dirs, mut force_loop) = (None, Vec::new(), false);
+        while let Some(argument) = arguments.next() {
+            let name = argument.to_string_lossy().into_owned();
+            let mut value = || arguments.next().map(PathBuf::from).ok_or(KeeperError::Usage { argument: name.clone() });
+            match name.as_str() {
+                "--run-dir" => run_dir = Some(value()?),
+                "--layer-dir" => layer_dirs.push(value()?),
+                "--force-loop" => force_loop = true,
+                _ => return Err(KeeperError::Usage { argument: name }),
+            }
+        }
+        let run_dir = run_dir.ok_or(KeeperError::Usage { argument: "--run-dir".to_owned() })?;
+        Ok(Self { run_dir, layer_dirs, force_loop })
+    }
+}
+
+/// Why a keeper could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// An argument is unknown, or lacks its value.
+    #[error("argument {argument} is unknown, missing or without its value; usage: keeper --run-dir DIR --layer-dir DIR [--force-loop]")]
+    Usage {
+        /// Which.
+        argument: String,
+    },
+    /// Another keeper runs.
+    #[error("another keeper holds {path}")]
+    AlreadyRunning {
+        /// Its lock.
+        path: PathBuf,
+    },
+    /// A step failed.
+    #[error("{operation} failed")]
+    Step {
+        /// Which.
+        operation: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Names the step that failed.
+trait Step<T> {
+    fn step(self, operation: impl Into<String>) -> Result<T, KeeperError>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, operation: impl Into<String>) -> Result<T, KeeperError> {
+        self.map_err(|error| KeeperError::Step { operation: operation.into(), source: error.into() })
+    }
+}
+
+/// The whole of `nodeless-shim keeper ARGUMENTS…`: logs to standard error, serves, and comes back when told to end.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), KeeperError> {
+    let config = Config::parse(arguments)?;
+    // Somebody who set one up already knows better.
+    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).try_init();
+    run(&config)
+}
+
+/// Runs a keeper until it is told to end (SIGTERM or SIGINT). The process must have one thread.
+pub fn run(config: &Config) -> Result<(), KeeperError> {
+    // Whatever started it may go away, with its session and terminal; a leader already is as good.
+    let _ = rustix::process::setsid();
+    let listener = server::Listener::bind(&config.run_dir)?;
+    let program = program::sealed_copy()?;
+    let directories = layers::Directories::open(&config.layer_dirs)?;
+    let loop_devices = layers::LoopDevices::open(config.force_loop);
+    let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open of the null device")?;
+    let template = namespace::enter()?;
+    let spawner = spawn::Spawner::new(program, template, null);
+    let layers = layers::Layers::new(directories, loop_devices);
+    server::Server::new(listener, layers, spawner)?.serve()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Config, KeeperError> {
+        Config::parse(arguments.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn arguments_are_all_known_and_complete() {
+        let config = parse(&["--run-dir", "/r", "--layer-dir", "/a", "--layer-dir", "/b", "--force-loop"]).unwrap();
+        assert_eq!(config.layer_dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
+        assert!(config.force_loop);
+        for bad in [&["--layer-dir", "/a"][..], &["--run-dir"], &["--run-dir", "/r", "--what"], &["--run-dir", "/r", "x"]] {
+            assert!(matches!(parse(bad), Err(KeeperError::Usage { .. })), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The program that shims run: a sealed copy of the keeper's own, in memory.
+//!
+//! A container that tricks its runtime into executing itself (CVE-2019-5736) finds no file of the host to overwrite, and an
+//! upgrade of the file on disk never mixes versions under a running keeper.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
+
+use super::{KeeperError, Step};
+
+/// Copies this process's program into a sealed memory file.
+pub(super) fn sealed_copy() -> Result<OwnedFd, KeeperError> {
+    let mut from = File::open("/proc/self/exe").step("open of the own program")?;
+    let to = memory_file().step("memory file for the shims' program")?;
+    let mut to = File::from(to);
+    copy(&mut from, &mut to).step("copy of the own program")?;
+    let to = OwnedFd::from(to);
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    fcntl_add_seals(&to, seals).step("seal of the shims' program")?;
+    // Executed by way of a read-only descriptor: one that can write answers ETXTBSY.
+    let read_only = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&to));
+    Ok(File::open(read_only).step("reopen of the shims' program")?.into())
+}
+
+fn memory_file() -> Result<OwnedFd, Errno> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match memfd_create("nodeless-shim", flags | MemfdFlags::EXEC) {
+        // Before Linux 6.3 every memory file was executable.
+        Err(Errno::INVAL) => memfd_create("nodeless-shim", flags),
+        other => other,
+    }
+}
+
+fn copy(from: &mut impl Read, to: &mut File) -> io::Result<()> {
+    io::copy(from, to)?;
+    Ok(())
+}

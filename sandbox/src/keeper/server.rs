@@ -1,0 +1,257 @@
+//! The keeper's loop: accepts, answers, reaps. One thread; no call waits for anybody.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, openat, unlinkat};
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with, sockopt::socket_peercred};
+use rustix::process::{WaitOptions, wait};
+
+use super::layers::Layers;
+use super::spawn::Spawner;
+use super::{KeeperError, Step};
+use crate::protocol::keeper::{Reply, Request, Shim};
+use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, Refusal, VERSIONS};
+
+/// Clients at a time: the agent and a few tools.
+const MAX_CLIENTS: usize = 64;
+/// Requests of one client that are answered before others get their turn.
+const REQUESTS_A_TURN: usize = 16;
+const SOCKET: &str = "keeper.sock";
+
+/// The bound socket, its directory and the lock on it.
+#[derive(Debug)]
+pub(super) struct Listener {
+    socket: OwnedFd,
+    directory: OwnedFd,
+    _lock: File,
+}
+
+impl Listener {
+    /// Takes the lock and binds `DIR/keeper.sock` (0600). A socket that a dead keeper left is replaced.
+    pub(super) fn bind(directory: &Path) -> Result<Self, KeeperError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .step(format!("creation of {}", directory.display()))?;
+        let path = directory.join("keeper.lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .step(format!("open of {}", path.display()))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(KeeperError::AlreadyRunning { path }),
+            Err(errno) => return Err(errno).step(format!("lock of {}", path.display())),
+        }
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat(CWD, directory, flags, Mode::empty()).step(format!("open of {}", directory.display()))?;
+        // Bound under another name and moved: the socket has its mode from the moment that it has its name.
+        let fresh = directory.join(format!("{SOCKET}.next"));
+        remove(&opened, &format!("{SOCKET}.next")).step("removal of an old socket")?;
+        let mask = rustix::process::umask(Mode::from_raw_mode(0o177));
+        let bound = UnixListener::bind(&fresh);
+        rustix::process::umask(mask);
+        let bound = bound.step(format!("bind of {}", fresh.display()))?;
+        bound.set_nonblocking(true).step("non-blocking socket")?;
+        std::fs::rename(&fresh, directory.join(SOCKET)).step("naming of the socket")?;
+        Ok(Self { socket: bound.into(), directory: opened, _lock: lock })
+    }
+}
+
+fn remove(directory: &OwnedFd, name: &str) -> Result<(), Errno> {
+    match unlinkat(directory, name, AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Everything the keeper has.
+#[derive(Debug)]
+pub(super) struct Server {
+    listener: Listener,
+    signals: SignalFd,
+    layers: Layers,
+    spawner: Spawner,
+    clients: Vec<Connection>,
+    /// Living shims: slot by process.
+    shims: BTreeMap<i32, String>,
+}
+
+impl Server {
+    /// Blocks the signals that the loop takes.
+    pub(super) fn new(listener: Listener, layers: Layers, spawner: Spawner) -> Result<Self, KeeperError> {
+        let mut mask = SigSet::empty();
+        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+            mask.add(signal);
+        }
+        mask.thread_block().step("mask of signals")?;
+        let signals =
+            SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).step("descriptor for signals")?;
+        Ok(Self { listener, signals, layers, spawner, clients: Vec::new(), shims: BTreeMap::new() })
+    }
+
+    /// Serves until SIGTERM or SIGINT. Shims are left alone.
+    pub(super) fn serve(mut self) -> Result<(), KeeperError> {
+        let mut unfinished = false;
+        loop {
+            let ready = self.wait(unfinished)?;
+            if ready[0] && self.take_signals()? {
+                // Its name goes first, so that nobody connects to what no longer answers.
+                return remove(&self.listener.directory, SOCKET).step("removal of the socket");
+            }
+            if ready[1] {
+                self.accept()?;
+            }
+            unfinished = false;
+            let clients = std::mem::take(&mut self.clients);
+            for (i, mut client) in clients.into_iter().enumerate() {
+                // Clients accepted just now were not waited for; a turn without anything to read does no harm.
+                match self.turn(&mut client) {
+                    Ok(more) => {
+                        unfinished |= more;
+                        self.clients.push(client);
+                    }
+                    Err(ProtocolError::Closed) => {}
+                    Err(error) => {
+                        tracing::warn!(client = i, error = %error, "client of the keeper is cut off");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits; tells of the signals and of the listener whether they are ready. `unfinished`: only looks.
+    fn wait(&self, unfinished: bool) -> Result<[bool; 2], KeeperError> {
+        let mut fds = vec![
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.listener.socket.as_fd(), PollFlags::IN),
+        ];
+        for client in &self.clients {
+            let flags = if client.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            fds.push(PollFd::from_borrowed_fd(client.socket(), flags));
+        }
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        match poll(&mut fds, unfinished.then_some(&now)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno).step("wait for events"),
+        }
+        Ok([!fds[0].revents().is_empty(), !fds[1].revents().is_empty()])
+    }
+
+    /// True when told to end.
+    fn take_signals(&mut self) -> Result<bool, KeeperError> {
+        let mut end = false;
+        while let Some(signal) = self.signals.read_signal().step("read of signals")? {
+            let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
+            end |= number == Signal::SIGTERM as i32 || number == Signal::SIGINT as i32;
+        }
+        // One SIGCHLD may stand for several ends.
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    if let Some(slot) = self.shims.remove(&pid.as_raw_nonzero().get()) {
+                        tracing::info!(slot, pid = pid.as_raw_nonzero().get(), ?status, "shim has ended");
+                    }
+                }
+                Ok(None) | Err(Errno::CHILD) => return Ok(end),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno).step("reaping"),
+            }
+        }
+    }
+
+    fn accept(&mut self) -> Result<(), KeeperError> {
+        let own = rustix::process::geteuid();
+        loop {
+            let socket = match accept_with(&self.listener.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => socket,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR | Errno::CONNABORTED) => continue,
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    tracing::warn!("a client could not be accepted for want of descriptors or memory");
+                    return Ok(());
+                }
+                Err(errno) => return Err(errno).step("accept"),
+            };
+            match socket_peercred(&socket) {
+                Ok(peer) if (peer.uid == own || peer.uid.is_root()) && self.clients.len() < MAX_CLIENTS => {
+                    self.clients.push(Connection::new(socket));
+                }
+                // Dropping it is the answer.
+                Ok(peer) => tracing::warn!(uid = peer.uid.as_raw(), "client of the keeper is refused"),
+                Err(errno) => tracing::warn!(error = %errno, "client of the keeper cannot be identified"),
+            }
+        }
+    }
+
+    /// Reads, answers and writes what is there now. True when more requests wait that were already read.
+    fn turn(&mut self, client: &mut Connection) -> Result<bool, ProtocolError> {
+        let fill = client.fill()?;
+        let mut answered = 0;
+        let mut more = false;
+        while let Some((call, fds)) = client.next_message::<Call<Request>>()? {
+            let (result, fds) = match self.answer(call.body, fds) {
+                Ok((reply, fds)) => (Ok(reply), fds),
+                Err(refusal) => (Err(refusal), Vec::new()),
+            };
+            client.queue(&Answer { id: call.id, result }, fds)?;
+            answered += 1;
+            if answered == REQUESTS_A_TURN {
+                more = true;
+                break;
+            }
+        }
+        client.flush()?;
+        if fill == Fill::Closed && !more {
+            return Err(ProtocolError::Closed);
+        }
+        Ok(more)
+    }
+
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<OwnedFd>), Refusal> {
+        match request {
+            Request::Hello { versions } => {
+                let version = VERSIONS.negotiate(versions).ok_or_else(|| Refusal::Invalid {
+                    message: format!("no common protocol version: keeper {VERSIONS:?}, caller {versions:?}"),
+                })?;
+                Ok((Reply::Hello { version, pid: std::process::id() }, Vec::new()))
+            }
+            Request::Ping => Ok((Reply::Pong, Vec::new())),
+            Request::Mount { layers } => Ok((Reply::Mounted, self.layers.clones(&layers)?)),
+            Request::Release { ids } => {
+                self.layers.release(&ids);
+                Ok((Reply::Done, Vec::new()))
+            }
+            Request::Spawn(spawn) => {
+                if self.shims.values().any(|slot| *slot == spawn.slot) {
+                    return Err(Refusal::Invalid { message: format!("slot {} has a living shim", spawn.slot) });
+                }
+                let child = self.spawner.spawn(&spawn, fds)?;
+                let pid = child.pid.as_raw_nonzero().get();
+                self.shims.insert(pid, spawn.slot);
+                Ok((Reply::Spawned { pid: pid.unsigned_abs() }, vec![child.pidfd]))
+            }
+            Request::List => {
+                let shims = self
+                    .shims
+                    .iter()
+                    .map(|(pid, slot)| Shim { slot: slot.clone(), pid: pid.unsigned_abs() })
+                    .collect();
+                Ok((Reply::Listed { shims, layers: self.layers.ids() }, Vec::new()))
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! From a request to an executed shim.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::AtFlags;
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::protocol::Refusal;
+use crate::protocol::keeper::{FdRole, Spawn};
+use crate::sys::clone::{self, Child};
+use crate::sys::process;
+
+/// The first number that a kept descriptor gets.
+const FIRST_KEPT: i32 = 3;
+/// Exit status of a child that could not become a shim.
+const NOT_EXECUTED: i32 = 71;
+
+/// Starts shims.
+#[derive(Debug)]
+pub(super) struct Spawner {
+    program: OwnedFd,
+    template: OwnedFd,
+    null: OwnedFd,
+}
+
+/// A request's descriptors by what they are for.
+#[derive(Debug, Default)]
+struct Roles {
+    keep: Vec<OwnedFd>,
+    directory: Option<OwnedFd>,
+    procs: Vec<OwnedFd>,
+}
+
+impl Spawner {
+    /// `program`: what to execute. `template`: the mount namespace to copy. `null`: the null device.
+    pub(super) fn new(program: OwnedFd, template: OwnedFd, null: OwnedFd) -> Self {
+        Self { program, template, null }
+    }
+
+    /// Clones a child that executes the program. The child's end is told by SIGCHLD, whether or not it got that far.
+    pub(super) fn spawn(&self, request: &Spawn, fds: Vec<OwnedFd>) -> Result<Child, Refusal> {
+        let roles = assign(&request.fds, fds)?;
+        let arguments = arguments(&request.arguments)?;
+        let cgroup = roles.directory.as_ref().map(AsFd::as_fd);
+        clone::fork_with(clone::NEWPID, cgroup, || {
+            // Only its failure returns.
+            let Err((step, error)) = self.become_shim(&roles, &arguments);
+            eprintln!("nodeless-shim: {step} failed: {error}");
+            NOT_EXECUTED
+        })
+        .map_err(|error| Refusal::failed("clone of a shim", &error))
+    }
+
+    /// In the child.
+    fn become_shim(&self, roles: &Roles, arguments: &[CString]) -> Result<Infallible, (&'static str, std::io::Error)> {
+        let io = |step: &'static str| move |errno: rustix::io::Errno| (step, std::io::Error::from(errno));
+        let nix = |step: &'static str| move |errno: nix::errno::Errno| (step, std::io::Error::from(errno));
+        for procs in &roles.procs {
+            rustix::io::write(procs, b"0").map_err(io("move into a cgroup"))?;
+        }
+        let _ = rustix::process::setsid();
+        setns(&self.template, CloneFlags::CLONE_NEWNS).map_err(nix("entry into the template namespace"))?;
+        unshare(CloneFlags::CLONE_NEWNS).map_err(nix("private mount namespace"))?;
+        rustix::stdio::dup2_stdin(&self.null).map_err(io("standard input"))?;
+        rustix::stdio::dup2_stdout(&self.null).map_err(io("standard output"))?;
+
+        // First above everything that will be in use, so that no target number is another's source.
+        let last = FIRST_KEPT + i32::try_from(roles.keep.len()).unwrap_or(i32::MAX - FIRST_KEPT - 1);
+        let raised = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, last + 1).map_err(io("move of descriptors"));
+        let sources = roles.keep.iter().map(raised).collect::<Result<Vec<_>, _>>()?;
+        let program = raised(&self.program)?;
+        for (number, source) in (FIRST_KEPT..).zip(&sources) {
+            let mut target = process::adopt(number);
+            rustix::io::dup2(source, &mut target).map_err(io("move of descriptors"))?;
+            std::mem::forget(target);
+        }
+        let mut last_fd = process::adopt(last);
+        rustix::io::dup3(&program, &mut last_fd, rustix::io::DupFlags::CLOEXEC).map_err(io("move of descriptors"))?;
+        process::close_from(last.unsigned_abs() + 1).map_err(|error| ("closing of descriptors", error))?;
+        // Their numbers are closed: nothing may drop them.
+        std::mem::forget((sources, program));
+        process::reset_signals().map_err(|error| ("reset of signals", error))?;
+        let environment: [CString; 0] = [];
+        nix::unistd::execveat(&last_fd, c"", arguments, &environment, AtFlags::AT_EMPTY_PATH)
+            .map_err(nix("execution of the shim"))
+    }
+}
+
+fn assign(roles: &[FdRole], fds: Vec<OwnedFd>) -> Result<Roles, Refusal> {
+    if roles.len() != fds.len() {
+        let message = format!("{} descriptors are described and {} came", roles.len(), fds.len());
+        return Err(Refusal::Invalid { message });
+    }
+    let mut assigned = Roles::default();
+    for (role, fd) in roles.iter().zip(fds) {
+        match role {
+            FdRole::Keep => assigned.keep.push(fd),
+            FdRole::CgroupProcs => assigned.procs.push(fd),
+            FdRole::CgroupDirectory if assigned.directory.is_none() => assigned.directory = Some(fd),
+            FdRole::CgroupDirectory => {
+                return Err(Refusal::Invalid { message: "more than one cgroup to be cloned into".to_owned() });
+            }
+        }
+    }
+    Ok(assigned)
+}
+
+fn arguments(given: &[String]) -> Result<Vec<CString>, Refusal> {
+    ["nodeless-shim", "shim"]
+        .into_iter()
+        .chain(given.iter().map(String::as_str))
+        .map(|argument| {
+            CString::new(argument).map_err(|_| Refusal::Invalid { message: "an argument holds a zero byte".to_owned() })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fds(count: usize) -> Vec<OwnedFd> {
+        (0..count).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect()
+    }
+
+    #[test]
+    fn descriptors_are_counted_and_only_one_cgroup_is_cloned_into() {
+        let roles = [FdRole::Keep, FdRole::CgroupProcs, FdRole::CgroupDirectory, FdRole::Keep];
+        let assigned = assign(&roles, fds(4)).unwrap();
+        assert_eq!((assigned.keep.len(), assigned.procs.len(), assigned.directory.is_some()), (2, 1, true));
+        assert!(matches!(assign(&roles, fds(3)), Err(Refusal::Invalid { .. })));
+        assert!(matches!(assign(&[FdRole::CgroupDirectory; 2], fds(2)), Err(Refusal::Invalid { .. })));
+        assert!(matches!(arguments(&["a\0b".to_owned()]), Err(Refusal::Invalid { .. })));
+    }
+}
