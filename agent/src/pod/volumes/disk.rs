@@ -1,0 +1,322 @@
+//! Makes, refreshes and removes what a pod has on disk and on tmpfs. Blocking.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::super::spec::{Context, SpecError, hostname};
+use super::atomic::{self, WriteError};
+use super::dns::{self, Resolver};
+use super::{Kind, PodDirs, content, etc_files, kind, volumes};
+use crate::quantity::whole;
+
+/// Why a pod's files could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The pod's specification or what it refers to is at fault.
+    #[error("could not set up volume {volume:?}")]
+    Spec {
+        /// Which volume.
+        volume: String,
+        /// Why.
+        #[source]
+        source: SpecError,
+    },
+    /// A content volume could not be written.
+    #[error("could not set up volume {volume:?}")]
+    Write {
+        /// Which volume.
+        volume: String,
+        /// Why.
+        #[source]
+        source: WriteError,
+    },
+    /// The kernel refused a step.
+    #[error("could not {operation} {path:?}")]
+    Step {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn step(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
+    let path = path.to_owned();
+    move |source| VolumeError::Step { operation, path, source }
+}
+
+fn directory(path: &Path, mode: u32) -> Result<(), VolumeError> {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(step("make directory", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(step("set mode of", path))
+}
+
+/// The directories of a pod, without any content.
+pub fn make_dirs(dirs: &PodDirs) -> Result<(), VolumeError> {
+    for path in [&dirs.disk, &dirs.tmpfs] {
+        directory(path, 0o711)?;
+    }
+    for name in ["volumes", "etc", "containers", "writable"] {
+        directory(&dirs.disk.join(name), 0o711)?;
+    }
+    directory(&dirs.logs(), 0o700)?;
+    directory(&dirs.tmpfs.join("volumes"), 0o711)
+}
+
+/// Everything that a pod's containers mount, and the files of `/etc`. Repeating it brings content up to date.
+pub fn prepare(context: Context<'_>, dirs: &PodDirs, host: &Resolver, wall_ns: u64) -> Result<(), VolumeError> {
+    make_dirs(dirs)?;
+    let group = context
+        .spec()
+        .and_then(|s| s.security_context.as_ref())
+        .and_then(|s| s.fs_group)
+        .and_then(|g| u32::try_from(g).ok());
+    for volume in volumes(context) {
+        let path = dirs.volume(volume);
+        match kind(volume) {
+            Some(Kind::Disk) => empty(&path, group)?,
+            Some(Kind::Memory) => {
+                let limit = volume.empty_dir.as_ref().and_then(|e| e.size_limit.as_ref());
+                let limit = limit.and_then(|q| whole(&q.0).ok()).filter(|bytes| *bytes > 0);
+                memory(&path, limit, group)?;
+            }
+            Some(Kind::Open | Kind::Secret) => {
+                let named = |source| VolumeError::Spec { volume: volume.name.clone(), source };
+                if let Some(files) = content::of_volume(context, volume).map_err(named)? {
+                    atomic::write(&path, &files, group, wall_ns)
+                        .map_err(|source| VolumeError::Write { volume: volume.name.clone(), source })?;
+                }
+            }
+            None => {}
+        }
+    }
+    let etc = dirs.disk.join("etc");
+    let (name, _) = hostname(context);
+    let resolv = context
+        .spec()
+        .map(|spec| dns::resolv_conf(spec, context.namespace(), &context.resolved.dns, host))
+        .unwrap_or_default();
+    for (file, text) in [
+        ("hosts", etc_files::hosts(context, context.ip)),
+        ("hostname", format!("{name}\n")),
+        ("resolv.conf", resolv),
+    ] {
+        let path = etc.join(file);
+        // Containers hold the file itself: what is unchanged stays the same inode.
+        if fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
+            continue;
+        }
+        atomic::write_file(&path, text.as_bytes(), 0o644)
+            .map_err(|source| VolumeError::Write { volume: file.to_owned(), source })?;
+    }
+    Ok(())
+}
+
+/// The file behind `terminationMessagePath` of one attempt, writable for whoever the container runs as.
+pub fn message_file(path: &Path) -> Result<(), VolumeError> {
+    if let Some(parent) = path.parent() {
+        directory(parent, 0o711)?;
+    }
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(libc::O_NOFOLLOW)
+        .mode(0o666)
+        .open(path)
+        .map_err(step("create", path))?;
+    file.set_permissions(fs::Permissions::from_mode(0o666)).map_err(step("set mode of", path))
+}
+
+fn empty(path: &Path, group: Option<u32>) -> Result<(), VolumeError> {
+    match fs::DirBuilder::new().mode(0o777).create(path) {
+        // It is the pod's own by now.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        other => other.map_err(step("make directory", path))?,
+    }
+    own(path, group)
+}
+
+fn own(path: &Path, group: Option<u32>) -> Result<(), VolumeError> {
+    let mut mode = 0o777;
+    if let Some(gid) = group {
+        std::os::unix::fs::chown(path, None, Some(gid)).map_err(step("give group to", path))?;
+        mode |= 0o2000;
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(step("set mode of", path))
+}
+
+/// A tmpfs of its own. `limit` in bytes; without one the kernel's own (half of the memory).
+fn memory(path: &Path, limit: Option<u64>, group: Option<u32>) -> Result<(), VolumeError> {
+    if let Some(parent) = path.parent() {
+        directory(parent, 0o711)?;
+    }
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(step("make directory", path)(error));
+        }
+        _ => {}
+    }
+    if is_mount(path).map_err(step("look at", path))? {
+        return Ok(());
+    }
+    let options = limit.map(|bytes| format!("size={bytes}")).unwrap_or_default();
+    let options = std::ffi::CString::new(options).unwrap_or_default();
+    rustix::mount::mount(
+        "nodeless-memory",
+        path,
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        Some(options.as_c_str()),
+    )
+    .map_err(|errno| step("mount a tmpfs on", path)(errno.into()))?;
+    own(path, group)
+}
+
+/// Something is mounted on it: it is on another device than its parent.
+fn is_mount(path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let parent = path.parent().unwrap_or(path);
+    Ok(fs::symlink_metadata(path)?.dev() != fs::symlink_metadata(parent)?.dev())
+}
+
+/// Removes all but the logs. Repeating it succeeds. No link in it is followed.
+pub fn remove(dirs: &PodDirs) -> Result<(), VolumeError> {
+    let memory = dirs.tmpfs.join("memory");
+    match fs::read_dir(&memory) {
+        Ok(entries) => {
+            for entry in entries.flatten() {
+                let path = entry.path();
+                if is_mount(&path).unwrap_or(false) {
+                    rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+                        .map_err(|errno| step("unmount", &path)(errno.into()))?;
+                }
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(step("list", &memory)(error)),
+    }
+    remove_tree(&dirs.tmpfs)?;
+    for name in ["volumes", "etc", "containers", "writable"] {
+        remove_tree(&dirs.disk.join(name))?;
+    }
+    Ok(())
+}
+
+/// Removes the logs too: the pod is forgotten.
+pub fn forget(dirs: &PodDirs) -> Result<(), VolumeError> {
+    remove(dirs)?;
+    remove_tree(&dirs.disk)
+}
+
+fn remove_tree(path: &Path) -> Result<(), VolumeError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(step("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes sure that secret material cannot reach a disk: `RUN/secrets` is on a tmpfs (or ramfs), mounted here if its
+/// directory is not on one already. True: a mount was made.
+pub fn secure_secrets(run_dir: &Path) -> Result<bool, VolumeError> {
+    let path = run_dir.join("secrets");
+    directory(&path, 0o711)?;
+    if in_memory(&path)? {
+        return Ok(false);
+    }
+    rustix::mount::mount(
+        "nodeless-secrets",
+        &path,
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        Some(c"mode=0711"),
+    )
+    .map_err(|errno| step("mount a tmpfs on", &path)(errno.into()))?;
+    Ok(true)
+}
+
+/// Takes the mount of [`secure_secrets`] away when no pod has anything there any more.
+pub fn release_secrets(run_dir: &Path) -> Result<(), VolumeError> {
+    let path = run_dir.join("secrets");
+    let mut entries = match fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(step("list", &path)(error)),
+    };
+    if entries.next().is_some() {
+        return Ok(());
+    }
+    if is_mount(&path).map_err(step("look at", &path))? {
+        rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            .map_err(|errno| step("unmount", &path)(errno.into()))?;
+    }
+    fs::remove_dir(&path).map_err(step("remove", &path))
+}
+
+fn in_memory(path: &Path) -> Result<bool, VolumeError> {
+    const TMPFS: i64 = 0x0102_1994;
+    const RAMFS: i64 = 0x8584_58f6;
+    let found = rustix::fs::statfs(path).map_err(|errno| step("look at", path)(errno.into()))?;
+    #[allow(clippy::useless_conversion)]
+    let kind = i64::from(found.f_type);
+    Ok(kind == TMPFS || kind == RAMFS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::spec::HostFacts;
+    use super::*;
+    use crate::resolved::Resolved;
+    use k8s_openapi::api::core::v1::Pod;
+
+    #[test]
+    fn a_pods_files_are_made_once_and_removed_without_its_logs() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = PodDirs::new(&dir.path().join("state"), &dir.path().join("run"), "u");
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {"containers": [{"name": "c"}], "volumes": [{"name": "e", "emptyDir": {}}, {"name": "d",
+                "downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}}]}
+        }))
+        .unwrap();
+        let (resolved, host) = (Resolved::default(), HostFacts::default());
+        let context =
+            Context { pod: &pod, resolved: &resolved, host: &host, ip: Some([10, 0, 0, 2].into()) };
+        for _ in 0..2 {
+            prepare(context, &dirs, &Resolver::default(), 1_700_000_000_000_000_000).unwrap();
+            fs::write(dirs.disk.join("volumes/e/own"), "x").unwrap();
+        }
+        assert_eq!(fs::read_to_string(dirs.disk.join("volumes/d/name")).unwrap(), "p");
+        assert!(fs::read_to_string(dirs.disk.join("etc/hosts")).unwrap().ends_with("10.0.0.2\tp\n"));
+        let mode = |p: &str| fs::metadata(dirs.disk.join(p)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode(""), mode("volumes"), mode("volumes/e"), mode("logs")), (0o711, 0o711, 0o777, 0o700));
+        let message = dirs.message("c", 0);
+        message_file(&message).unwrap();
+        message_file(&message).unwrap();
+        fs::write(dirs.logs().join("x"), "x").unwrap();
+        remove(&dirs).unwrap();
+        remove(&dirs).unwrap();
+        assert!(dirs.logs().join("x").exists() && !dirs.disk.join("volumes").exists());
+        assert!(!dirs.tmpfs.exists());
+        forget(&dirs).unwrap();
+        assert!(!dirs.disk.exists());
+    }
+
+    #[test]
+    fn removal_does_not_follow_links_out_of_a_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        fs::create_dir_all(outside.join("keep")).unwrap();
+        let dirs = PodDirs::new(&dir.path().join("state"), &dir.path().join("run"), "u");
+        make_dirs(&dirs).unwrap();
+        std::os::unix::fs::symlink(&outside, dirs.disk.join("volumes/link")).unwrap();
+        remove(&dirs).unwrap();
+        assert!(outside.join("keep").exists());
+    }
+}
