@@ -31,7 +31,9 @@ pub enum DialError {
         address: String,
     },
     /// The server is not the vkubelet that we trust.
-    #[error("the server at {address} is not of the CA that this host trusts: wrong address, wrong --ca-hash, or a new CA (join again)")]
+    #[error(
+        "the server at {address} is not of the CA that this host trusts: wrong address, wrong --ca-hash, or a new CA (join again)"
+    )]
     UntrustedServer {
         /// `HOST:PORT`.
         address: String,
@@ -56,7 +58,9 @@ pub enum DialError {
         source: io::Error,
     },
     /// Our certificate was refused in the handshake.
-    #[error("vkubelet at {address} refuses this host's certificate: it was enrolled with another vkubelet (join again)")]
+    #[error(
+        "vkubelet at {address} refuses this host's certificate: it was enrolled with another vkubelet (join again)"
+    )]
     OwnRefused {
         /// `HOST:PORT`.
         address: String,

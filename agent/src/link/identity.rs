@@ -110,8 +110,8 @@ pub(super) fn joining_key(state_dir: &Path) -> Result<HostKey, IdentityError> {
 }
 
 fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), IdentityError> {
-    let bytes = serde_json::to_vec_pretty(value)
-        .map_err(|source| IdentityError::Damaged { path: path.to_owned(), source })?;
+    let bytes =
+        serde_json::to_vec_pretty(value).map_err(|source| IdentityError::Damaged { path: path.to_owned(), source })?;
     private_file::write(path, &bytes).map_err(IdentityError::File)
 }
 

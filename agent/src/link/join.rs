@@ -78,12 +78,8 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
     let config = tls::joining(options.ca_hash).map_err(JoinError::Tls)?;
     let stream = dial::dial(&options.vkubelet, config).await.map_err(JoinError::Dial)?;
     let caller = Caller::connect(stream).await.map_err(JoinError::Http)?;
-    let request = JoinRequest {
-        token: options.token,
-        host_id: options.host_id.to_string(),
-        csr_pem,
-        version: options.version,
-    };
+    let request =
+        JoinRequest { token: options.token, host_id: options.host_id.to_string(), csr_pem, version: options.version };
     let mut client = EnrollmentClient::new(caller.channel());
     let answer = tokio::time::timeout(ANSWER, client.join(request)).await;
     let answer = answer.unwrap_or_else(|_| Err(Code::DeadlineExceeded.status("no answer in time")));

@@ -13,9 +13,10 @@ pub(super) fn check(peer: &HostPeer, enrolled: Option<&EnrolledHost>) -> Result<
     match enrolled {
         None => refuse(Code::CertificateRefused, format!("host {host} is not enrolled here: join again")),
         Some(known) if known.revoked_unix.is_some() => refuse(Code::Revoked, format!("host {host} was revoked")),
-        Some(known) if known.key != peer.key => {
-            refuse(Code::CertificateRefused, format!("host {host} has joined again with another key: this one is not valid any more"))
-        }
+        Some(known) if known.key != peer.key => refuse(
+            Code::CertificateRefused,
+            format!("host {host} has joined again with another key: this one is not valid any more"),
+        ),
         Some(_) => Ok(()),
     }
 }
@@ -25,7 +26,9 @@ pub(super) fn already_connected(peer: &HostPeer, other: &str) -> Preamble {
     let host = &peer.host_id;
     Preamble::Refused {
         code: Code::HostConnected,
-        message: format!("an agent with the host id {host} is connected from {other} and answers: two agents must not share one identity"),
+        message: format!(
+            "an agent with the host id {host} is connected from {other} and answers: two agents must not share one identity"
+        ),
     }
 }
 

@@ -86,8 +86,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let source = FileEpoch::new(dir.path());
         let mut all: Vec<u64> = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..8).map(|_| scope.spawn(|| (0..5).map(|_| source.take(7).expect("epoch")).collect::<Vec<_>>())).collect();
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| (0..5).map(|_| source.take(7).expect("epoch")).collect::<Vec<_>>()))
+                .collect();
             threads.into_iter().flat_map(|thread| thread.join().expect("thread")).collect()
         });
         all.sort_unstable();

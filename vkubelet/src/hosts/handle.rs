@@ -168,8 +168,7 @@ impl HostHandle {
         after: u64,
         follow: bool,
     ) -> Result<Streaming<proto::UsageBatch>, Status> {
-        let request =
-            proto::PullUsageRequest { epoch: self.inner.epoch, boot_id: boot_id.to_owned(), after, follow };
+        let request = proto::PullUsageRequest { epoch: self.inner.epoch, boot_id: boot_id.to_owned(), after, follow };
         within(ANSWER, self.client().pull_usage(request)).await
     }
 

@@ -172,7 +172,10 @@ async fn watch_roster(state_dir: PathBuf, connections: Arc<Connections>, shutdow
         for host in connections.list() {
             let known = roster.get(host.handle.host_id());
             if !known.is_some_and(|known| known.revoked_unix.is_none() && known.key == host.key) {
-                tracing::warn!(host.id = host.handle.host_id(), "the host is not enrolled any more: its connection ends");
+                tracing::warn!(
+                    host.id = host.handle.host_id(),
+                    "the host is not enrolled any more: its connection ends"
+                );
                 host.handle.close();
             }
         }

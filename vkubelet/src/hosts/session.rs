@@ -96,7 +96,11 @@ where
     match greet(context, &caller).await {
         Ok(reply) if reply.host_id == host_id => Some(enter(context, host, peer, caller, reply)),
         Ok(reply) => {
-            tracing::error!(host.id = host_id, said = reply.host_id, "an agent's host id is not that of its certificate");
+            tracing::error!(
+                host.id = host_id,
+                said = reply.host_id,
+                "an agent's host id is not that of its certificate"
+            );
             let message = format!("the agent says that it is {}", reply.host_id);
             context.connections.refused(host_id, Code::CertificateRefused, &message);
             caller.link().close();
@@ -175,7 +179,11 @@ async fn follow(context: &SessionContext, handle: &HostHandle) {
                     }
                 }
                 Err(status) => {
-                    tracing::debug!(host.id = handle.host_id(), message = status.message(), "cannot watch the host's status");
+                    tracing::debug!(
+                        host.id = handle.host_id(),
+                        message = status.message(),
+                        "cannot watch the host's status"
+                    );
                 }
             }
             tokio::time::sleep(WATCH_PAUSE).await;

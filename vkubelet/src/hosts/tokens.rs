@@ -149,7 +149,8 @@ mod tests {
         let options = TokenOptions { uses: Some(2), ttl: Duration::from_secs(60), ..TokenOptions::default() };
         let token = create(dir.path(), &options).expect("token");
         let path = file(dir.path());
-        let redeem = |token: &str, after: u64| redeem_at(&path, token, "edge-1", false, now_unix() + after).expect("answer");
+        let redeem =
+            |token: &str, after: u64| redeem_at(&path, token, "edge-1", false, now_unix() + after).expect("answer");
         assert_eq!(redeem(&token, 61), None, "expired");
         assert_eq!(redeem("nlj_guess", 0), None, "unknown");
         assert!(redeem(&token, 0).is_some() && redeem(&token, 0).is_some());

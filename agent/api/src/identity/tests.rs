@@ -115,10 +115,8 @@ async fn an_agent_refuses_another_vkubelet_and_is_refused_by_it() {
 async fn a_host_cannot_pose_as_vkubelet() {
     let (_dir, authority) = authority();
     let (key, certificate) = enrolled(&authority, "vkubelet.nodeless.internal");
-    let chain = vec![
-        CertificateDer::from_pem_slice(certificate.as_bytes()).expect("pem"),
-        authority.certificate().clone(),
-    ];
+    let chain =
+        vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("pem"), authority.certificate().clone()];
     let private = rustls_pki_types::PrivateKeyDer::from_pem_slice(key.to_pem().as_bytes()).expect("key");
     let mut server =
         rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))

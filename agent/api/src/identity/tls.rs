@@ -141,7 +141,10 @@ impl ResolvesServerCert for Issuing {
         match self.certified() {
             Ok(certified) => Some(certified),
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "cannot renew the agent listener's certificate");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot renew the agent listener's certificate"
+                );
                 None
             }
         }
