@@ -11,11 +11,13 @@
 //! * [`desired`]: the store of what the sources want.
 //! * [`ports`]: what the core asks of a source and tells it.
 //! * [`resolve`], [`placement`]: what a pod refers to; which host it goes to.
+//! * [`pod`]: one owner task per pod, one session per connected host.
 //!
 //! This crate may not know how a sandbox or an image snapshot is made, nor what a second costs.
 
 pub mod desired;
 pub mod placement;
+pub mod pod;
 pub mod ports;
 pub mod resolve;
 pub mod events;

@@ -1,0 +1,414 @@
+//! The owner of one pod: asks [`super::reconcile`] what to do and does it, one step at a time.
+
+mod prepare;
+mod tell;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use crate::pod::agents::{AgentError, Agents};
+use crate::pod::board::{Applied, Board, Input};
+use crate::pod::intent::{self, Generations};
+use crate::pod::reconcile::{IntentState, Presence, Step, View, Wanted, next};
+use crate::desired::{Desired, DesiredPod};
+use crate::placement::Reservations;
+use crate::ports::{PortError, ReferenceChanged, SourcePorts};
+use crate::resolve::{ClusterSettings, HeldToken, Needs, Resolution};
+
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+
+/// What every task shares.
+pub(super) struct Shared {
+    pub(super) desired: Desired,
+    pub(super) board: Board,
+    pub(super) reservations: Reservations,
+    pub(super) agents: Arc<dyn Agents>,
+    pub(super) generations: Generations,
+    pub(super) cluster: ClusterSettings,
+}
+
+/// An intent and what it was made for.
+#[derive(PartialEq, Eq, Clone, Copy)]
+enum MadeFor {
+    Run { digest: [u8; 32], resolution: u64 },
+    Delete { grace_seconds: i64 },
+}
+
+pub(super) struct Task {
+    shared: Arc<Shared>,
+    ports: SourcePorts,
+    pod: Arc<DesiredPod>,
+    gone: bool,
+    digest: [u8; 32],
+    needs: Needs,
+    host: Option<String>,
+    presence: Presence,
+    /// `Absent` holds only on this connection.
+    absent_on: u64,
+    resolution: Option<Resolution>,
+    resolution_number: u64,
+    outdated: bool,
+    held: Vec<HeldToken>,
+    made_for: Option<MadeFor>,
+    removal_done: bool,
+    refused: bool,
+    retry_at: Option<Instant>,
+    retry_after: Duration,
+    last_words: String,
+}
+
+/// Runs until nothing is left of the pod.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    ports: SourcePorts,
+    pod: Arc<DesiredPod>,
+    mailbox: mpsc::UnboundedReceiver<Input>,
+) {
+    let span = tracing::info_span!(
+        "pod",
+        pod.uid = pod.uid(),
+        pod.namespace = pod.pod_ref.namespace,
+        pod.name = pod.pod_ref.name,
+        host.id = tracing::field::Empty,
+        generation = tracing::field::Empty,
+    );
+    let mut task = Task::new(shared, ports, pod);
+    let body = async move {
+        task.live(mailbox).await;
+        task.shared.reservations.release(task.pod.uid());
+        task.shared.board.leave(task.pod.uid());
+    };
+    body.instrument(span).await;
+}
+
+impl Task {
+    fn new(shared: Arc<Shared>, ports: SourcePorts, pod: Arc<DesiredPod>) -> Self {
+        Self {
+            digest: intent::digest(&pod),
+            needs: Needs::of(&pod.pod),
+            host: pod.placement.clone(),
+            gone: false,
+            presence: Presence::Unheard,
+            absent_on: 0,
+            resolution: None,
+            resolution_number: 0,
+            outdated: false,
+            held: Vec::new(),
+            made_for: None,
+            removal_done: false,
+            refused: false,
+            retry_at: None,
+            retry_after: RETRY_FIRST,
+            last_words: String::new(),
+            shared,
+            ports,
+            pod,
+        }
+    }
+
+    async fn live(&mut self, mut mailbox: mpsc::UnboundedReceiver<Input>) {
+        let mut changes = Some(self.ports.references.changes());
+        let mut room = self.shared.reservations.changed();
+        // The pod may have changed between its discovery and now.
+        self.take_desired();
+        loop {
+            if self.retry_at.is_none() && !Box::pin(self.advance()).await {
+                return;
+            }
+            if !self.wait(&mut mailbox, &mut changes, &mut room).await {
+                return;
+            }
+            while let Ok(input) = mailbox.try_recv() {
+                self.take(input);
+            }
+        }
+    }
+
+    /// Steps until there is nothing to do. False: the task is over.
+    async fn advance(&mut self) -> bool {
+        loop {
+            let step = next(&self.view());
+            tracing::debug!(?step, "next step");
+            let done = match step {
+                Step::Wait => return true,
+                Step::Finish => return false,
+                Step::Prepare { place, resolve } => self.prepare(place, resolve).await,
+                Step::Intend => self.intend(),
+                Step::Apply => self.apply().await,
+                Step::RemoveObject => self.remove_object().await,
+                Step::Forget => match self.forget().await {
+                    true => return false,
+                    false => false,
+                },
+            };
+            if !done {
+                return true;
+            }
+        }
+    }
+
+    /// Waits for whatever may change the decision. False: nobody can tell anything any more.
+    async fn wait(
+        &mut self,
+        mailbox: &mut mpsc::UnboundedReceiver<Input>,
+        changes: &mut Option<broadcast::Receiver<ReferenceChanged>>,
+        room: &mut watch::Receiver<u64>,
+    ) -> bool {
+        let unplaced = self.host.is_none();
+        let deadline = self.deadline();
+        tokio::select! {
+            input = mailbox.recv() => match input {
+                Some(input) => self.take(input),
+                None => return false,
+            },
+            changed = next_change(changes) => match changed {
+                Ok(changed) => {
+                    let ours = changed.namespace == self.pod.pod_ref.namespace
+                        && self.needs.concerns(changed.kind, &changed.name);
+                    if ours { self.take(Input::References) }
+                }
+                Err(broadcast::error::RecvError::Lagged(_)) => self.take(Input::References),
+                Err(broadcast::error::RecvError::Closed) => *changes = None,
+            },
+            changed = room.changed(), if unplaced => {
+                if changed.is_ok() { self.retry_at = None }
+            }
+            () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                self.retry_at = None;
+                self.outdated |= self.token_age().is_some_and(|left| left.is_zero());
+            }
+        }
+        true
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let token = self.token_age().map(|left| Instant::now() + left);
+        match (self.retry_at, token) {
+            (Some(retry), _) => Some(retry),
+            (None, token) => token.filter(|_| !self.outdated),
+        }
+    }
+
+    /// How long until a token has to be asked for again.
+    fn token_age(&self) -> Option<Duration> {
+        let refresh = self.resolution.as_ref()?.refresh_unix?;
+        Some(Duration::from_secs(u64::try_from(refresh - now_unix()).unwrap_or(0)))
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Desired => {
+                self.take_desired();
+                self.retry_at = None;
+            }
+            Input::Status(update) => self.take_status(*update),
+            Input::Refused(refusal) => self.take_refusal(&refusal),
+            Input::HostUp => self.retry_at = None,
+            Input::Absent { connection } => {
+                let entry = self.shared.board.get(self.pod.uid());
+                let started = entry.is_some_and(|e| {
+                    e.applied.connection == connection && e.intent.is_some_and(|intent| !intent.delete)
+                });
+                if !started {
+                    self.presence = Presence::Absent;
+                    self.absent_on = connection;
+                }
+            }
+            Input::HostLost => self.tell_host_lost(),
+            Input::References => {
+                self.outdated = true;
+                self.retry_at = None;
+            }
+        }
+    }
+
+    fn take_desired(&mut self) {
+        match self.shared.desired.get(self.pod.uid()) {
+            Some(pod) => {
+                self.digest = intent::digest(&pod);
+                let needs = Needs::of(&pod.pod);
+                self.outdated |= needs != self.needs;
+                self.needs = needs;
+                self.pod = pod;
+                let newest = Arc::clone(&self.pod);
+                self.shared.board.update(newest.uid(), |entry| entry.pod = Arc::clone(&newest));
+            }
+            None => {
+                self.gone = true;
+                self.shared.board.update(self.pod.uid(), |entry| entry.gone = true);
+            }
+        }
+    }
+
+    fn view(&self) -> View {
+        let wanted = match (self.gone, self.pod.deletion) {
+            (true, _) => Wanted::Gone,
+            (false, Some(_)) => Wanted::Delete,
+            (false, None) => Wanted::Run,
+        };
+        let up = self.host.as_deref().and_then(|host| self.shared.agents.up(host));
+        let presence = match self.presence {
+            Presence::Absent if up != Some(self.absent_on) => Presence::Unheard,
+            presence => presence,
+        };
+        View {
+            wanted,
+            ended_in_source: self.pod.is_terminal() || self.refused,
+            placed: self.host.is_some(),
+            host_up: up.is_some(),
+            presence,
+            resolved: self.resolution.is_some() && !self.outdated,
+            intent: self.intent_state(wanted, up),
+            removal_done: self.removal_done,
+        }
+    }
+
+    fn intent_state(&self, wanted: Wanted, up: Option<u64>) -> IntentState {
+        if self.made_for != Some(self.purpose(wanted)) {
+            return IntentState::Stale;
+        }
+        let entry = self.shared.board.get(self.pod.uid());
+        let applied = entry.is_some_and(|e| {
+            e.intent.is_some_and(|i| i.generation == e.applied.generation) && up == Some(e.applied.connection)
+        });
+        if applied { IntentState::Applied } else { IntentState::Made }
+    }
+
+    fn purpose(&self, wanted: Wanted) -> MadeFor {
+        match wanted {
+            Wanted::Run => MadeFor::Run { digest: self.digest, resolution: self.resolution_number },
+            Wanted::Delete | Wanted::Gone => MadeFor::Delete { grace_seconds: self.grace_seconds() },
+        }
+    }
+
+    fn grace_seconds(&self) -> i64 {
+        let own = self.pod.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
+        self.pod.deletion.map_or(own, |d| d.grace_seconds)
+    }
+
+    fn intend(&mut self) -> bool {
+        let wanted = self.view().wanted;
+        let generation = self.shared.generations.next();
+        let made = match wanted {
+            Wanted::Run => {
+                let resolved = self.resolution.as_ref().map(|r| r.resolved.clone()).unwrap_or_default();
+                intent::run(&self.pod, resolved, generation)
+            }
+            Wanted::Delete | Wanted::Gone => Ok(intent::delete(&self.pod, self.grace_seconds(), generation)),
+        };
+        match made {
+            Ok(intent) => {
+                tracing::Span::current().record("generation", generation);
+                self.shared.board.update(self.pod.uid(), |entry| entry.intent = Some(Arc::new(intent)));
+                self.made_for = Some(self.purpose(wanted));
+                true
+            }
+            Err(error) => {
+                self.wait_for("IntentTooLarge", "CreateContainerConfigError", &error.to_string(), "");
+                self.retry();
+                false
+            }
+        }
+    }
+
+    async fn apply(&mut self) -> bool {
+        let entry = self.shared.board.get(self.pod.uid());
+        let (Some(host), Some(intent)) = (self.host.clone(), entry.and_then(|e| e.intent)) else { return false };
+        let generation = intent.generation;
+        match self.shared.agents.apply(&host, (*intent).clone()).await {
+            Ok((connection, reply)) => {
+                self.shared.board.update(self.pod.uid(), |entry| {
+                    entry.applied = Applied { connection, generation };
+                    if entry.times.sent_ns == 0 {
+                        entry.times.sent_ns = now_ns();
+                    }
+                    entry.waiting = None;
+                });
+                self.last_words.clear();
+                if let Some(refusal) = reply.refused.filter(|_| !reply.accepted) {
+                    self.take_refusal(&refusal);
+                    return false;
+                }
+                tracing::info!(generation, delete = intent.delete, "intent applied");
+                self.retry_after = RETRY_FIRST;
+                if self.presence != Presence::Terminated {
+                    self.presence = Presence::Present;
+                }
+                true
+            }
+            Err(AgentError::Unknown { .. }) if intent.delete => {
+                self.presence = Presence::Terminated;
+                true
+            }
+            Err(AgentError::Down { .. }) => false,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, generation, "intent could not be sent; trying again");
+                self.retry();
+                false
+            }
+        }
+    }
+
+    async fn remove_object(&mut self) -> bool {
+        match self.ports.status.remove(&self.pod).await {
+            Ok(()) | Err(PortError::Stale { .. }) => {
+                tracing::info!("pod ended; its object is removed");
+                self.removal_done = true;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "object could not be removed; trying again");
+                self.retry();
+                false
+            }
+        }
+    }
+
+    async fn forget(&mut self) -> bool {
+        let Some(host) = self.host.clone() else { return true };
+        match self.shared.agents.forget(&host, self.pod.uid()).await {
+            Ok(()) => true,
+            Err(AgentError::Down { .. }) => false,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "agent could not be told to forget; trying again");
+                self.retry();
+                false
+            }
+        }
+    }
+
+    fn retry(&mut self) {
+        self.retry_at = Some(Instant::now() + self.retry_after);
+        self.retry_after = (self.retry_after * 2).min(RETRY_MOST);
+    }
+
+}
+
+async fn next_change(
+    changes: &mut Option<broadcast::Receiver<ReferenceChanged>>,
+) -> Result<ReferenceChanged, broadcast::error::RecvError> {
+    match changes {
+        Some(changes) => changes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn now_unix() -> i64 {
+    i64::try_from(now_ns() / 1_000_000_000).unwrap_or(i64::MAX)
+}
+
+/// RFC 3339 in whole seconds, as Kubernetes writes times.
+fn now_text() -> String {
+    jiff::Timestamp::from_second(now_unix()).map(|t| t.to_string()).unwrap_or_default()
+}

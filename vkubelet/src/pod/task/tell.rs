@@ -1,0 +1,122 @@
+//! What the task says: statuses, events, why it waits; and what it hears from agents.
+
+use std::sync::Arc;
+
+use agent_api::proto::{Refusal, StatusUpdate};
+
+use super::{Task, now_ns, now_text};
+use crate::pod::reconcile::Presence;
+use crate::pod::status;
+use crate::ports::{Event, EventType, StatusReport};
+use crate::resolve::Wait;
+
+impl Task {
+    pub(super) fn tell_waits(&mut self, waits: &[Wait]) {
+        let Some(first) = waits.first() else { return };
+        let words: Vec<&str> = waits.iter().map(|w| w.message.as_str()).collect();
+        self.wait_for(first.reason, first.container_reason, &words.join("; "), &first.field);
+    }
+
+    /// Says once why the pod waits: an event, a status, a line for people.
+    pub(super) fn wait_for(&mut self, reason: &str, container_reason: &str, message: &str, field: &str) {
+        let words = format!("{reason}: {message}");
+        if self.last_words == words {
+            return;
+        }
+        self.event(EventType::Warning, reason, message, field);
+        if self.made_for.is_none() {
+            let json = status::waiting(&self.pod.pod, container_reason, message, &now_text());
+            self.report(json, false);
+        }
+        self.shared.board.update(self.pod.uid(), |entry| entry.waiting = Some(words.clone()));
+        self.last_words = words;
+    }
+
+    /// An agent will not run it. Lack of room undoes the placement (the agent never had the pod); anything else is final.
+    pub(super) fn take_refusal(&mut self, refusal: &Refusal) {
+        tracing::warn!(reason = refusal.reason, message = refusal.message, "the agent refused the pod");
+        self.event(EventType::Warning, &refusal.reason, &refusal.message, "");
+        if self.presence == Presence::Present {
+            // A change of a pod that it runs: the pod goes on as it is.
+            return;
+        }
+        if refusal.reason.starts_with("OutOf") {
+            self.host = None;
+            self.made_for = None;
+            self.shared.reservations.release(self.pod.uid());
+            self.shared.board.update(self.pod.uid(), |entry| {
+                entry.host = None;
+                entry.intent = None;
+            });
+            self.retry();
+            return;
+        }
+        self.refused = true;
+        self.presence = Presence::Terminated;
+        self.shared.reservations.release(self.pod.uid());
+        let json = status::refused(&self.pod.pod, &refusal.reason, &refusal.message, &now_text());
+        self.report(json, true);
+    }
+
+    pub(super) fn take_status(&mut self, update: StatusUpdate) {
+        self.presence = if update.terminated { Presence::Terminated } else { Presence::Present };
+        if update.terminated {
+            self.shared.reservations.release(self.pod.uid());
+        }
+        let status = match serde_json::from_slice(&update.status_json) {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the agent's status is not JSON");
+                return;
+            }
+        };
+        let report = StatusReport {
+            generation: update.generation,
+            host: self.host.clone().unwrap_or_default(),
+            status: Arc::new(status),
+            terminated: update.terminated,
+            timeline: update.timeline,
+        };
+        self.deliver(report);
+    }
+
+    pub(super) fn tell_host_lost(&mut self) {
+        let last = self.shared.board.get(self.pod.uid()).and_then(|e| e.report);
+        let (Some(last), Some(host)) = (last, self.host.clone()) else { return };
+        if last.terminated {
+            return;
+        }
+        let json = status::host_lost(&last.status, &host, &now_text());
+        self.event(EventType::Warning, "HostLost", &format!("host {host} does not answer"), "");
+        self.deliver(StatusReport { status: Arc::new(json), ..last });
+    }
+
+    pub(super) fn report(&self, json: serde_json::Value, terminated: bool) {
+        self.deliver(StatusReport {
+            generation: 0,
+            host: self.host.clone().unwrap_or_default(),
+            status: Arc::new(json),
+            terminated,
+            timeline: None,
+        });
+    }
+
+    pub(super) fn deliver(&self, report: StatusReport) {
+        self.shared.board.update(self.pod.uid(), |entry| entry.report = Some(report.clone()));
+        if !self.gone {
+            self.ports.status.report(&self.pod, report);
+        }
+    }
+
+    pub(super) fn event(&self, kind: EventType, reason: &str, message: &str, field_path: &str) {
+        let event = Event {
+            kind,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            field_path: field_path.to_owned(),
+            unix_ns: i64::try_from(now_ns()).unwrap_or(i64::MAX),
+        };
+        self.shared.board.event(self.pod.uid(), event.clone());
+        self.ports.events.event(&self.pod.pod_ref, event);
+    }
+}
