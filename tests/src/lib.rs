@@ -1,3 +1,4 @@
 //! End-to-end, privileged, architecture and fault tests, and the benchmarks.
 
 pub mod bench;
+pub mod cluster;

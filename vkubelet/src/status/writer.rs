@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::core::Status;
 use kube::{Api, Client};
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -32,7 +33,10 @@ struct Inner {
     client: Client,
     desired: Desired,
     slots: Mutex<HashMap<String, Slot>>,
+    /// A slot has something new for its writer.
     news: Notify,
+    /// A slot is written or gone.
+    settled: Notify,
     stop: CancellationToken,
 }
 
@@ -51,14 +55,21 @@ enum Outcome {
 impl StatusWriter {
     /// Writes through this client until `stop` is cancelled.
     pub fn new(client: Client, desired: Desired, stop: CancellationToken) -> Self {
-        let inner = Inner { client, desired, slots: Mutex::new(HashMap::new()), news: Notify::new(), stop };
+        let inner = Inner {
+            client,
+            desired,
+            slots: Mutex::new(HashMap::new()),
+            news: Notify::new(),
+            settled: Notify::new(),
+            stop,
+        };
         Self { inner: Arc::new(inner) }
     }
 
     /// Waits until the newest report of a pod is written, or the pod is gone.
     async fn flush(&self, uid: &str) {
         loop {
-            let notified = self.inner.news.notified();
+            let notified = self.inner.settled.notified();
             tokio::pin!(notified);
             notified.as_mut().enable();
             {
@@ -103,7 +114,7 @@ impl Inner {
                 }
                 Outcome::Gone => {
                     self.slots().remove(pod.uid());
-                    self.news.notify_waiters();
+                    self.settled.notify_waiters();
                     return;
                 }
                 Outcome::Again => {
@@ -128,7 +139,7 @@ impl Inner {
                 if slot.written.as_ref() == Some(&wanted) {
                     slot.busy = false;
                     slot.flush = false;
-                    self.news.notify_waiters();
+                    self.settled.notify_waiters();
                     return None;
                 }
                 let left = patience(&wanted).saturating_sub(waited);
@@ -153,8 +164,7 @@ impl Inner {
         let PodParts { namespace, name, uid } = PodParts::of(pod);
         match self.api(namespace).patch_status(name, &PatchParams::default(), &Patch::Strategic(&body)).await {
             Ok(_) => Outcome::Written,
-            // 409: a pod of that name with another UID.
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Outcome::Gone,
+            Err(kube::Error::Api(status)) if is_gone(&status) => Outcome::Gone,
             Err(kube::Error::Api(status)) if status.is_invalid() => {
                 tracing::error!(pod.uid = uid, pod.namespace = namespace, pod.name = name, message = %status.message, "the API server refuses the pod's status");
                 Outcome::Written
@@ -171,6 +181,15 @@ impl Inner {
             }
         }
     }
+}
+
+/// No pod of that name, or one with another UID: the API server calls that a conflict, or an attempt to change the UID.
+fn is_gone(status: &Status) -> bool {
+    let another_uid = || {
+        status.is_invalid()
+            && status.details.as_ref().is_some_and(|d| d.causes.iter().any(|cause| cause.field == "metadata.uid"))
+    };
+    status.is_not_found() || status.is_conflict() || another_uid()
 }
 
 struct PodParts<'a> {
