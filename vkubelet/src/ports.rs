@@ -218,6 +218,10 @@ pub trait References: Send + Sync + 'static {
     /// Tells of changes, as far as the source learns of them; a source that cannot know returns a silent channel (the
     /// core asks again with back-off anyway).
     fn changes(&self) -> broadcast::Receiver<ReferenceChanged>;
+    /// What to do about an object that is not there, for people.
+    fn absent_hint(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// Where pods come from, as the client API sees it: created and deleted by people.

@@ -51,8 +51,7 @@ pub(super) fn credentials(secret: &ReferencedObject) -> Result<Vec<RegistryCrede
 }
 
 fn parse<'de, T: Deserialize<'de>>(key: &'static str, bytes: &'de [u8]) -> Result<T, CredentialError> {
-    serde_json::from_slice(bytes)
-        .map_err(|e| CredentialError::Parse { key, line: e.line(), column: e.column() })
+    serde_json::from_slice(bytes).map_err(|e| CredentialError::Parse { key, line: e.line(), column: e.column() })
 }
 
 fn credential(registry: String, entry: Entry) -> Result<RegistryCredential, CredentialError> {
@@ -73,10 +72,7 @@ mod tests {
     use super::*;
 
     fn secret(key: &str, text: &str) -> ReferencedObject {
-        ReferencedObject {
-            type_: String::new(),
-            data: [(key.to_owned(), text.as_bytes().to_vec())].into(),
-        }
+        ReferencedObject { type_: String::new(), data: [(key.to_owned(), text.as_bytes().to_vec())].into() }
     }
 
     #[test]

@@ -81,9 +81,8 @@ pub async fn fetch(
         };
         (*kind, name, need, found)
     }));
-    let pulls = join_all(
-        needs.pull_secrets.iter().map(|name| async move { (name, references.secret(namespace, name).await) }),
-    );
+    let pulls =
+        join_all(needs.pull_secrets.iter().map(|name| async move { (name, references.secret(namespace, name).await) }));
     let account = &service_account(pod);
     let tokens = join_all(needs.tokens.iter().map(|need| async move {
         let fresh = held.iter().find(|h| h.need == *need && h.refresh_unix > now_unix);
@@ -108,14 +107,15 @@ pub async fn fetch(
             Ok(Some(object)) => {
                 waits.extend(missing_keys(kind, namespace, name, need, &object));
                 resolution.warnings.extend(invalid_names(kind, name, need, &object));
-                let object = Object { name: name.clone(), data: object.data.into_iter().map(|(k, v)| (k, v.into())).collect() };
+                let object =
+                    Object { name: name.clone(), data: object.data.into_iter().map(|(k, v)| (k, v.into())).collect() };
                 match kind {
                     ReferenceKind::ConfigMap => resolution.resolved.config_maps.push(object),
                     ReferenceKind::Secret => resolution.resolved.secrets.push(object),
                 }
             }
             Ok(None) => {
-                let wait = absent(kind, namespace, name, need);
+                let wait = absent(kind, namespace, name, need, references.absent_hint());
                 if need.mandatory { waits.push(wait) } else { resolution.warnings.push(wait) }
             }
             Err(error) => waits.push(unanswered(&error, &need.field)),
@@ -133,7 +133,9 @@ pub async fn fetch(
             Ok(None) => waits.push(Wait {
                 reason: "FailedMount",
                 container_reason: "ContainerCreating",
-                message: format!("serviceaccount \"{namespace}/{account}\" not found: create it, or set spec.serviceAccountName"),
+                message: format!(
+                    "serviceaccount \"{namespace}/{account}\" not found: create it, or set spec.serviceAccountName"
+                ),
                 field: format!("spec.volumes{{{}}}", need.volume),
             }),
             Err(error) => waits.push(unanswered(&error, &format!("spec.volumes{{{}}}", need.volume))),
@@ -191,9 +193,9 @@ fn pull_secret(name: &str, found: Option<&ReferencedObject>, resolution: &mut Re
             resolution.resolved.registry_credentials.extend(new);
         }
         Some(Err(error)) => resolution.warnings.push(warning(format!("pull secret {name}: {error}"))),
-        None => resolution.warnings.push(warning(format!(
-            "pull secret {name} was not found: images are pulled without it"
-        ))),
+        None => {
+            resolution.warnings.push(warning(format!("pull secret {name} was not found: images are pulled without it")))
+        }
     }
 }
 
@@ -208,7 +210,7 @@ fn container_reason(need: &Need) -> &'static str {
     if need.env { "CreateContainerConfigError" } else { "ContainerCreating" }
 }
 
-fn absent(kind: ReferenceKind, namespace: &str, name: &str, need: &Need) -> Wait {
+fn absent(kind: ReferenceKind, namespace: &str, name: &str, need: &Need, hint: Option<&str>) -> Wait {
     let reason = match (kind, need.mandatory) {
         (ReferenceKind::ConfigMap, true) => "MandatoryConfigMapNotFound",
         (ReferenceKind::ConfigMap, false) => "OptionalConfigMapNotFound",
@@ -218,18 +220,17 @@ fn absent(kind: ReferenceKind, namespace: &str, name: &str, need: &Need) -> Wait
     Wait {
         reason,
         container_reason: container_reason(need),
-        message: format!("{} \"{name}\" not found in namespace {namespace}, used by {}", kind_name(kind), need.field),
+        message: format!(
+            "{} \"{name}\" not found in namespace {namespace}, used by {}{}",
+            kind_name(kind),
+            need.field,
+            hint.map(|h| format!(": {h}")).unwrap_or_default()
+        ),
         field: need.field.clone(),
     }
 }
 
-fn missing_keys(
-    kind: ReferenceKind,
-    namespace: &str,
-    name: &str,
-    need: &Need,
-    object: &ReferencedObject,
-) -> Vec<Wait> {
+fn missing_keys(kind: ReferenceKind, namespace: &str, name: &str, need: &Need, object: &ReferencedObject) -> Vec<Wait> {
     need.keys
         .iter()
         .filter(|key| !object.data.contains_key(*key))

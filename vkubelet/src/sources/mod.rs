@@ -1,3 +1,4 @@
 //! Where pods come from.
 
 pub mod kubernetes;
+pub mod manifest;
