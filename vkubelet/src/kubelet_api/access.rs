@@ -56,7 +56,11 @@ mod tests {
         ];
         for (method, path, verb, subresource) in rows {
             let access = required(&method, path);
-            assert_eq!((access.verb, access.subresources[0]), (verb, subresource), "{method} {path}");
+            assert_eq!(
+                (access.verb, access.subresources[0]),
+                (verb, subresource),
+                "{method} {path}"
+            );
         }
     }
 

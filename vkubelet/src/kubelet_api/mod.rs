@@ -14,3 +14,38 @@ pub mod logs;
 pub mod pods;
 pub mod routes;
 pub mod server;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+use crate::pod::access::PodAccess;
+
+/// Starts the kubelet API of a node; it ends when `stop` is cancelled. Returns the address that was bound.
+///
+/// # Errors
+/// When a TLS file is missing or damaged, or the port is taken: nothing runs then.
+pub async fn start(
+    listen: SocketAddr,
+    tls: &server::TlsFiles,
+    client: Client,
+    node_name: &str,
+    access: PodAccess,
+    stop: CancellationToken,
+) -> Result<SocketAddr, server::ServeError> {
+    let tls = server::tls_config(tls)?;
+    let listener = server::bind(listen).await?;
+    let address = listener.local_addr().map_err(|source| server::ServeError::Listen {
+        address: listen,
+        source,
+    })?;
+    let api = routes::Api {
+        tokens: authn::Tokens::new(client.clone()),
+        authorizer: authz::Authorizer::new(client, node_name.to_owned()),
+        pods: Arc::new(pods::HostedPods::new(access)),
+    };
+    tokio::spawn(server::serve(listener, tls, routes::router(Arc::new(api)), stop));
+    Ok(address)
+}

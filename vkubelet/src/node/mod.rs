@@ -9,6 +9,7 @@
 //!
 //! A heartbeat is the Lease only; the Node's status is written when it changes and once in five minutes, as the kubelet does.
 
+pub mod billing_access;
 pub mod controller;
 pub mod epoch;
 pub mod lease;
