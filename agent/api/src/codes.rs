@@ -71,6 +71,8 @@ codes! {
     CertificateRefused = "CERTIFICATE_REFUSED" => Unauthenticated, retry: false;
     /// A failure on the answering side that is nobody's input; the message says what failed.
     Internal = "INTERNAL" => Internal, retry: true;
+    /// What should be there was destroyed or is gone (usage records); a human must act.
+    DataLoss = "DATA_LOSS" => DataLoss, retry: false;
     /// No answer: the connection is gone or was never there.
     Unavailable = "UNAVAILABLE" => Unavailable, retry: true;
     /// No answer within the deadline; whether it was done is unknown.
@@ -93,7 +95,8 @@ impl Code {
 
     fn from_grpc(code: tonic::Code) -> Code {
         match code {
-            tonic::Code::Ok | tonic::Code::Unknown | tonic::Code::Internal | tonic::Code::DataLoss => Code::Internal,
+            tonic::Code::Ok | tonic::Code::Unknown | tonic::Code::Internal => Code::Internal,
+            tonic::Code::DataLoss => Code::DataLoss,
             tonic::Code::Cancelled => Code::Cancelled,
             tonic::Code::InvalidArgument => Code::InvalidArgument,
             tonic::Code::DeadlineExceeded => Code::DeadlineExceeded,
