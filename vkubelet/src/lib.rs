@@ -15,14 +15,15 @@
 //!
 //! This crate may not know how a sandbox or an image snapshot is made, nor what a second costs.
 
+pub mod billing_pull;
 pub mod desired;
+pub mod events;
+pub mod hosts;
+pub mod kubelet_api;
+pub mod node;
 pub mod placement;
 pub mod pod;
 pub mod ports;
 pub mod resolve;
-pub mod events;
-pub mod kubelet_api;
-pub mod node;
 pub mod sources;
 pub mod status;
-pub mod hosts;
