@@ -25,11 +25,17 @@
 //!
 //! This crate may not know: the Kubernetes API server, prices, how an image is stored, how a namespace is made. It never forks.
 
+pub mod board;
 pub mod clock;
 pub mod errors;
+pub mod events;
 pub mod intent;
+pub mod ledger;
 pub mod link;
+pub mod logs;
 pub mod meter;
+pub mod observe;
+pub mod network;
 pub mod pod;
 pub mod ports;
 pub mod quantity;
