@@ -103,13 +103,6 @@ impl Credential {
         let (host, path) = split_scope(&self.scope);
         host_matches(&host, image.registry()) && path_matches(path.as_deref(), image.repository())
     }
-
-    /// The entries for `image`, the most exact first.
-    pub(crate) fn select<'a>(all: &'a [Self], image: &RegistryReference) -> Vec<&'a Self> {
-        let mut found: Vec<&Self> = all.iter().filter(|c| c.matches(image)).collect();
-        found.sort_by_key(|c| std::cmp::Reverse(c.scope.len()));
-        found
-    }
 }
 
 fn entry((scope, auth): (String, DockerAuth)) -> Option<Result<Credential, CredentialError>> {
@@ -230,14 +223,5 @@ mod tests {
         );
         assert!(!format!("{all:?}").contains("hunter2"));
         assert!(Credential::from_docker_config_json(br#"{"auths":{"r":{"auth":"?"}}}"#).is_err());
-    }
-
-    #[test]
-    fn the_most_exact_entry_comes_first() {
-        let c = |scope: &str| Credential { scope: scope.into(), auth: RegistryAuth::Bearer(Secret::new(scope)) };
-        let all = [c("example.com"), c("example.com/team")];
-        let image = image("example.com/team/a");
-        let order: Vec<_> = Credential::select(&all, &image).iter().map(|c| c.scope.as_str()).collect();
-        assert_eq!(order, ["example.com/team", "example.com"]);
     }
 }

@@ -34,6 +34,7 @@ pub mod manifest;
 mod merged;
 mod progress;
 pub mod reference;
+mod registry;
 pub mod source;
 pub mod store;
 #[cfg(test)]

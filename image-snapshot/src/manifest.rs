@@ -338,6 +338,17 @@ impl Config {
                 have: show(&raw.os, &raw.architecture, raw.variant.as_deref().unwrap_or("")),
             });
         }
+        Self::of(raw, manifest)
+    }
+
+    /// The same for one that passed before and was kept.
+    pub(crate) fn parse_stored(bytes: &[u8], manifest: &Manifest) -> Result<Self, ManifestError> {
+        let raw: RawConfig =
+            serde_json::from_slice(bytes).map_err(|source| ManifestError::Parse { what: "configuration", source })?;
+        Self::of(raw, manifest)
+    }
+
+    fn of(raw: RawConfig, manifest: &Manifest) -> Result<Self, ManifestError> {
         let diff_ids = raw.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers.len() {
             return Err(ManifestError::LayerCount { layers: manifest.layers.len(), diff_ids: diff_ids.len() });

@@ -58,10 +58,6 @@ impl Merged {
         &self.layers[index]
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.layers.is_empty()
-    }
-
     /// The root directory; `None` without layers.
     pub(crate) fn root(&self) -> Result<Option<Dir>, ReadError> {
         let mut parts = Vec::with_capacity(self.layers.len());

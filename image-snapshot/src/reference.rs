@@ -155,6 +155,11 @@ impl RegistryReference {
         self.digest.as_ref()
     }
 
+    /// The same repository under another host's name, for matching credentials of mirrors.
+    pub(crate) fn served_by(&self, host: &str) -> Self {
+        Self { registry: host.to_owned(), ..self.clone() }
+    }
+
     /// `registry/repository`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)

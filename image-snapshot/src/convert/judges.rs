@@ -198,7 +198,7 @@ fn op() -> impl Strategy<Value = (String, Op)> {
     (path(), what)
 }
 
-pub(crate) fn archive(ops: &[(String, Op)]) -> Vec<u8> {
+fn archive(ops: &[(String, Op)]) -> Vec<u8> {
     let mut tar = Tar::new();
     for (path, op) in ops {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));

@@ -216,7 +216,7 @@ impl ErofsFile {
     }
 
     /// All extended attributes.
-    pub fn xattrs(&self, inode: &Inode) -> Result<Xattrs, ReadError> {
+    pub(crate) fn xattrs(&self, inode: &Inode) -> Result<Xattrs, ReadError> {
         let mut body = vec![0; inode.xattr_len];
         read(&*self.file, &mut body, inode.xattr_at)?;
         xattr::decode(&body).ok_or(ReadError::Damaged {

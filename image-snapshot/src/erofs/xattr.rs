@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::format::{get16, put16};
 
 /// Full name (`security.capability`) to value.
-pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(crate) type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Marks a directory that hides what lies below it.
 pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";

@@ -1,8 +1,28 @@
 //! The front door.
 
-use std::{path::PathBuf, sync::Arc};
+mod ensure;
+mod flight;
+mod layer;
+mod lease;
+mod policy;
+mod resolve;
 
-use crate::{Credential, Digest, Image, ImageError, ImagesConfig, Progress};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tokio::sync::Semaphore;
+
+use crate::{
+    Credential, Digest, Image, ImageError, ImagesConfig, Progress, Reference,
+    registry::Registries,
+    store::{Store, StoreError, Verdict},
+};
+
+use flight::Flights;
+pub use lease::Lease;
+use lease::Leases;
 
 /// A store of images. Cheap to clone; all clones are the same store.
 ///
@@ -15,20 +35,15 @@ pub struct Images {
 
 #[derive(Debug)]
 struct Inner {
-    root: PathBuf,
-}
-
-/// Keeps layers from collection while it, or a clone of it, lives.
-#[derive(Debug, Clone)]
-pub struct Lease {
-    layers: Arc<Vec<Digest>>,
-}
-
-impl Lease {
-    /// Chain ids under the lease.
-    pub fn layers(&self) -> &[Digest] {
-        &self.layers
-    }
+    config: ImagesConfig,
+    store: Arc<Store>,
+    registries: Arc<Registries>,
+    leases: Arc<Leases>,
+    flights: Arc<Flights>,
+    permits: Arc<Semaphore>,
+    gc_allowed: AtomicBool,
+    /// Held while names are written or things are collected, so that no manifest goes between its arrival and its name's.
+    records: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// When to ask the source.
@@ -81,7 +96,9 @@ pub struct ImageSummary {
     pub size: u64,
     /// When it was last pulled or checked against its source.
     pub pulled_at: jiff::Timestamp,
-    /// Somebody holds a lease on all of its layers.
+    /// All of its layers are here.
+    pub complete: bool,
+    /// Somebody holds a lease on its topmost layer.
     pub in_use: bool,
 }
 
@@ -97,50 +114,135 @@ pub struct GcReport {
 }
 
 impl Images {
-    /// Opens (or makes) the store and cleans up what an earlier process left half-made. Blocking, brief.
+    /// Opens (or makes) the store and cleans up what an earlier process left half-made. Blocking, brief. The process must have installed a
+    /// default TLS provider (`rustls`) before the first pull.
     pub fn open(config: ImagesConfig) -> Result<Self, ImageError> {
-        Ok(Self { inner: Arc::new(Inner { root: config.root }) })
+        let store = Store::open(&config.root).map_err(store_error)?;
+        let inner = Inner {
+            store: Arc::new(store),
+            registries: Arc::new(Registries::new(&config)),
+            leases: Arc::default(),
+            flights: Arc::default(),
+            permits: Arc::new(Semaphore::new(config.concurrency.layers_in_all.max(1))),
+            gc_allowed: AtomicBool::new(false),
+            records: Arc::default(),
+            config,
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Makes the image available, fetching what is missing, and leases it.
+    /// Makes the image available, fetching what is missing, and leases it. Dropping the future stops the waiting; layers under way are
+    /// finished all the same, for whoever asks next.
     pub async fn ensure(
         &self,
         request: EnsureRequest,
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Image, ImageError> {
-        let _ = (progress, &self.inner.root);
-        Err(ImageError::NeverPull { reference: request.reference })
+        self.inner.ensure(request, Arc::new(progress)).await
     }
 
     /// The image, if it is here under this name; asks nobody and checks nobody's rights.
     pub async fn get_local(&self, reference: &str) -> Result<Option<Image>, ImageError> {
-        let _ = reference;
-        Ok(None)
+        let name = parse(reference)?.to_string();
+        Ok(self.inner.find(&name).await?.map(|found| found.image))
     }
 
     /// Leases again what a pod from before the restart uses: the layers by their ids, as [`LayerSnapshot::id`](crate::LayerSnapshot::id)
-    /// gave them. Fails if one is gone.
+    /// gave them. Fails if one is gone. Blocking, brief.
     pub fn adopt(&self, layers: &[String]) -> Result<Lease, ImageError> {
-        let _ = layers;
-        Ok(Lease { layers: Arc::new(Vec::new()) })
+        let missing = |id: &str| store_error(StoreError::LayerMissing { id: id.to_owned() });
+        let ids: Vec<Digest> = layers
+            .iter()
+            .map(|id| id.parse().map_err(|_| missing(id)))
+            .collect::<Result<_, _>>()?;
+        let lease = self.inner.leases.take(ids);
+        for id in lease.layers() {
+            if self.inner.store.layer(id).map_err(store_error)?.is_none() {
+                return Err(missing(&id.to_string()));
+            }
+        }
+        Ok(lease)
     }
 
     /// From now on [`Images::gc`] may remove things: all pods from before the restart have been adopted.
-    pub fn allow_gc(&self) {}
+    pub fn allow_gc(&self) {
+        self.inner.gc_allowed.store(true, Ordering::Release);
+    }
 
     /// All images by name.
     pub async fn list(&self) -> Result<Vec<ImageSummary>, ImageError> {
-        Ok(Vec::new())
+        let inner = self.inner.clone();
+        blocking(move || {
+            let sizes: std::collections::HashMap<Digest, u64> =
+                inner.store.layers()?.into_iter().map(|l| (l.id, l.bytes)).collect();
+            let refs = inner.store.refs()?.into_iter();
+            Ok(refs
+                .map(|r| ImageSummary {
+                    size: r.layers.iter().filter_map(|l| sizes.get(l)).sum(),
+                    complete: r.layers.iter().all(|l| sizes.contains_key(l)),
+                    in_use: r.layers.last().is_some_and(|l| inner.leases.is_leased(l)),
+                    reference: r.reference,
+                    manifest_digest: r.manifest,
+                    image_id: r.config,
+                    repo_digest: r.repo_digest,
+                    layers: r.layers,
+                    pulled_at: r.pulled_at,
+                })
+                .collect())
+        })
+        .await
     }
 
     /// Forgets a name. Its layers go with the next [`Images::gc`] unless something else needs them. False: there was no such name.
     pub async fn remove(&self, reference: &str) -> Result<bool, ImageError> {
-        let _ = reference;
-        Ok(false)
+        let name = parse(reference)?.to_string();
+        let store = self.inner.store.clone();
+        let _records = self.inner.records.lock().await;
+        blocking(move || store.remove_ref(&name)).await
     }
 
     /// Removes layers that no name and no lease needs. Does nothing before [`Images::allow_gc`].
     pub async fn gc(&self) -> Result<GcReport, ImageError> {
-        Ok(GcReport::default())
+        if !self.inner.gc_allowed.load(Ordering::Acquire) {
+            return Ok(GcReport::default());
+        }
+        let inner = self.inner.clone();
+        let _records = self.inner.records.lock().await;
+        let removed = blocking(move || inner.store.collect(|id, remove| inner.leases.unless_leased(id, remove))).await?;
+        Ok(GcReport { removed: removed.layers, freed: removed.bytes, leased: removed.leased })
+    }
+
+    /// Reads every layer and says whether it is what was written.
+    pub async fn verify(&self) -> Result<Vec<(Digest, Verdict)>, ImageError> {
+        let store = self.inner.store.clone();
+        blocking(move || {
+            let layers = store.layers()?.into_iter();
+            layers.map(|l| store.verify(&l.id).map(|verdict| (l.id, verdict))).collect()
+        })
+        .await
+    }
+
+    /// Drops a layer that [`Images::verify`] found damaged, so that the next [`Images::ensure`] brings it anew. False: it is leased.
+    pub async fn discard(&self, layer: &Digest) -> Result<bool, ImageError> {
+        let (inner, layer) = (self.inner.clone(), layer.clone());
+        blocking(move || inner.leases.unless_leased(&layer, &mut || inner.store.remove_layer(&layer))).await
+    }
+}
+
+fn parse(reference: &str) -> Result<Reference, ImageError> {
+    reference.parse().map_err(ImageError::InvalidName)
+}
+
+fn store_error(error: StoreError) -> ImageError {
+    ImageError::Store(Arc::new(error))
+}
+
+/// Runs store calls, which block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, ImageError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(store_error),
+        Err(_) => Err(store_error(StoreError::Cancelled)),
     }
 }

@@ -1,165 +1,55 @@
 //! Where images come from: one contract, a registry and local layouts behind it.
 
-use std::time::Duration;
+mod error;
+mod oci_layout;
+mod sink;
 
-use crate::{Digest, ErrorKind};
+use async_trait::async_trait;
 
-/// Why a manifest or blob could not be fetched. `what` names it: `GET https://…` or a path.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// 401 or 403, with the credentials that we had.
-    #[error("{what}: not authorized (status {status}){detail}")]
-    Unauthorized {
-        /// The request.
-        what: String,
-        /// HTTP status.
-        status: u16,
-        /// What the registry said, if anything.
-        detail: String,
-    },
-    /// The source is sure that there is no such thing.
-    #[error("{what}: not found{detail}")]
-    NotFound {
-        /// The request or path.
-        what: String,
-        /// What the registry said, if anything.
-        detail: String,
-    },
-    /// 429.
-    #[error("{what}: too many requests{detail}")]
-    RateLimited {
-        /// The request.
-        what: String,
-        /// What `Retry-After` said.
-        retry_after: Option<Duration>,
-        /// What the registry said, if anything.
-        detail: String,
-    },
-    /// Any other status that is not success.
-    #[error("{what}: status {status}{detail}")]
-    Status {
-        /// The request.
-        what: String,
-        /// HTTP status.
-        status: u16,
-        /// What `Retry-After` said.
-        retry_after: Option<Duration>,
-        /// What the registry said, if anything.
-        detail: String,
-    },
-    /// Silence.
-    #[error("{what}: no progress for {after:?}")]
-    TimedOut {
-        /// The request.
-        what: String,
-        /// How long we waited.
-        after: Duration,
-    },
-    /// No connection, or it broke.
-    #[error("{what}: could not talk to the registry")]
-    Network {
-        /// The request.
-        what: String,
-        /// Why.
-        #[source]
-        source: reqwest::Error,
-    },
-    /// The HTTP client could not be made (certificates, proxy settings).
-    #[error("could not set up the client for registry {registry:?}")]
-    Client {
-        /// Which registry.
-        registry: String,
-        /// Why.
-        #[source]
-        source: reqwest::Error,
-    },
-    /// A redirect or challenge led somewhere that we do not follow.
-    #[error("{what}: {problem}")]
-    Protocol {
-        /// The request.
-        what: String,
-        /// What the registry did wrong.
-        problem: &'static str,
-    },
-    /// More bytes than may or should come.
-    #[error("{what}: longer than {limit} bytes")]
-    TooLarge {
-        /// The request or path.
-        what: String,
-        /// Limit, or size promised by the manifest.
-        limit: u64,
-    },
-    /// Fewer bytes than promised.
-    #[error("{what}: ended after {got} of {want} bytes")]
-    Truncated {
-        /// The request or path.
-        what: String,
-        /// Bytes that came.
-        got: u64,
-        /// Bytes promised.
-        want: u64,
-    },
-    /// Other bytes than promised.
-    #[error("{what}: digest is {got}, not {want}")]
-    DigestMismatch {
-        /// The request or path.
-        what: String,
-        /// As promised.
-        want: Digest,
-        /// As computed.
-        got: Digest,
-    },
-    /// A local file could not be read.
-    #[error("could not read {what}")]
-    Io {
-        /// The path.
-        what: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A document of the source itself does not parse.
-    #[error("could not parse {what}")]
-    Parse {
-        /// The request or path.
-        what: String,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// A kind of source that this version does not read.
-    #[error("{what}: {kind} images are not supported yet")]
-    UnsupportedKind {
-        /// The reference.
-        what: String,
-        /// Its scheme.
-        kind: &'static str,
-    },
+use crate::{Digest, manifest::Descriptor, store::Access};
+
+pub use error::SourceError;
+pub(crate) use oci_layout::{OciLayout, check};
+pub(crate) use sink::{BlobSink, channel};
+
+/// One image at its source, as one caller may see it.
+#[async_trait]
+pub(crate) trait Source: Send + Sync {
+    /// What the name means now.
+    async fn top(&self) -> Result<Top, SourceError>;
+
+    /// Digest of what the name means now, if that is cheaper to learn; also shows that the caller may pull. `None`: ask [`Source::top`].
+    async fn head(&self) -> Result<Option<Digest>, SourceError>;
+
+    /// A manifest or index, whole and checked against its digest.
+    async fn manifest(&self, descriptor: &Descriptor) -> Result<Fetched, SourceError>;
+
+    /// A small blob (configuration), whole and checked against its digest.
+    async fn small_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>, SourceError>;
+
+    /// A layer's bytes. The sink checks size and digest.
+    async fn blob(&self, descriptor: &Descriptor, sink: BlobSink) -> Result<(), SourceError>;
+
+    /// By which right the answers so far were given.
+    fn access(&self) -> Access;
+
+    /// `registry/repository`, where there is one.
+    fn repository(&self) -> Option<String>;
 }
 
-impl SourceError {
-    /// The class of the error.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Unauthorized { .. } => ErrorKind::Unauthorized,
-            Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::RateLimited { .. } => ErrorKind::RateLimited,
-            Self::Status { .. } | Self::Network { .. } | Self::Client { .. } | Self::Protocol { .. } => {
-                ErrorKind::Unavailable
-            }
-            Self::TimedOut { .. } => ErrorKind::TimedOut,
-            Self::Truncated { .. } | Self::DigestMismatch { .. } => ErrorKind::Corrupt,
-            Self::TooLarge { .. } | Self::Parse { .. } | Self::UnsupportedKind { .. } => ErrorKind::InvalidImage,
-            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-            Self::Io { .. } => ErrorKind::Unavailable,
-        }
-    }
+/// A document with its digest.
+#[derive(Debug, Clone)]
+pub(crate) struct Fetched {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) content_type: Option<String>,
+    pub(crate) digest: Digest,
+}
 
-    /// How long the registry asked us to stay away, if it did.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::RateLimited { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
-            _ => None,
-        }
-    }
+/// What a name leads to.
+#[derive(Debug, Clone)]
+pub(crate) enum Top {
+    /// A manifest or index.
+    Document(Fetched),
+    /// Entries to choose from.
+    Entries(Vec<Descriptor>),
 }

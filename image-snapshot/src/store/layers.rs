@@ -104,7 +104,7 @@ impl Store {
     }
 
     /// Removes a layer. The caller makes sure that nobody needs it.
-    pub(super) fn remove_layer(&self, id: &Digest) -> Result<(), StoreError> {
+    pub(crate) fn remove_layer(&self, id: &Digest) -> Result<(), StoreError> {
         let path = self.layer_path(id);
         files::remove(&path)?;
         files::sync_dir(&path)?;

@@ -12,6 +12,8 @@ use crate::Digest;
 pub(crate) struct RefRecord {
     /// Normal form.
     pub(crate) reference: String,
+    /// Digest of what the name resolved to: that manifest, or an index.
+    pub(crate) target: Digest,
     /// Digest of this platform's manifest.
     pub(crate) manifest: Digest,
     /// Digest of the configuration.

@@ -22,6 +22,7 @@ fn put(store: &Store, content: &[u8]) -> LayerRecord {
 fn reference(name: &str, layers: Vec<Digest>) -> RefRecord {
     RefRecord {
         reference: name.into(),
+        target: Digest::sha256(name.as_bytes()),
         manifest: Digest::sha256(name.as_bytes()),
         config: Digest::sha256(b"config"),
         layers,

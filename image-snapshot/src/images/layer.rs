@@ -1,0 +1,140 @@
+//! The way of one layer: fetch and stage at once, wait for the layers below, finish, commit.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Duration, MissedTickBehavior, interval},
+};
+
+use super::{
+    flight::{Failure, State, Watch, follow},
+    lease::Lease,
+};
+use crate::{
+    Digest, LayerPhase, Limits,
+    convert::{ConvertError, Staged, open_below, stage_blob},
+    manifest::Descriptor,
+    source::{Source, SourceError, channel},
+    store::{LayerRecord, Store, StoreError},
+};
+
+/// Between two reports of progress.
+const TICK: Duration = Duration::from_millis(100);
+
+/// All that one layer's flight needs.
+pub(super) struct LayerJob {
+    pub(super) store: Arc<Store>,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) limits: Limits,
+    pub(super) blob: Descriptor,
+    pub(super) diff_id: Digest,
+    /// Chain ids up to and with this layer's, lowest first.
+    pub(super) chain: Vec<Digest>,
+    /// The flight of the layer right below, if that is not in the store yet.
+    pub(super) below: Option<Watch>,
+    /// Of the image, then of the store.
+    pub(super) permits: [Arc<Semaphore>; 2],
+    /// Keeps the layers below in place even if all who asked have gone.
+    pub(super) lease: Lease,
+}
+
+impl LayerJob {
+    /// Runs to the end and says how it went.
+    pub(super) async fn run(self, state: watch::Sender<State>) -> (watch::Sender<State>, Result<LayerRecord, Failure>) {
+        let outcome = self.work(&state).await;
+        (state, outcome)
+    }
+
+    async fn work(self, state: &watch::Sender<State>) -> Result<LayerRecord, Failure> {
+        let [of_image, of_store] = &self.permits;
+        // Closed never happens; if it did, running without the permit would be right.
+        let permits = (of_image.acquire().await, of_store.acquire().await);
+        let Some(id) = self.chain.last().cloned() else {
+            return Err(Failure::Interrupted);
+        };
+        // A flight that ended just before this one began may have brought it.
+        let (store, wanted) = (self.store.clone(), id.clone());
+        if let Some(record) = blocking(move || store.layer(&wanted)).await?.map_err(store_failure)? {
+            return Ok(record);
+        }
+        state.send_modify(|s| s.phase = LayerPhase::Converting);
+        let store = self.store.clone();
+        let (ingest, file) = blocking(move || store.ingest()).await?.map_err(store_failure)?;
+        let out = file.try_clone().map_err(|e| convert_failure(ConvertError::Write(e)))?;
+        let staged = self.fetch(state, out).await?;
+        drop(permits);
+        state.send_modify(|s| {
+            s.phase = LayerPhase::Finishing;
+            s.done = self.blob.size;
+        });
+        if let Some(below) = self.below.clone() {
+            // Its waiters get its own error; here it only means that there is nothing to build on.
+            follow(below, |_, _| {}).await.map_err(|_| Failure::Interrupted)?;
+        }
+        let (store, chain, diff_id) = (self.store.clone(), self.chain.clone(), self.diff_id.clone());
+        let lease = self.lease.clone();
+        blocking(move || {
+            let below = &chain[..chain.len() - 1];
+            let mut files = Vec::with_capacity(below.len());
+            for layer in below {
+                let missing = || Failure::Store(Arc::new(StoreError::LayerMissing { id: layer.to_string() }));
+                files.push(Arc::new(std::fs::File::open(store.layer_path(layer)).map_err(|_| missing())?));
+            }
+            let merged = open_below(&files).map_err(convert_failure)?;
+            let converted = staged.finish(&merged).map_err(convert_failure)?;
+            let record = LayerRecord::new(id, below.last().cloned(), diff_id, converted);
+            store.commit_layer(ingest, &file, &record).map_err(store_failure)?;
+            drop(lease);
+            Ok(record)
+        })
+        .await?
+    }
+
+    async fn fetch(&self, state: &watch::Sender<State>, out: std::fs::File) -> Result<Staged, Failure> {
+        let count = Arc::new(AtomicU64::new(0));
+        let (sink, reader) = channel(&self.blob, count.clone());
+        let (diff_id, limits) = (self.diff_id.clone(), self.limits.clone());
+        let staging = blocking(move || stage_blob(reader, &diff_id, out, &limits));
+        let both = async { tokio::join!(self.source.blob(&self.blob, sink), staging) };
+        tokio::pin!(both);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let (fetched, staged) = loop {
+            tokio::select! {
+                done = &mut both => break done,
+                _ = ticks.tick() => {
+                    let now = count.load(Ordering::Relaxed);
+                    state.send_if_modified(|s| std::mem::replace(&mut s.done, now) != now);
+                }
+            }
+        };
+        judge(fetched, staged?)
+    }
+}
+
+/// Of two errors, the one that explains the other.
+fn judge(fetched: Result<(), SourceError>, staged: Result<Staged, ConvertError>) -> Result<Staged, Failure> {
+    match (fetched, staged) {
+        (Ok(()), Ok(staged)) => Ok(staged),
+        (Ok(()) | Err(SourceError::Abandoned { .. }), Err(error)) => Err(convert_failure(error)),
+        // Bytes that are not the ones promised, or not all of them, may look like anything to the converter.
+        (Err(error), _) => Err(Failure::Fetch(Arc::new(error))),
+    }
+}
+
+fn convert_failure(error: ConvertError) -> Failure {
+    Failure::Convert(Arc::new(error))
+}
+
+fn store_failure(error: StoreError) -> Failure {
+    Failure::Store(Arc::new(error))
+}
+
+/// Runs something that blocks.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Failure::Interrupted)
+}
