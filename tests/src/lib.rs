@@ -1,4 +1,5 @@
 //! End-to-end, privileged, architecture and fault tests, and the benchmarks.
 
 pub mod bench;
+pub mod census;
 pub mod cluster;
