@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_api::usage::{Kind, SCHEMA, Used, UsageRecord};
+use agent_api::usage::{Kind, SCHEMA, UsageRecord, Used};
 
 use super::clock::Instant;
 use super::error::MeterError;
@@ -30,7 +30,11 @@ enum Stage {
     /// Open in the spool, not yet adopted by this agent: not ticked.
     Orphan,
     /// Released at this instant; `writing`: the record is on its way.
-    Ending { at: Instant, writing: bool, reconcile: bool },
+    Ending {
+        at: Instant,
+        writing: bool,
+        reconcile: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -65,7 +69,13 @@ pub(super) enum End {
 
 impl Book {
     pub(super) fn new(host: String, boot_id: String, recovered: Recovered) -> Self {
-        let mut book = Self { host, boot_id, entries: BTreeMap::new(), closed: BTreeMap::new(), closing_order: Default::default() };
+        let mut book = Self {
+            host,
+            boot_id,
+            entries: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            closing_order: Default::default(),
+        };
         for record in recovered.closed {
             book.remember(record.sandbox_id, Instant { boottime_ns: record.boottime_ns, wall_ns: record.wall_ns });
         }
@@ -103,7 +113,13 @@ impl Book {
                 Stage::Ending { .. } => Err(MeterError::Released { sandbox_id }),
             };
         }
-        let entry = Entry { interval, started: now, proven: now.boottime_ns, integral: Integral::default(), stage: Stage::Starting };
+        let entry = Entry {
+            interval,
+            started: now,
+            proven: now.boottime_ns,
+            integral: Integral::default(),
+            stage: Stage::Starting,
+        };
         let record = self.record(&entry, Kind::Start, now);
         self.entries.insert(sandbox_id, entry);
         Ok(Begin::Record(Box::new(record), now))
@@ -167,7 +183,12 @@ impl Book {
         open.map(|entry| self.record(entry, Kind::Tick, now)).collect()
     }
 
-    pub(super) fn adopt(&mut self, live: &BTreeSet<&str>, ended: &[Released], now: Instant) -> (Vec<UsageRecord>, Adopted) {
+    pub(super) fn adopt(
+        &mut self,
+        live: &BTreeSet<&str>,
+        ended: &[Released],
+        now: Instant,
+    ) -> (Vec<UsageRecord>, Adopted) {
         let mut adopted = Adopted::default();
         let mut closing = Vec::new();
         for (sandbox_id, entry) in &mut self.entries {
@@ -175,7 +196,8 @@ impl Book {
             match entry.stage {
                 Stage::Orphan if dead => {
                     let released = ended.iter().find(|released| released.sandbox_id == *sandbox_id);
-                    let boottime_ns = released.map_or(entry.proven, |released| released.boottime_ns.min(now.boottime_ns).max(entry.proven));
+                    let boottime_ns = released
+                        .map_or(entry.proven, |released| released.boottime_ns.min(now.boottime_ns).max(entry.proven));
                     let wall_ns = now.wall_ns.saturating_sub(now.boottime_ns.saturating_sub(boottime_ns));
                     let at = Instant { boottime_ns, wall_ns };
                     entry.stage = Stage::Ending { at, writing: true, reconcile: true };
@@ -194,12 +216,14 @@ impl Book {
         }
         let record = |(sandbox_id, at): &(String, Instant)| {
             let entry = self.entries.get(sandbox_id)?;
-            let kind = if matches!(entry.stage, Stage::Ending { reconcile: true, .. }) { Kind::Reconcile } else { Kind::Stop };
+            let kind =
+                if matches!(entry.stage, Stage::Ending { reconcile: true, .. }) { Kind::Reconcile } else { Kind::Stop };
             Some(self.record(entry, kind, *at))
         };
         let records = closing.iter().filter_map(record).collect();
         adopted.reconciled = closing;
-        adopted.unmetered = live.iter().filter(|id| !self.entries.contains_key(**id)).map(|id| (*id).to_owned()).collect();
+        adopted.unmetered =
+            live.iter().filter(|id| !self.entries.contains_key(**id)).map(|id| (*id).to_owned()).collect();
         (records, adopted)
     }
 

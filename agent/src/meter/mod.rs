@@ -74,7 +74,12 @@ impl Meter {
     }
 
     /// As [`open`](Self::open), with boot id, segment sizes and clock given (tests).
-    pub fn open_with(spool: SpoolConfig, tick: Duration, clock: Arc<dyn Clock>, used: Arc<dyn UsedProvider>) -> Result<Self, MeterError> {
+    pub fn open_with(
+        spool: SpoolConfig,
+        tick: Duration,
+        clock: Arc<dyn Clock>,
+        used: Arc<dyn UsedProvider>,
+    ) -> Result<Self, MeterError> {
         let (host, boot_id) = (spool.host.clone(), spool.boot_id.clone());
         let (spool, recovered) = Spool::open(spool).map_err(MeterError::OpenSpool)?;
         Ok(Self::on(spool, recovered, host, boot_id, tick, clock, used))

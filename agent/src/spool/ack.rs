@@ -60,7 +60,8 @@ impl AckFile {
         }
         let turn = self.turn + 1;
         if let Some(file) = &self.file {
-            let written = file.write_all_at(&slot(turn, &position), (turn % 2) * SLOT as u64).and_then(|()| file.sync_data());
+            let written =
+                file.write_all_at(&slot(turn, &position), (turn % 2) * SLOT as u64).and_then(|()| file.sync_data());
             if let Err(error) = written {
                 self.file = None;
                 return Err(error);
@@ -73,7 +74,8 @@ impl AckFile {
 
     fn remake(&mut self) -> io::Result<()> {
         let temporary = self.path.with_extension("tmp");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let mut bytes = vec![0; 2 * SLOT];
         if let Some(position) = &self.position {
             let at = usize::try_from(self.turn % 2).unwrap_or_default() * SLOT;
@@ -96,7 +98,7 @@ fn slot(turn: u64, position: &Position) -> Vec<u8> {
 }
 
 fn parse(slot: &[u8]) -> Option<(u64, Position)> {
-    let text = std::str::from_utf8(slot).ok()?.split('\n').next()?;
+    let text = std::str::from_utf8(slot.split(|&byte| byte == b'\n').next()?).ok()?;
     let (sum, text) = text.split_once(' ')?;
     if u32::from_str_radix(sum, 16).ok()? != crc32fast::hash(text.as_bytes()) {
         return None;
@@ -140,7 +142,11 @@ mod tests {
             std::fs::write(&path, &torn).unwrap();
             let found = AckFile::open(dir.path()).unwrap();
             // Turn 2 sits in slot 0.
-            let expected = if torn[..SLOT].split(|b| *b == b'\n').next() == good[..SLOT].split(|b| *b == b'\n').next() { 2 } else { 1 };
+            let expected = if torn[..SLOT].split(|b| *b == b'\n').next() == good[..SLOT].split(|b| *b == b'\n').next() {
+                2
+            } else {
+                1
+            };
             assert_eq!(found.position(), Some(&at(expected)), "byte {byte}");
         }
     }

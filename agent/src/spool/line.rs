@@ -52,6 +52,15 @@ pub(super) fn decode_record(bytes: &[u8]) -> Option<Line> {
     Some(Line { batch, record })
 }
 
+/// Where a record's line may begin within text that is not one.
+pub(super) fn starts(text: &[u8]) -> impl Iterator<Item = usize> {
+    // Eight digits of the sum, a space, the batch.
+    text.windows(10).enumerate().filter_map(|(at, window)| {
+        let sum = window[..8].iter().all(u8::is_ascii_hexdigit);
+        (sum && window[8] == b' ' && window[9].is_ascii_digit()).then_some(at)
+    })
+}
+
 /// The canonical JSON within a line that [`decode_record`] accepts.
 pub(super) fn json_of(bytes: &[u8]) -> &[u8] {
     let start = bytes.iter().position(|&byte| byte == b'{').unwrap_or(bytes.len());

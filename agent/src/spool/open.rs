@@ -90,7 +90,13 @@ pub(super) fn open(config: SpoolConfig, disk: Arc<dyn Disk>) -> Result<(Writer, 
     Ok((writer, shared, recovered))
 }
 
-fn load(config: &SpoolConfig, disk: &Arc<dyn Disk>, boot_id: &str, dir: &Path, health: &mut Health) -> Result<Loaded, OpenError> {
+fn load(
+    config: &SpoolConfig,
+    disk: &Arc<dyn Disk>,
+    boot_id: &str,
+    dir: &Path,
+    health: &mut Health,
+) -> Result<Loaded, OpenError> {
     let ack = AckFile::open(dir).map_err(|source| OpenError::Read { path: dir.join("acked"), source })?;
     let acked = ack.position().cloned();
     let acked_seq = acked.as_ref().map_or(0, |position| position.seq);
@@ -123,7 +129,8 @@ fn load(config: &SpoolConfig, disk: &Arc<dyn Disk>, boot_id: &str, dir: &Path, h
             }
             None => None,
         };
-        if let (Some(previous), Some(last), Some(first)) = (loaded.boot.segments.last_mut(), &position, first_seq(&content))
+        if let (Some(previous), Some(last), Some(first)) =
+            (loaded.boot.segments.last_mut(), &position, first_seq(&content))
             && first > last.seq + 1
         {
             // A whole segment is missing; what follows is kept.
@@ -135,15 +142,28 @@ fn load(config: &SpoolConfig, disk: &Arc<dyn Disk>, boot_id: &str, dir: &Path, h
         if let Some(header) = &header
             && header.host != config.host
         {
-            return Err(OpenError::OtherHost { path: path.clone(), found: header.host.clone(), expected: config.host.clone() });
+            return Err(OpenError::OtherHost {
+                path: path.clone(),
+                found: header.host.clone(),
+                expected: config.host.clone(),
+            });
         }
         let before = match (&position, &header) {
             (Some(position), _) => position.clone(),
-            (None, Some(header)) => Position { seq: header.first_seq.saturating_sub(1), hash: header.prev_hash.clone() },
+            (None, Some(header)) => {
+                Position { seq: header.first_seq.saturating_sub(1), hash: header.prev_hash.clone() }
+            }
             (None, None) => acked.clone().unwrap_or(loaded.boot.last.clone()),
         };
         let mut last = records.last().map_or(before.clone(), at_record);
-        let mut segment = Segment { index: *index, path: path.clone(), first_seq: before.seq + 1, last_seq: last.seq, end, damaged: false };
+        let mut segment = Segment {
+            index: *index,
+            path: path.clone(),
+            first_seq: before.seq + 1,
+            last_seq: last.seq,
+            end,
+            damaged: false,
+        };
         if at == 0 && before.seq > acked_seq {
             note_damage(health, boot_id, path, acked_seq, Some(before.seq + 1));
         }
@@ -159,7 +179,11 @@ fn load(config: &SpoolConfig, disk: &Arc<dyn Disk>, boot_id: &str, dir: &Path, h
             Tail::Damaged { rest } => {
                 segment.damaged = true;
                 note_damage(health, boot_id, path, last.seq, rest.first().map(|record| record.seq));
-                last = rest.iter().max_by_key(|record| record.seq).filter(|record| record.seq > last.seq).map_or(last, at_record);
+                last = rest
+                    .iter()
+                    .max_by_key(|record| record.seq)
+                    .filter(|record| record.seq > last.seq)
+                    .map_or(last, at_record);
                 loaded.records.extend(rest);
             }
         }
@@ -201,7 +225,9 @@ fn first_seq(bytes: &[u8]) -> Option<u64> {
 
 /// What a killed agent had written but not synced goes to the disk, or is dropped, before anything is read back.
 fn sync_before_reading(disk: &Arc<dyn Disk>, dir: &Path) -> Result<(), OpenError> {
-    let Some((_, path)) = segment_files(dir)?.pop() else { return Ok(()) };
+    let Some((_, path)) = segment_files(dir)?.pop() else {
+        return Ok(());
+    };
     let file = disk.open(&path).map_err(|source| OpenError::Read { path: path.clone(), source })?;
     if let Err(error) = file.sync() {
         tracing::error!(%error, path = %path.display(), "cannot sync the last usage segment; only what the disk has counts");
@@ -256,6 +282,7 @@ fn segment_files(dir: &Path) -> Result<Vec<(u64, PathBuf)>, OpenError> {
 }
 
 fn list(dir: &Path) -> Result<Vec<PathBuf>, OpenError> {
-    let entries = std::fs::read_dir(dir).and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>());
+    let entries = std::fs::read_dir(dir)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>());
     entries.map_err(|source| OpenError::Read { path: dir.to_owned(), source })
 }

@@ -103,14 +103,23 @@ impl Reader {
             return Err(ReadError::Ahead { boot_id: boot_id(), after, last: boot.last.seq });
         }
         let Some(first) = boot.segments.first() else {
-            return if after == boot.last.seq { Ok(Step::AtEnd) } else { Err(ReadError::Gone { boot_id: boot_id(), after, first: boot.last.seq + 1 }) };
+            return if after == boot.last.seq {
+                Ok(Step::AtEnd)
+            } else {
+                Err(ReadError::Gone { boot_id: boot_id(), after, first: boot.last.seq + 1 })
+            };
         };
         let Some(segment) = boot.segments.iter().rev().find(|segment| segment.first_seq <= self.next) else {
             return Err(ReadError::Gone { boot_id: boot_id(), after, first: first.first_seq });
         };
         if self.next <= segment.last_seq {
             let from = self.hint.as_ref().filter(|(path, _)| *path == segment.path).map_or(0, |(_, offset)| *offset);
-            return Ok(Step::Read(Place { path: segment.path.clone(), from, end: segment.end, last_seq: segment.last_seq }));
+            return Ok(Step::Read(Place {
+                path: segment.path.clone(),
+                from,
+                end: segment.end,
+                last_seq: segment.last_seq,
+            }));
         }
         if segment.damaged || self.next <= boot.last.seq {
             return Err(ReadError::Damaged { boot_id: boot_id(), after, path: segment.path.clone() });
@@ -134,7 +143,11 @@ impl Reader {
         let ReadLines { records, last, offset, bad } = lines;
         if records.is_empty() {
             if bad || offset == place.from {
-                let held = self.shared.state().boot(&self.boot_id).is_some_and(|boot| boot.segments.iter().any(|segment| segment.path == path));
+                let held = self
+                    .shared
+                    .state()
+                    .boot(&self.boot_id)
+                    .is_some_and(|boot| boot.segments.iter().any(|segment| segment.path == path));
                 return if held { Err(damaged()) } else { Ok(None) };
             }
             self.hint = Some((place.path, offset));
@@ -192,5 +205,8 @@ pub(super) fn record_at(shared: &Shared, boot_id: &str, seq: u64) -> Option<Usag
         boot.segments.iter().rev().find(|segment| segment.first_seq <= seq && seq <= segment.last_seq)?.path.clone()
     };
     let bytes = std::fs::read(path).ok()?;
-    Lines { bytes: &bytes, at: 0 }.filter_map(|(_, text)| line::decode_record(text)).map(|line| line.record).find(|record| record.seq == seq)
+    Lines { bytes: &bytes, at: 0 }
+        .filter_map(|(_, text)| line::decode_record(text))
+        .map(|line| line.record)
+        .find(|record| record.seq == seq)
 }

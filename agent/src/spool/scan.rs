@@ -50,7 +50,9 @@ pub(super) fn scan(bytes: &[u8], before: Option<&Position>, until: Option<u64>) 
     let header = lines.next().and_then(|(_, line)| line::decode_header(line));
     let start = match (&header, before) {
         (Some(header), Some(before)) if header.first_seq != before.seq + 1 || header.prev_hash != before.hash => None,
-        (Some(header), _) => header.first_seq.checked_sub(1).map(|seq| Position { seq, hash: header.prev_hash.clone() }),
+        (Some(header), _) => {
+            header.first_seq.checked_sub(1).map(|seq| Position { seq, hash: header.prev_hash.clone() })
+        }
         (None, before) => before.cloned(),
     };
     let mut scan = Scan { header, records: Vec::new(), end: lines.at as u64, tail: Tail::Clean };
@@ -91,22 +93,25 @@ pub(super) fn scan(bytes: &[u8], before: Option<&Position>, until: Option<u64>) 
 
 /// A bad line at `at`, after the good record `seq`.
 fn judge(bytes: &[u8], at: usize, seq: u64, until: Option<u64>) -> Tail {
-    let later = || Lines { bytes, at }.filter_map(|(_, line)| line::decode_record(line));
-    if until.is_some() || later().any(|line| line.batch > seq + 1) {
-        return Tail::Damaged { rest: rest(Lines { bytes, at }, until) };
+    let lines = || Lines { bytes, at };
+    if until.is_some() || salvage(lines()).any(|line| line.batch > seq + 1) {
+        return Tail::Damaged { rest: rest(lines(), until) };
     }
     match bytes[at..].iter().rposition(|&byte| byte != 0) {
         None => Tail::Clean,
-        Some(last) => Tail::Torn { bytes: last as u64 + 1 },
+        Some(last) => Tail::Torn { bytes: (at + last + 1) as u64 },
     }
 }
 
 fn rest(lines: Lines<'_>, until: Option<u64>) -> Vec<UsageRecord> {
-    lines
-        .filter_map(|(_, line)| line::decode_record(line))
-        .map(|line| line.record)
-        .filter(|record| until.is_none_or(|until| record.seq < until))
-        .collect()
+    salvage(lines).map(|line| line.record).filter(|record| until.is_none_or(|until| record.seq < until)).collect()
+}
+
+/// Every good line, also one that stands behind a destroyed line feed.
+fn salvage(lines: Lines<'_>) -> impl Iterator<Item = Line> {
+    lines.filter_map(|(_, text)| {
+        line::decode_record(text).or_else(|| line::starts(text).find_map(|start| line::decode_record(&text[start..])))
+    })
 }
 
 /// Lines that end with a line feed, with their offsets.

@@ -20,7 +20,13 @@ pub(super) struct Active {
 
 impl Active {
     /// Makes a segment out of a file of the reserve: its name appears only when its header is durable.
-    pub(super) fn start(disk: &Arc<dyn Disk>, reserve: &mut Reserve, boot_dir: &Path, header: &Header, capacity: u64) -> io::Result<Self> {
+    pub(super) fn start(
+        disk: &Arc<dyn Disk>,
+        reserve: &mut Reserve,
+        boot_dir: &Path,
+        header: &Header,
+        capacity: u64,
+    ) -> io::Result<Self> {
         let spare = reserve.take()?;
         let path = boot_dir.join(format!("{:08}.seg", header.index));
         let prepare = || {
@@ -39,7 +45,13 @@ impl Active {
     }
 
     /// Goes on in a segment that was scanned; what a torn write left behind its end is zeroed first.
-    pub(super) fn resume(path: &Path, file: Box<dyn SegmentFile>, end: u64, torn: u64, capacity: u64) -> io::Result<Self> {
+    pub(super) fn resume(
+        path: &Path,
+        file: Box<dyn SegmentFile>,
+        end: u64,
+        torn: u64,
+        capacity: u64,
+    ) -> io::Result<Self> {
         if torn > end {
             file.write_all_at(&vec![0; usize::try_from(torn - end).unwrap_or_default()], end)?;
             file.sync()?;

@@ -50,7 +50,12 @@ impl OpenIntervals {
     }
 }
 
-type Appends = Vec<(Vec<UsageRecord>, oneshot::Sender<Result<u64, AppendError>>)>;
+/// Sum, batch number and separators of a line, the record's number and hashes.
+const LINE_OVERHEAD: usize = 200;
+
+type Reply = oneshot::Sender<Result<u64, AppendError>>;
+
+type Appends = Vec<(Vec<UsageRecord>, Reply)>;
 
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -101,65 +106,67 @@ impl Writer {
         }
     }
 
-    /// Groups what waits into batches of at most half a segment.
+    /// Groups what waits into batches of at most half a segment; a larger call takes several.
     fn commit(&mut self, waiting: Appends) {
         let limit = usize::try_from(self.config.segment_bytes / 2).unwrap_or(usize::MAX);
-        let (mut group, mut size) = (Appends::new(), 0);
+        let (mut group, mut size, mut replies) = (Vec::new(), 0, Vec::new());
         for (records, reply) in waiting {
-            let bytes: usize = records.iter().map(|record| record.encode().len() + 160).sum();
-            if bytes > limit {
-                let _ = reply.send(Err(AppendError::TooLarge { bytes, segment_bytes: self.config.segment_bytes }));
-                continue;
+            let mut failed = None;
+            for record in records {
+                let bytes = record.encode().len() + LINE_OVERHEAD;
+                if bytes > limit {
+                    let segment_bytes = self.config.segment_bytes;
+                    failed = Some(AppendError::TooLarge { bytes, segment_bytes });
+                    continue;
+                }
+                if size + bytes > limit {
+                    let written = self.commit_batch(std::mem::take(&mut group));
+                    failed = failed.or(written.as_ref().err().cloned());
+                    answer(&mut replies, &written);
+                    size = 0;
+                }
+                size += bytes;
+                group.push(record);
             }
-            if size + bytes > limit {
-                self.commit_group(std::mem::take(&mut group));
-                size = 0;
+            match failed {
+                Some(error) => answer(&mut vec![(0, reply)], &Err(error)),
+                None => replies.push((group.len(), reply)),
             }
-            size += bytes;
-            group.push((records, reply));
         }
-        self.commit_group(group);
+        let written = self.commit_batch(group);
+        answer(&mut replies, &written);
     }
 
-    fn commit_group(&mut self, group: Appends) {
-        if group.is_empty() {
-            return;
-        }
+    /// One write, one fdatasync; the sequence number before the batch.
+    fn commit_batch(&mut self, records: Vec<UsageRecord>) -> Result<u64, AppendError> {
         let before = self.shared.state().current().last.clone();
         let first = before.seq + 1;
-        let mut position = before;
-        let (mut bytes, mut sealed, mut replies) = (Vec::new(), Vec::new(), Vec::new());
-        for (records, reply) in group {
-            for mut record in records {
-                record.seq = position.seq + 1;
-                let record = record.seal(&position.hash);
-                line::encode_record(first, &record, &mut bytes);
-                position = Position { seq: record.seq, hash: record.hash.clone() };
-                sealed.push(record);
-            }
-            replies.push((position.seq, reply));
+        if records.is_empty() {
+            return Ok(before.seq);
         }
-        match if sealed.is_empty() { Ok(()) } else { self.write(&bytes, &position) } {
-            Ok(()) => {
-                sealed.iter().for_each(|record| self.open.note(record));
-                self.shared.publish(position.seq);
-                for (seq, reply) in replies {
-                    let _ = reply.send(Ok(seq));
-                }
-            }
-            Err(error) => {
-                self.shared.state().health.failed_appends += 1;
-                tracing::error!(error = &error as &dyn std::error::Error, records = sealed.len(), "usage records could not be made durable");
-                for (_, reply) in replies {
-                    let _ = reply.send(Err(error.clone()));
-                }
-            }
+        let (mut bytes, mut sealed, mut last) = (Vec::new(), Vec::with_capacity(records.len()), before);
+        for record in records {
+            let record = UsageRecord { seq: last.seq + 1, ..record }.seal(&last.hash);
+            line::encode_record(first, &record, &mut bytes);
+            last = Position { seq: record.seq, hash: record.hash.clone() };
+            sealed.push(record);
         }
+        if let Err(error) = self.write(&bytes, &last) {
+            self.shared.state().health.failed_appends += 1;
+            let count = sealed.len();
+            tracing::error!(error = &error as &dyn std::error::Error, count, "usage records could not be made durable");
+            return Err(error);
+        }
+        sealed.iter().for_each(|record| self.open.note(record));
+        self.shared.publish(last.seq);
+        Ok(first - 1)
     }
 
     /// Makes a batch durable: in the active segment, or, when that has no room or fails, in a new one.
     fn write(&mut self, bytes: &[u8], last: &Position) -> Result<(), AppendError> {
-        if self.active.as_ref().is_some_and(|active| active.has_room(bytes.len())) && self.write_active(bytes, last).is_ok() {
+        if self.active.as_ref().is_some_and(|active| active.has_room(bytes.len()))
+            && self.write_active(bytes, last).is_ok()
+        {
             return Ok(());
         }
         self.roll()?;
@@ -168,7 +175,9 @@ impl Writer {
     }
 
     fn write_active(&mut self, bytes: &[u8], last: &Position) -> io::Result<()> {
-        let Some(active) = &mut self.active else { return Err(io::ErrorKind::NotFound.into()) };
+        let Some(active) = &mut self.active else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         match active.append(bytes) {
             Ok(end) => {
                 let mut state = self.shared.state();
@@ -231,12 +240,20 @@ impl Writer {
         };
         let path = dir.join(format!("{:08}.seg", header.index));
         let started = Active::start(&self.disk, &mut self.reserve, &dir, &header, self.config.segment_bytes);
-        let active = started.map_err(|source| AppendError::StartSegment { path: path.clone(), source: Arc::new(source) })?;
+        let active =
+            started.map_err(|source| AppendError::StartSegment { path: path.clone(), source: Arc::new(source) })?;
         let mut state = self.shared.state();
         state.health.reserve_segments = self.reserve.len();
         let first_seq = header.first_seq;
         // A predecessor without a record that counts has the same first_seq; the newer one decides.
-        state.current().segments.push(Segment { index: header.index, path, first_seq, last_seq: first_seq - 1, end: 0, damaged: false });
+        state.current().segments.push(Segment {
+            index: header.index,
+            path,
+            first_seq,
+            last_seq: first_seq - 1,
+            end: 0,
+            damaged: false,
+        });
         self.active = Some(active);
         Ok(())
     }
@@ -244,7 +261,11 @@ impl Writer {
     fn ack(&mut self, boot_id: &str, seq: u64) -> Result<(), AckError> {
         let found = {
             let state = self.shared.state();
-            state.boots.iter().position(|boot| boot.boot_id == boot_id).map(|at| (at, state.boots[at].last.clone(), state.boots[at].acked))
+            state
+                .boots
+                .iter()
+                .position(|boot| boot.boot_id == boot_id)
+                .map(|at| (at, state.boots[at].last.clone(), state.boots[at].acked))
         };
         // An old boot that is gone was acknowledged wholly.
         let Some((at, last, acked)) = found else { return Ok(()) };
@@ -252,7 +273,11 @@ impl Writer {
             return Err(AckError::Ahead { boot_id: boot_id.to_owned(), seq, last: last.seq });
         }
         if seq > acked {
-            let hash = if seq == last.seq { Some(last.hash) } else { record_at(&self.shared, boot_id, seq).map(|record| record.hash) };
+            let hash = if seq == last.seq {
+                Some(last.hash)
+            } else {
+                record_at(&self.shared, boot_id, seq).map(|record| record.hash)
+            };
             let path = self.shared.state().boots[at].dir.join("acked");
             // A record that cannot be read back cannot have been delivered from here.
             let hash = hash.ok_or_else(|| AckError::Ahead { boot_id: boot_id.to_owned(), seq, last: acked })?;
@@ -313,5 +338,12 @@ impl Writer {
             }
         };
         self.shared.state().health.reserve_segments = self.reserve.len();
+    }
+}
+
+/// Answers calls with the number of their last record: its place in the batch behind the sequence number before it.
+fn answer(replies: &mut Vec<(usize, Reply)>, written: &Result<u64, AppendError>) {
+    for (place, reply) in replies.drain(..) {
+        let _ = reply.send(written.clone().map(|before| before + place as u64));
     }
 }

@@ -1,6 +1,6 @@
 //! Records for this crate's tests: chains as an agent would write them.
 
-use agent_api::usage::{GENESIS, Held, Kind, SCHEMA, Used, UsageRecord};
+use agent_api::usage::{GENESIS, Held, Kind, SCHEMA, UsageRecord, Used};
 
 /// Writes one boot's chain.
 #[derive(Debug, Clone)]
@@ -21,7 +21,14 @@ impl Chain {
         self.add_changed(kind, pod, start, at, |_| ())
     }
 
-    pub(crate) fn add_changed(&mut self, kind: Kind, pod: &str, start: u64, at: u64, change: impl FnOnce(&mut UsageRecord)) -> UsageRecord {
+    pub(crate) fn add_changed(
+        &mut self,
+        kind: Kind,
+        pod: &str,
+        start: u64,
+        at: u64,
+        change: impl FnOnce(&mut UsageRecord),
+    ) -> UsageRecord {
         let wall = 1_700_000_000_000_000_000;
         let mut record = UsageRecord {
             schema: SCHEMA,

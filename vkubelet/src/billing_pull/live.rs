@@ -47,7 +47,11 @@ impl LiveUsage for HostsLive {
 
 fn intervals(host: &str, reply: LiveUsageReply) -> impl Iterator<Item = LiveInterval> {
     let (host, boot_id, now_ns) = (host.to_owned(), reply.boot_id, reply.now_boottime_ns);
-    let now_wall_ns = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|age| u64::try_from(age.as_nanos()).ok()).unwrap_or(0);
+    let now_wall_ns = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|age| u64::try_from(age.as_nanos()).ok())
+        .unwrap_or(0);
     reply.pods.into_iter().map(move |told: Told| LiveInterval {
         host: host.clone(),
         boot_id: boot_id.clone(),
@@ -59,7 +63,12 @@ fn intervals(host: &str, reply: LiveUsageReply) -> impl Iterator<Item = LiveInte
         sandbox_id: told.sandbox_id,
         start_ns: told.held_boottime_ns,
         start_wall_ns: told.held_wall_ns,
-        held: Held { milli_cpu: told.held_milli_cpu, memory_bytes: told.held_memory_bytes, ephemeral_bytes: told.held_ephemeral_bytes, gpus: 0 },
+        held: Held {
+            milli_cpu: told.held_milli_cpu,
+            memory_bytes: told.held_memory_bytes,
+            ephemeral_bytes: told.held_ephemeral_bytes,
+            gpus: 0,
+        },
         used: Used { cpu_ns: told.used_cpu_ns, memory_kib_s: told.used_memory_kib_s, ..Used::default() },
         sandbox_kind: told.sandbox_kind,
         price_class: told.price_class,

@@ -25,8 +25,16 @@ impl PullMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register("nodeless_billing_pull_records", "Usage records taken from a host", metrics.records.clone());
-        registry.register("nodeless_billing_pull_failures", "Attempts that failed and are tried again", metrics.failures.clone());
-        registry.register("nodeless_billing_pull_halted", "1 when the pull of a host is stopped because records are missing or altered", metrics.halted.clone());
+        registry.register(
+            "nodeless_billing_pull_failures",
+            "Attempts that failed and are tried again",
+            metrics.failures.clone(),
+        );
+        registry.register(
+            "nodeless_billing_pull_halted",
+            "1 when the pull of a host is stopped because records are missing or altered",
+            metrics.halted.clone(),
+        );
         metrics
     }
 

@@ -100,7 +100,13 @@ pub async fn pull(host: &str, source: &dyn UsageSource, store: &dyn Store, metri
 }
 
 /// Old boots to their end, then the running one until its stream ends.
-async fn attempt(host: &str, source: &dyn UsageSource, store: &dyn Store, metrics: &PullMetrics, progress: &mut bool) -> Result<(), Stop> {
+async fn attempt(
+    host: &str,
+    source: &dyn UsageSource,
+    store: &dyn Store,
+    metrics: &PullMetrics,
+    progress: &mut bool,
+) -> Result<(), Stop> {
     let boots = source.boots().await.map_err(|error| Stop::Failed(error.into()))?;
     for boot in &boots {
         let at = store.cursor(host, &boot.boot_id).await?.seq;
@@ -144,7 +150,9 @@ async fn drain(
         let cursor = match store.ingest(host, boot_id, records).await {
             Ok(cursor) => cursor,
             Err(error) if error.is_retryable() => return Err(Stop::Failed(error.into())),
-            Err(source) => return Err(Halt::Refused { boot_id: boot_id.clone(), after: at, source }.into()),
+            Err(source) => {
+                return Err(Halt::Refused { boot_id: boot_id.clone(), after: at, source }.into());
+            }
         };
         metrics.ingested(host, count);
         *progress |= cursor.seq > at;

@@ -38,7 +38,12 @@ pub trait UsageSource: Send + Sync {
     /// The boots, oldest first.
     async fn boots(&self) -> Result<Vec<Boot>, SourceError>;
     /// Canonical JSON of the records after `after`, in order; with `follow`, each new one too.
-    async fn records(&self, boot_id: &str, after: u64, follow: bool) -> Result<BoxStream<'static, Result<Vec<Bytes>, SourceError>>, SourceError>;
+    async fn records(
+        &self,
+        boot_id: &str,
+        after: u64,
+        follow: bool,
+    ) -> Result<BoxStream<'static, Result<Vec<Bytes>, SourceError>>, SourceError>;
     /// They are durable here up to `seq`.
     async fn ack(&self, boot_id: &str, seq: u64) -> Result<(), SourceError>;
 }
@@ -56,7 +61,12 @@ impl UsageSource for HostHandle {
         Ok(reply.boots.into_iter().map(boot).collect())
     }
 
-    async fn records(&self, boot_id: &str, after: u64, follow: bool) -> Result<BoxStream<'static, Result<Vec<Bytes>, SourceError>>, SourceError> {
+    async fn records(
+        &self,
+        boot_id: &str,
+        after: u64,
+        follow: bool,
+    ) -> Result<BoxStream<'static, Result<Vec<Bytes>, SourceError>>, SourceError> {
         let stream = self.pull_usage(boot_id, after, follow).await.map_err(failed)?;
         Ok(stream.map_ok(|batch| batch.records_json).map_err(failed).boxed())
     }

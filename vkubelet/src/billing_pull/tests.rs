@@ -1,7 +1,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use agent_api::usage::{GENESIS, Held, Kind, SCHEMA, Used, UsageRecord};
+use agent_api::usage::{GENESIS, Held, Kind, SCHEMA, UsageRecord, Used};
 use async_trait::async_trait;
 use billing::bill::State;
 use billing::price::Plan;
@@ -69,13 +69,20 @@ impl UsageSource for FakeHost {
         Ok(self.boots.iter().enumerate().map(boot).collect())
     }
 
-    async fn records(&self, boot_id: &str, after: u64, _follow: bool) -> Result<BoxStream<'static, Result<Vec<Bytes>, SourceError>>, SourceError> {
+    async fn records(
+        &self,
+        boot_id: &str,
+        after: u64,
+        _follow: bool,
+    ) -> Result<BoxStream<'static, Result<Vec<Bytes>, SourceError>>, SourceError> {
         if self.lost {
             return Err(SourceError::Lost("gone".into()));
         }
         let records = &self.boots.iter().find(|(id, _)| id == boot_id).unwrap().1;
-        let left: Vec<Bytes> = records.iter().skip(usize::try_from(after).unwrap()).map(|record| record.encode().into()).collect();
-        let mut batches: Vec<Result<Vec<Bytes>, SourceError>> = left.chunks(3).flat_map(|batch| [batch.to_vec(), batch.to_vec()]).map(Ok).collect();
+        let left: Vec<Bytes> =
+            records.iter().skip(usize::try_from(after).unwrap()).map(|record| record.encode().into()).collect();
+        let mut batches: Vec<Result<Vec<Bytes>, SourceError>> =
+            left.chunks(3).flat_map(|batch| [batch.to_vec(), batch.to_vec()]).map(Ok).collect();
         if let (Some(tamper), Some(Ok(batch))) = (self.tamper, batches.first_mut()) {
             tamper(batch);
         }
@@ -102,7 +109,11 @@ fn store() -> (TempDir, SqliteStore) {
 #[tokio::test]
 async fn old_boots_come_first_and_everything_arrives_once() {
     let (_dir, store) = store();
-    let host = FakeHost { boots: vec![("old".into(), chain("old", 8)), ("new".into(), chain("new", 10))], breaks: 3.into(), ..FakeHost::default() };
+    let host = FakeHost {
+        boots: vec![("old".into(), chain("old", 8)), ("new".into(), chain("new", 10))],
+        breaks: 3.into(),
+        ..FakeHost::default()
+    };
     let metrics = PullMetrics::default();
     tokio::select! {
         halt = pull("h", &host, &store, &metrics) => panic!("{halt}"),
@@ -125,21 +136,27 @@ async fn old_boots_come_first_and_everything_arrives_once() {
 
 async fn halts(host: FakeHost) -> (Halt, u64) {
     let (_dir, store) = store();
-    let halt = tokio::time::timeout(Duration::from_secs(10), pull("h", &host, &store, &PullMetrics::default())).await.unwrap();
+    let halt =
+        tokio::time::timeout(Duration::from_secs(10), pull("h", &host, &store, &PullMetrics::default())).await.unwrap();
     let stored = store.cursor("h", "b").await.unwrap().seq;
     (halt, stored)
 }
 
 #[tokio::test]
 async fn what_is_missing_or_altered_stops_the_host() {
-    let with = |tamper: fn(&mut Vec<Bytes>)| FakeHost { boots: vec![("b".into(), chain("b", 5))], tamper: Some(tamper), ..FakeHost::default() };
+    let with = |tamper: fn(&mut Vec<Bytes>)| FakeHost {
+        boots: vec![("b".into(), chain("b", 5))],
+        tamper: Some(tamper),
+        ..FakeHost::default()
+    };
     let (halt, stored) = halts(with(|batch| drop(batch.remove(1)))).await;
     assert!(matches!(halt, Halt::Refused { after: 0, .. }) && stored == 0, "{halt}");
     let (halt, _) = halts(with(|batch| batch.swap(0, 1))).await;
     assert!(matches!(halt, Halt::Refused { .. }), "{halt}");
     let (halt, _) = halts(with(|batch| batch[0] = Bytes::from_static(b"{\"schema\":1}"))).await;
     assert!(matches!(halt, Halt::Decode { .. }), "{halt}");
-    let (halt, _) = halts(FakeHost { boots: vec![("b".into(), chain("b", 5))], lost: true, ..FakeHost::default() }).await;
+    let (halt, _) =
+        halts(FakeHost { boots: vec![("b".into(), chain("b", 5))], lost: true, ..FakeHost::default() }).await;
     assert!(matches!(halt, Halt::Lost { .. }), "{halt}");
 }
 

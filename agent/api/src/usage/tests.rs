@@ -76,7 +76,10 @@ fn other_spellings_and_contradictions_are_refused() {
     let good = chain(1).remove(0);
     let text = String::from_utf8(good.encode()).unwrap();
     assert!(matches!(UsageRecord::decode(text.replace(',', ", ").as_bytes()), Err(DecodeError::NotCanonical { .. })));
-    assert!(matches!(UsageRecord::decode(text.replace("\"schema\":1", "\"schema\":9").as_bytes()), Err(DecodeError::Schema { found: 9 })));
+    assert!(matches!(
+        UsageRecord::decode(text.replace("\"schema\":1", "\"schema\":9").as_bytes()),
+        Err(DecodeError::Schema { found: 9 })
+    ));
     assert!(matches!(UsageRecord::decode(b"{}"), Err(DecodeError::Syntax(_))));
     let early = UsageRecord { boottime_ns: 1, ..good.clone() };
     assert!(matches!(UsageRecord::decode(&early.encode()), Err(DecodeError::Contradiction { .. })));

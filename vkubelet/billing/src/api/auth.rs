@@ -126,7 +126,11 @@ impl BearerToken {
 #[async_trait]
 impl Authorizer for BearerToken {
     async fn authenticate(&self, token: &str) -> Result<Identity, AuthError> {
-        if self.matches(token) { Ok(Identity { user: "bearer".into(), groups: Vec::new() }) } else { Err(AuthError::Unauthenticated) }
+        if self.matches(token) {
+            Ok(Identity { user: "bearer".into(), groups: Vec::new() })
+        } else {
+            Err(AuthError::Unauthenticated)
+        }
     }
 
     async fn authorize(&self, _identity: &Identity, _namespace: Option<&str>) -> Result<(), AuthError> {
@@ -140,7 +144,8 @@ fn create(path: &Path) -> io::Result<()> {
     std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     let made = || -> io::Result<()> {
-        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         writeln!(file, "{}", hex::encode(random))?;
         file.sync_all()?;
         match std::fs::hard_link(&temporary, path) {
@@ -178,7 +183,10 @@ impl From<AuthError> for Problem {
             AuthError::Unauthenticated => Self::unauthenticated(error.to_string()),
             AuthError::Forbidden { .. } => Self::forbidden(error.to_string()),
             AuthError::Unavailable(source) => {
-                tracing::warn!(error = source.as_ref() as &dyn std::error::Error, "authorisation could not be asked for");
+                tracing::warn!(
+                    error = source.as_ref() as &dyn std::error::Error,
+                    "authorisation could not be asked for"
+                );
                 Self::unavailable(error.to_string())
             }
         }

@@ -52,7 +52,11 @@ pub(super) struct LiveBill {
     ),
     security(("bearer" = [])),
 )]
-pub(super) async fn records(State(shared): State<Shared>, Extension(who): Extension<Identity>, pairs: Pairs) -> Result<Json<RecordPage>, Problem> {
+pub(super) async fn records(
+    State(shared): State<Shared>,
+    Extension(who): Extension<Identity>,
+    pairs: Pairs,
+) -> Result<Json<RecordPage>, Problem> {
     let query = params::pod_query(given(pairs)?)?;
     let billing = &shared.billing;
     billing.authorizer.authorize(&who, query.namespace.as_deref()).await?;
@@ -98,7 +102,8 @@ pub(super) async fn pod(
     // Who may not read everything learns of a pod elsewhere only that they may not.
     billing.authorizer.authorize(&who, namespace.as_deref()).await?;
     let bill = found.and_then(|pod| bill(&pod, &billing.plan));
-    bill.map(|bill| Json(LiveBill { bill, live: asked })).ok_or_else(|| Problem::not_found(format!("pod {uid} has held nothing")))
+    bill.map(|bill| Json(LiveBill { bill, live: asked }))
+        .ok_or_else(|| Problem::not_found(format!("pod {uid} has held nothing")))
 }
 
 /// Every chain and every interval of the ledger checked again.
@@ -111,7 +116,11 @@ pub(super) async fn pod(
     ),
     security(("bearer" = [])),
 )]
-pub(super) async fn verify(State(shared): State<Shared>, Extension(who): Extension<Identity>, pairs: Pairs) -> Result<Json<VerifyReport>, Problem> {
+pub(super) async fn verify(
+    State(shared): State<Shared>,
+    Extension(who): Extension<Identity>,
+    pairs: Pairs,
+) -> Result<Json<VerifyReport>, Problem> {
     params::none(&given(pairs)?)?;
     shared.billing.authorizer.authorize(&who, None).await?;
     shared.billing.store.verify().await.map(Json).map_err(failed)

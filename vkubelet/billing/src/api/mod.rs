@@ -92,7 +92,9 @@ pub fn router(billing: Billing, limits: Limits) -> Router {
 }
 
 async fn limit(State(shared): State<Shared>, request: Request, next: Next) -> Response {
-    let Ok(_place) = shared.places.try_acquire() else { return Problem::busy().into_response() };
+    let Ok(_place) = shared.places.try_acquire() else {
+        return Problem::busy().into_response();
+    };
     match tokio::time::timeout(shared.limits.request, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::too_slow().into_response(),

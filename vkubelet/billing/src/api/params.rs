@@ -26,7 +26,12 @@ pub(super) fn pod_query(pairs: Vec<(String, String)>) -> Result<PodQuery, Proble
             "to" => query.to_ns = Some(instant(&name, &value)?),
             "limit" => query.limit = limit(&value)?,
             "cursor" => page = Some(value),
-            _ => return Err(Problem::parameter(&name, format!("{name} is not a parameter; known are namespace, pod, from, to, limit, cursor"))),
+            _ => {
+                return Err(Problem::parameter(
+                    &name,
+                    format!("{name} is not a parameter; known are namespace, pod, from, to, limit, cursor"),
+                ));
+            }
         }
         seen.push(name);
     }
@@ -56,7 +61,12 @@ fn limit(value: &str) -> Result<usize, Problem> {
 
 /// RFC 3339, or seconds since 1970; in nanoseconds since 1970.
 fn instant(name: &str, value: &str) -> Result<u64, Problem> {
-    let wrong = || Problem::parameter(name, format!("{name} is a time as RFC 3339 (2026-01-02T03:04:05Z) or in seconds since 1970, not {value:?}"));
+    let wrong = || {
+        Problem::parameter(
+            name,
+            format!("{name} is a time as RFC 3339 (2026-01-02T03:04:05Z) or in seconds since 1970, not {value:?}"),
+        )
+    };
     if value.bytes().all(|byte| byte.is_ascii_digit()) {
         let seconds: u64 = value.parse().map_err(|_| wrong())?;
         return seconds.checked_mul(1_000_000_000).filter(|ns| i64::try_from(*ns).is_ok()).ok_or_else(wrong);

@@ -30,7 +30,8 @@ impl Problem {
     }
 
     pub(super) fn parameter(name: &str, detail: impl Into<String>) -> Self {
-        let problem = Self::new(StatusCode::BAD_REQUEST, "urn:nodeless:problem:invalid-parameter", "Invalid parameter", detail);
+        let problem =
+            Self::new(StatusCode::BAD_REQUEST, "urn:nodeless:problem:invalid-parameter", "Invalid parameter", detail);
         Self { parameter: Some(name.to_owned()), ..problem }
     }
 
@@ -47,7 +48,12 @@ impl Problem {
     }
 
     pub(super) fn method() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "urn:nodeless:problem:method", "Method not allowed", "this interface is read with GET")
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "urn:nodeless:problem:method",
+            "Method not allowed",
+            "this interface is read with GET",
+        )
     }
 
     pub(super) fn unavailable(detail: impl Into<String>) -> Self {
@@ -59,7 +65,12 @@ impl Problem {
     }
 
     pub(super) fn too_slow() -> Self {
-        Self::new(StatusCode::GATEWAY_TIMEOUT, "urn:nodeless:problem:timeout", "Took too long", "the answer was not ready in time")
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "urn:nodeless:problem:timeout",
+            "Took too long",
+            "the answer was not ready in time",
+        )
     }
 
     pub(super) fn internal() -> Self {

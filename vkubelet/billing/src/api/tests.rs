@@ -34,7 +34,8 @@ impl Server {
     }
 
     async fn pod(&mut self, pod: &str, start: u64) {
-        let records = vec![self.chain.add(Kind::Start, pod, start, start), self.chain.add(Kind::Tick, pod, start, start + 10)];
+        let records =
+            vec![self.chain.add(Kind::Start, pod, start, start), self.chain.add(Kind::Tick, pod, start, start + 10)];
         self.store.ingest("h", "b", records).await.unwrap();
     }
 
@@ -65,13 +66,22 @@ impl Server {
 async fn nothing_but_healthz_is_answered_without_the_token() {
     let server = Server::plain();
     for path in ["/v1/records", "/v1/pods/x", "/v1/verify", "/openapi.json", "/nowhere"] {
-        for authorization in [None, Some("Bearer wrong"), Some("Bearer "), Some("Basic 0123456789abcdef0123"), Some(TOKEN)] {
+        for authorization in
+            [None, Some("Bearer wrong"), Some("Bearer "), Some("Basic 0123456789abcdef0123"), Some(TOKEN)]
+        {
             let (status, problem) = server.ask(Method::GET, path, authorization).await;
-            assert_eq!((status, problem["type"].as_str()), (StatusCode::UNAUTHORIZED, Some("urn:nodeless:problem:unauthenticated")), "{path}");
+            assert_eq!(
+                (status, problem["type"].as_str()),
+                (StatusCode::UNAUTHORIZED, Some("urn:nodeless:problem:unauthenticated")),
+                "{path}"
+            );
         }
     }
     assert_eq!(server.ask(Method::GET, "/healthz", None).await.0, StatusCode::OK);
-    assert_eq!(server.ask(Method::POST, "/v1/records", Some(&format!("bearer {TOKEN}"))).await.0, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(
+        server.ask(Method::POST, "/v1/records", Some(&format!("bearer {TOKEN}"))).await.0,
+        StatusCode::METHOD_NOT_ALLOWED
+    );
     assert_eq!(server.get("/nowhere").await.0, StatusCode::NOT_FOUND);
 }
 
@@ -86,7 +96,9 @@ async fn pages_follow_the_cursor_to_the_end() {
         let (status, page) = server.get(&path).await;
         assert_eq!(status, StatusCode::OK);
         names.extend(page["records"].as_array().unwrap().iter().map(|bill| bill["name"].as_str().unwrap().to_owned()));
-        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        let Some(cursor) = page["next_cursor"].as_str() else {
+            break;
+        };
         path = format!("/v1/records?limit=2&namespace=default&cursor={cursor}");
         let (status, problem) = server.get(&format!("/v1/records?cursor={cursor}")).await;
         assert_eq!((status, problem["parameter"].as_str()), (StatusCode::BAD_REQUEST, Some("cursor")));
@@ -97,7 +109,12 @@ async fn pages_follow_the_cursor_to_the_end() {
 #[tokio::test]
 async fn a_wrong_parameter_is_named() {
     let server = Server::plain();
-    for (path, parameter) in [("/v1/records?from=noon", "from"), ("/v1/records?color=red", "color"), ("/v1/pods/x?limit=2", "limit"), ("/v1/verify?deep=1", "deep")] {
+    for (path, parameter) in [
+        ("/v1/records?from=noon", "from"),
+        ("/v1/records?color=red", "color"),
+        ("/v1/pods/x?limit=2", "limit"),
+        ("/v1/verify?deep=1", "deep"),
+    ] {
         let (status, problem) = server.get(path).await;
         assert_eq!((status, problem["parameter"].as_str()), (StatusCode::BAD_REQUEST, Some(parameter)), "{path}");
     }
@@ -144,7 +161,10 @@ async fn an_open_pod_is_counted_to_this_nanosecond() {
     server.pod("web", 100).await;
     let (status, bill) = server.get("/v1/pods/uid-web").await;
     assert_eq!(status, StatusCode::OK);
-    assert_eq!((&bill["duration_ns"], &bill["billed_seconds"], &bill["state"], &bill["live"]), (&5_000_000_023_u64.into(), &6.into(), &"open".into(), &true.into()));
+    assert_eq!(
+        (&bill["duration_ns"], &bill["billed_seconds"], &bill["state"], &bill["live"]),
+        (&5_000_000_023_u64.into(), &6.into(), &"open".into(), &true.into())
+    );
     assert_eq!(bill["used"]["cpu_ns"], 77);
     assert_eq!(server.get("/v1/pods/uid-none").await.0, StatusCode::NOT_FOUND);
 }
@@ -164,13 +184,20 @@ struct Cluster;
 #[async_trait]
 impl Authorizer for Cluster {
     async fn authenticate(&self, token: &str) -> Result<Identity, AuthError> {
-        if token == TOKEN { Ok(Identity { user: "alice".into(), groups: Vec::new() }) } else { Err(AuthError::Unavailable("no answer".into())) }
+        if token == TOKEN {
+            Ok(Identity { user: "alice".into(), groups: Vec::new() })
+        } else {
+            Err(AuthError::Unavailable("no answer".into()))
+        }
     }
 
     async fn authorize(&self, identity: &Identity, namespace: Option<&str>) -> Result<(), AuthError> {
         match namespace {
             Some("default") => Ok(()),
-            other => Err(AuthError::Forbidden { user: identity.user.clone(), what: other.unwrap_or("all namespaces").into() }),
+            other => Err(AuthError::Forbidden {
+                user: identity.user.clone(),
+                what: other.unwrap_or("all namespaces").into(),
+            }),
         }
     }
 }
@@ -228,7 +255,11 @@ async fn the_openapi_document_lists_every_route_and_resolves() {
         assert!(operation["responses"].as_object().is_some_and(|answers| answers.contains_key("200")), "{path}");
         assert!(operation["security"].is_array(), "{path}");
         for name in path.split('{').skip(1).map(|rest| rest.split('}').next().unwrap()) {
-            let declared = operation["parameters"].as_array().unwrap().iter().any(|parameter| parameter["name"] == name && parameter["in"] == "path");
+            let declared = operation["parameters"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|parameter| parameter["name"] == name && parameter["in"] == "path");
             assert!(declared, "{path} {name}");
         }
     }
@@ -244,7 +275,11 @@ fn a_token_file_is_made_once_for_its_owner_only() {
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     let text = std::fs::read_to_string(&path).unwrap();
-    assert!(made.matches(text.trim()) && BearerToken::load_or_create(&path).unwrap().matches(text.trim()) && !made.matches("x"));
+    assert!(
+        made.matches(text.trim())
+            && BearerToken::load_or_create(&path).unwrap().matches(text.trim())
+            && !made.matches("x")
+    );
     std::fs::write(&path, "short\n").unwrap();
     assert!(matches!(BearerToken::load_or_create(&path), Err(TokenFileError::Short { .. })));
 }

@@ -142,10 +142,14 @@ pub struct Cost {
 
 /// The bill of one pod. A pod without intervals has none.
 pub fn bill(pod: &PodUsage, plan: &Plan) -> Option<PodBill> {
-    let (first, last) = (pod.intervals.iter().min_by_key(|interval| interval.start_wall_ns)?, pod.intervals.iter().max_by_key(|interval| interval.proven_wall_ns)?);
+    let (first, last) = (
+        pod.intervals.iter().min_by_key(|interval| interval.start_wall_ns)?,
+        pod.intervals.iter().max_by_key(|interval| interval.proven_wall_ns)?,
+    );
     let sweep = sweep::sweep(&pod.intervals);
     let billed_seconds = plan.billed_seconds(sweep.duration_ns);
-    let rounding = u128::from(billed_seconds) * 1_000_000_000 - u128::from(sweep.duration_ns).min(u128::from(billed_seconds) * 1_000_000_000);
+    let rounding = u128::from(billed_seconds) * 1_000_000_000
+        - u128::from(sweep.duration_ns).min(u128::from(billed_seconds) * 1_000_000_000);
     let cost = plan.is_priced().then(|| {
         let quantity = Quantity {
             milli_cpu_ns: sweep.milli_cpu_ns + rounding * u128::from(sweep.last_milli_cpu),
@@ -194,12 +198,18 @@ pub fn bill(pod: &PodUsage, plan: &Plan) -> Option<PodBill> {
 pub fn with_live(stored: Option<PodUsage>, live: Vec<LiveInterval>) -> Option<PodUsage> {
     let mut pod = match (stored, live.first()) {
         (Some(pod), _) => pod,
-        (None, Some(first)) => PodUsage { uid: first.uid.clone(), namespace: first.namespace.clone(), name: first.name.clone(), intervals: Vec::new() },
+        (None, Some(first)) => PodUsage {
+            uid: first.uid.clone(),
+            namespace: first.namespace.clone(),
+            name: first.name.clone(),
+            intervals: Vec::new(),
+        },
         (None, None) => return None,
     };
     for now in live {
         let same = |interval: &&mut StoredInterval| {
-            (&interval.host, &interval.boot_id, &interval.sandbox_id, interval.start_ns) == (&now.host, &now.boot_id, &now.sandbox_id, now.start_ns)
+            (&interval.host, &interval.boot_id, &interval.sandbox_id, interval.start_ns)
+                == (&now.host, &now.boot_id, &now.sandbox_id, now.start_ns)
         };
         match pod.intervals.iter_mut().find(same) {
             // The release overtook the question.

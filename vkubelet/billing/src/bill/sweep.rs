@@ -33,7 +33,9 @@ pub(super) fn sweep(intervals: &[StoredInterval]) -> Sweep {
         for piece in edges.windows(2) {
             let (from, to) = (piece[0], piece[1]);
             let covering = || group.iter().filter(|interval| interval.start_ns <= from && to <= interval.proven_ns);
-            let Some(milli_cpu) = covering().map(|interval| interval.held.milli_cpu).max() else { continue };
+            let Some(milli_cpu) = covering().map(|interval| interval.held.milli_cpu).max() else {
+                continue;
+            };
             let memory_bytes = covering().map(|interval| interval.held.memory_bytes).max().unwrap_or(0);
             let length = to - from;
             sum.duration_ns = sum.duration_ns.saturating_add(length);

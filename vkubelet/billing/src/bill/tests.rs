@@ -50,14 +50,21 @@ fn live(sandbox: &str, start_ns: u64, now_ns: u64) -> LiveInterval {
 
 #[test]
 fn a_bill_in_full() {
-    let plan = Plan { currency: "USD".into(), per_vcpu_second: "0.00001".parse().unwrap(), per_gib_second: "0.000001".parse().unwrap(), minimum_seconds: 0 };
-    let two = vec![interval("a", 1_000_000_000, 2_500_000_001, true), interval("b", 4_000_000_000, 4_500_000_000, true)];
+    let plan = Plan {
+        currency: "USD".into(),
+        per_vcpu_second: "0.00001".parse().unwrap(),
+        per_gib_second: "0.000001".parse().unwrap(),
+        minimum_seconds: 0,
+    };
+    let two =
+        vec![interval("a", 1_000_000_000, 2_500_000_001, true), interval("b", 4_000_000_000, 4_500_000_000, true)];
     insta::assert_json_snapshot!(bill(&pod(two), &plan).unwrap());
 }
 
 #[test]
 fn seconds_are_rounded_up_once_for_all_segments() {
-    let thirds = (0..3).map(|n| interval(&format!("s{n}"), n * 1_000_000_000, n * 1_000_000_000 + 400_000_000, true)).collect();
+    let thirds =
+        (0..3).map(|n| interval(&format!("s{n}"), n * 1_000_000_000, n * 1_000_000_000 + 400_000_000, true)).collect();
     let bill = bill(&pod(thirds), &Plan::default()).unwrap();
     assert_eq!((bill.duration_ns, bill.billed_seconds), (1_200_000_000, 2));
 }
@@ -88,7 +95,9 @@ fn an_interval_of_a_boot_that_is_over_is_final() {
 #[test]
 fn live_figures_move_open_intervals_only() {
     let stored = pod(vec![interval("done", 0, 100, true), interval("runs", 200, 300, false)]);
-    let merged = with_live(Some(stored), vec![live("done", 0, 900), live("runs", 200, 1_234), live("new", 1_300, 1_400)]).unwrap();
+    let merged =
+        with_live(Some(stored), vec![live("done", 0, 900), live("runs", 200, 1_234), live("new", 1_300, 1_400)])
+            .unwrap();
     let ends: Vec<u64> = merged.intervals.iter().map(|interval| interval.proven_ns).collect();
     assert_eq!(ends, [100, 1_234, 1_400]);
     assert_eq!(bill(&merged, &Plan::default()).unwrap().duration_ns, 100 + 1_034 + 100);

@@ -23,7 +23,9 @@ pub struct ParseMoneyError {
 impl Money {
     /// `self * numerator / denominator`, rounded half up; the largest amount on overflow.
     pub(super) fn times_ratio(self, numerator: u128, denominator: u128) -> Self {
-        let Some(product) = self.0.checked_mul(numerator) else { return Self(u128::MAX) };
+        let Some(product) = self.0.checked_mul(numerator) else {
+            return Self(u128::MAX);
+        };
         Self(product / denominator + u128::from(product % denominator >= denominator.div_ceil(2)))
     }
 
@@ -77,7 +79,9 @@ mod tests {
 
     #[test]
     fn only_plain_decimals_are_amounts() {
-        for wrong in ["", ".", "1.", ".5", "-1", "+1", "1e3", "0.0000000000001", " 1", "340282366920938463463374607431768211456"] {
+        for wrong in
+            ["", ".", "1.", ".5", "-1", "+1", "1e3", "0.0000000000001", " 1", "340282366920938463463374607431768211456"]
+        {
             assert!(wrong.parse::<Money>().is_err(), "{wrong}");
         }
         for (text, shown) in [("0", "0"), ("1.50", "1.5"), ("0.000000000001", "0.000000000001"), ("12.0", "12")] {

@@ -8,7 +8,7 @@
 
 pub mod sqlite;
 
-use agent_api::usage::{ChainError, Held, Used, UsageRecord};
+use agent_api::usage::{ChainError, Held, UsageRecord, Used};
 use async_trait::async_trait;
 use serde::Serialize;
 use utoipa::ToSchema;

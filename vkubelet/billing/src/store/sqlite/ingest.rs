@@ -6,7 +6,12 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use super::{cursor, statement, unsigned};
 use crate::store::{Cursor, IngestError, StoreError};
 
-pub(super) fn ingest(connection: &mut Connection, host: &str, boot_id: &str, records: &[UsageRecord]) -> Result<Cursor, IngestError> {
+pub(super) fn ingest(
+    connection: &mut Connection,
+    host: &str,
+    boot_id: &str,
+    records: &[UsageRecord],
+) -> Result<Cursor, IngestError> {
     let begin = connection.transaction_with_behavior(TransactionBehavior::Immediate);
     let transaction = begin.map_err(statement("begin")).map_err(IngestError::Store)?;
     let mut at = cursor(&transaction, host, boot_id).map_err(IngestError::Store)?;
@@ -30,7 +35,8 @@ pub(super) fn ingest(connection: &mut Connection, host: &str, boot_id: &str, rec
     }
     if at != before {
         let hash = hex::decode(&at.hash).unwrap_or_default();
-        let update = transaction.execute("UPDATE boots SET last_seq = ?, last_hash = ? WHERE id = ?", (signed(at.seq), hash, boot));
+        let update = transaction
+            .execute("UPDATE boots SET last_seq = ?, last_hash = ? WHERE id = ?", (signed(at.seq), hash, boot));
         update.map_err(statement("move a cursor")).map_err(IngestError::Store)?;
     }
     transaction.commit().map_err(statement("commit records")).map_err(IngestError::Store)?;
@@ -38,19 +44,23 @@ pub(super) fn ingest(connection: &mut Connection, host: &str, boot_id: &str, rec
 }
 
 pub(super) fn boot_began(connection: &mut Connection, host: &str, boot_id: &str) -> Result<(), StoreError> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(statement("begin"))?;
+    let transaction =
+        connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(statement("begin"))?;
     let at = cursor(&transaction, host, boot_id)?;
     boot_row(&transaction, host, boot_id, &at)?;
-    let close = transaction.execute("UPDATE boots SET is_over = 1 WHERE host = ? AND boot_id <> ? AND is_over = 0", (host, boot_id));
+    let close = transaction
+        .execute("UPDATE boots SET is_over = 1 WHERE host = ? AND boot_id <> ? AND is_over = 0", (host, boot_id));
     close.map_err(statement("close boots"))?;
     transaction.commit().map_err(statement("commit a boot"))
 }
 
 fn boot_row(transaction: &Transaction<'_>, host: &str, boot_id: &str, at: &Cursor) -> Result<i64, StoreError> {
     let hash = hex::decode(&at.hash).unwrap_or_default();
-    let insert = "INSERT INTO boots (host, boot_id, last_seq, last_hash, is_over) VALUES (?, ?, 0, ?, 0) ON CONFLICT DO NOTHING";
+    let insert =
+        "INSERT INTO boots (host, boot_id, last_seq, last_hash, is_over) VALUES (?, ?, 0, ?, 0) ON CONFLICT DO NOTHING";
     transaction.execute(insert, (host, boot_id, hash)).map_err(statement("add a boot"))?;
-    let id = transaction.query_row("SELECT id FROM boots WHERE host = ? AND boot_id = ?", (host, boot_id), |row| row.get(0));
+    let id =
+        transaction.query_row("SELECT id FROM boots WHERE host = ? AND boot_id = ?", (host, boot_id), |row| row.get(0));
     id.map_err(statement("find a boot"))
 }
 
@@ -61,7 +71,11 @@ fn known(transaction: &Transaction<'_>, boot: i64, record: &UsageRecord) -> Resu
         .and_then(|mut found| found.query_row((boot, signed(record.seq)), |row| row.get::<_, Vec<u8>>(0)).optional());
     let found = found.map_err(statement("find a record")).map_err(IngestError::Store)?;
     let same = found.is_some_and(|hash| hex::encode(hash) == record.hash) && record.content_hash() == record.hash;
-    if same { Ok(()) } else { Err(IngestError::Conflict { host: record.host.clone(), boot_id: record.boot_id.clone(), seq: record.seq }) }
+    if same {
+        Ok(())
+    } else {
+        Err(IngestError::Conflict { host: record.host.clone(), boot_id: record.boot_id.clone(), seq: record.seq })
+    }
 }
 
 /// What the intervals table knows of a record's interval.
@@ -92,8 +106,12 @@ fn insert(transaction: &Transaction<'_>, boot: i64, record: &UsageRecord) -> Res
     }
     let store = |operation| move |error| IngestError::Store(statement(operation)(error));
     let interval = match find_interval(transaction, boot, record).map_err(store("find an interval"))? {
-        Some(Known { same: false, .. }) => return Err(contradiction(record, "it differs from its interval's earlier records")),
-        Some(Known { proven, .. }) if record.boottime_ns < proven => return Err(contradiction(record, "it holds before its interval's latest record")),
+        Some(Known { same: false, .. }) => {
+            return Err(contradiction(record, "it differs from its interval's earlier records"));
+        }
+        Some(Known { proven, .. }) if record.boottime_ns < proven => {
+            return Err(contradiction(record, "it holds before its interval's latest record"));
+        }
         Some(Known { ended: true, proven, .. }) if record.boottime_ns > proven || !record.kind.closes() => {
             return Err(contradiction(record, "its interval has ended"));
         }
@@ -113,8 +131,10 @@ fn pod_row(transaction: &Transaction<'_>, record: &UsageRecord) -> Result<i64, I
     let find = || -> rusqlite::Result<(i64, bool)> {
         let insert = "INSERT INTO pods (uid, namespace, name) SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM pods WHERE uid = ?1)";
         transaction.prepare_cached(insert)?.execute((&record.pod_uid, &record.pod_namespace, &record.pod_name))?;
-        let mut found = transaction.prepare_cached("SELECT id, namespace = ?2 AND name = ?3 FROM pods WHERE uid = ?1")?;
-        found.query_row((&record.pod_uid, &record.pod_namespace, &record.pod_name), |row| Ok((row.get(0)?, row.get(1)?)))
+        let mut found =
+            transaction.prepare_cached("SELECT id, namespace = ?2 AND name = ?3 FROM pods WHERE uid = ?1")?;
+        found
+            .query_row((&record.pod_uid, &record.pod_namespace, &record.pod_name), |row| Ok((row.get(0)?, row.get(1)?)))
     };
     match find().map_err(statement("find a pod")).map_err(IngestError::Store)? {
         (id, true) => Ok(id),
@@ -144,7 +164,9 @@ fn find_interval(transaction: &Transaction<'_>, boot: i64, record: &UsageRecord)
         record.price_class,
         images(record),
     ];
-    let known = |row: &rusqlite::Row<'_>| Ok(Known { id: row.get(0)?, proven: unsigned(row.get(1)?), ended: row.get(2)?, same: row.get(3)? });
+    let known = |row: &rusqlite::Row<'_>| {
+        Ok(Known { id: row.get(0)?, proven: unsigned(row.get(1)?), ended: row.get(2)?, same: row.get(3)? })
+    };
     transaction.prepare_cached(sql)?.query_row(values, known).optional()
 }
 

@@ -27,7 +27,8 @@ pub struct SqliteStore {
 impl SqliteStore {
     /// Opens the file, or makes it (mode 0600), and brings its tables up to date. Blocking.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Open { path: path.to_owned(), source };
+        let failed =
+            |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Open { path: path.to_owned(), source };
         let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
         file.map_err(|error| failed(error.into()))?;
         let open = || -> Result<Connection, StoreError> {
@@ -43,7 +44,8 @@ impl SqliteStore {
         work: impl FnOnce(&mut Connection) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
         let connection = Arc::clone(connection);
-        let task = tokio::task::spawn_blocking(move || work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner)));
+        let task =
+            tokio::task::spawn_blocking(move || work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner)));
         task.await.map_err(|error| StoreError::Statement { operation: "run a task", source: error.into() })
     }
 }
@@ -82,11 +84,15 @@ impl Store for SqliteStore {
 }
 
 fn cursor(connection: &Connection, host: &str, boot_id: &str) -> Result<Cursor, StoreError> {
-    let row = connection
-        .prepare_cached("SELECT last_seq, last_hash FROM boots WHERE host = ? AND boot_id = ?")
-        .and_then(|mut found| found.query_row((host, boot_id), |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?))).optional());
+    let row =
+        connection.prepare_cached("SELECT last_seq, last_hash FROM boots WHERE host = ? AND boot_id = ?").and_then(
+            |mut found| found.query_row((host, boot_id), |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?))).optional(),
+        );
     let row = row.map_err(statement("read a cursor"))?;
-    Ok(row.map_or_else(|| Cursor { seq: 0, hash: GENESIS.to_owned() }, |(seq, hash)| Cursor { seq: unsigned(seq), hash: hex::encode(hash) }))
+    Ok(row.map_or_else(
+        || Cursor { seq: 0, hash: GENESIS.to_owned() },
+        |(seq, hash)| Cursor { seq: unsigned(seq), hash: hex::encode(hash) },
+    ))
 }
 
 /// Stored integers were checked on their way in.

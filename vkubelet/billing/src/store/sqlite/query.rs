@@ -73,7 +73,8 @@ fn with_intervals(connection: &Connection, id: i64, mut pod: PodUsage) -> Result
         select.query_map([id], interval)?.collect()
     };
     for (mut interval, images) in read().map_err(statement("read a pod's intervals"))? {
-        interval.images = serde_json::from_str(&images).map_err(|_| StoreError::Corrupt { what: format!("images of sandbox {}", interval.sandbox_id) })?;
+        interval.images = serde_json::from_str(&images)
+            .map_err(|_| StoreError::Corrupt { what: format!("images of sandbox {}", interval.sandbox_id) })?;
         pod.intervals.push(interval);
     }
     Ok(pod)
@@ -91,8 +92,18 @@ fn interval(row: &Row<'_>) -> rusqlite::Result<(StoredInterval, String)> {
         proven_ns: number(6)?,
         proven_wall_ns: number(7)?,
         ended: row.get(8)?,
-        held: Held { milli_cpu: number(9)?, memory_bytes: number(10)?, ephemeral_bytes: number(11)?, gpus: row.get(12)? },
-        used: Used { cpu_ns: number(13)?, memory_kib_s: number(14)?, network_rx_bytes: number(15)?, network_tx_bytes: number(16)? },
+        held: Held {
+            milli_cpu: number(9)?,
+            memory_bytes: number(10)?,
+            ephemeral_bytes: number(11)?,
+            gpus: row.get(12)?,
+        },
+        used: Used {
+            cpu_ns: number(13)?,
+            memory_kib_s: number(14)?,
+            network_rx_bytes: number(15)?,
+            network_tx_bytes: number(16)?,
+        },
         sandbox_kind: row.get(17)?,
         price_class: row.get(18)?,
         images: Vec::new(),

@@ -77,8 +77,11 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
     };
     set(connection).map_err(statement("set up a connection"))?;
     let migrate = statement("migrate");
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(statement("begin a migration"))?;
-    let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(statement("read the schema version"))?;
+    let transaction =
+        connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(statement("begin a migration"))?;
+    let found: i64 = transaction
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(statement("read the schema version"))?;
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     if found > known {
         return Err(StoreError::Newer { found, known });

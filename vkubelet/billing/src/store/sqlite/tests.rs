@@ -13,7 +13,11 @@ fn store() -> (TempDir, SqliteStore) {
 }
 
 fn life(chain: &mut Chain, pod: &str, start: u64) -> Vec<UsageRecord> {
-    vec![chain.add(Kind::Start, pod, start, start), chain.add(Kind::Tick, pod, start, start + 10), chain.add(Kind::Stop, pod, start, start + 15)]
+    vec![
+        chain.add(Kind::Start, pod, start, start),
+        chain.add(Kind::Tick, pod, start, start + 10),
+        chain.add(Kind::Stop, pod, start, start + 15),
+    ]
 }
 
 #[tokio::test]
@@ -58,7 +62,10 @@ async fn what_does_not_continue_the_chain_is_refused_whole() {
 
     let mut altered = records.clone();
     altered[1].boottime_ns += 1;
-    assert!(matches!(store.ingest("h", "b", altered).await.unwrap_err(), IngestError::Chain(ChainError::Altered { seq: 2, .. })));
+    assert!(matches!(
+        store.ingest("h", "b", altered).await.unwrap_err(),
+        IngestError::Chain(ChainError::Altered { seq: 2, .. })
+    ));
     assert!(matches!(store.ingest("h2", "b", records.clone()).await.unwrap_err(), IngestError::Foreign { .. }));
 
     store.ingest("h", "b", records).await.unwrap();
@@ -71,18 +78,28 @@ async fn what_does_not_continue_the_chain_is_refused_whole() {
 #[tokio::test]
 async fn records_that_cannot_be_true_are_refused() {
     for (what, change) in [
-        ("after its end", (|chain: &mut Chain| chain.add(Kind::Tick, "web", 100, 200)) as fn(&mut Chain) -> UsageRecord),
+        (
+            "after its end",
+            (|chain: &mut Chain| chain.add(Kind::Tick, "web", 100, 200)) as fn(&mut Chain) -> UsageRecord,
+        ),
         ("back in time", |chain| chain.add(Kind::Stop, "web", 100, 101)),
         ("another size", |chain| chain.add_changed(Kind::Stop, "web", 100, 115, |record| record.held.milli_cpu = 1)),
         ("another pod", |chain| chain.add_changed(Kind::Stop, "web", 100, 115, |record| record.pod_uid = "x".into())),
-        ("another name", |chain| chain.add_changed(Kind::Start, "web", 300, 300, |record| record.pod_name = "x".into())),
-        ("too large", |chain| chain.add_changed(Kind::Start, "big", 300, 300, |record| record.held.memory_bytes = u64::MAX)),
+        ("another name", |chain| {
+            chain.add_changed(Kind::Start, "web", 300, 300, |record| record.pod_name = "x".into())
+        }),
+        ("too large", |chain| {
+            chain.add_changed(Kind::Start, "big", 300, 300, |record| record.held.memory_bytes = u64::MAX)
+        }),
     ] {
         let (_dir, store) = store();
         let mut chain = Chain::new("h", "b");
         let mut records = life(&mut chain, "web", 100);
         records.push(change(&mut chain));
-        assert!(matches!(store.ingest("h", "b", records).await, Err(IngestError::Contradiction { seq: 4, .. })), "{what}");
+        assert!(
+            matches!(store.ingest("h", "b", records).await, Err(IngestError::Contradiction { seq: 4, .. })),
+            "{what}"
+        );
     }
 }
 
@@ -101,7 +118,10 @@ async fn a_release_reported_twice_counts_once() {
 async fn a_new_boot_makes_the_old_one_final() {
     let (_dir, store) = store();
     let mut chain = Chain::new("h", "b1");
-    store.ingest("h", "b1", vec![chain.add(Kind::Start, "web", 100, 100), chain.add(Kind::Tick, "web", 100, 130)]).await.unwrap();
+    store
+        .ingest("h", "b1", vec![chain.add(Kind::Start, "web", 100, 100), chain.add(Kind::Tick, "web", 100, 130)])
+        .await
+        .unwrap();
     store.boot_began("h", "b1").await.unwrap();
     let open = bill(&store.pod("uid-web").await.unwrap().unwrap(), &Plan::default()).unwrap();
     assert_eq!((open.state, open.duration_ns), (State::Open, 30));
@@ -125,7 +145,9 @@ async fn pages_are_stable_while_pods_come() {
         names.extend(page.pods.into_iter().map(|pod| pod.name));
         let late = format!("late{}", names.len());
         store.ingest("h", "b", life(&mut chain, &late, 10_000)).await.unwrap();
-        let Some(next) = page.next.filter(|_| names.len() < 7) else { break };
+        let Some(next) = page.next.filter(|_| names.len() < 7) else {
+            break;
+        };
         query.after = next;
     }
     assert_eq!(names, ["p0", "p1", "p2", "p3", "p4", "late2", "late4", "late6"]);
@@ -140,7 +162,16 @@ async fn filters_choose_pods_that_held_something_in_the_window() {
     store.ingest("h", "b", vec![chain.add(Kind::Start, "open", 200, 200)]).await.unwrap();
     let find = |query: PodQuery| {
         let store = store.clone();
-        async move { store.pods(&PodQuery { limit: 10, ..query }).await.unwrap().pods.into_iter().map(|pod| pod.name).collect::<Vec<_>>() }
+        async move {
+            store
+                .pods(&PodQuery { limit: 10, ..query })
+                .await
+                .unwrap()
+                .pods
+                .into_iter()
+                .map(|pod| pod.name)
+                .collect::<Vec<_>>()
+        }
     };
     let window = |from, to| PodQuery { from_ns: Some(WALL + from), to_ns: Some(WALL + to), ..PodQuery::default() };
     assert_eq!(find(window(0, 100)).await, Vec::<String>::new());
@@ -150,7 +181,10 @@ async fn filters_choose_pods_that_held_something_in_the_window() {
     assert_eq!(find(window(5_000, 6_000)).await, ["open"], "an open interval goes on");
     assert_eq!(find(PodQuery { pod: Some("ended".into()), ..PodQuery::default() }).await, ["ended"]);
     assert_eq!(find(PodQuery { pod: Some("uid-open".into()), ..PodQuery::default() }).await, ["open"]);
-    assert_eq!(find(PodQuery { namespace: Some("kube-system".into()), ..PodQuery::default() }).await, Vec::<String>::new());
+    assert_eq!(
+        find(PodQuery { namespace: Some("kube-system".into()), ..PodQuery::default() }).await,
+        Vec::<String>::new()
+    );
 }
 
 #[tokio::test]

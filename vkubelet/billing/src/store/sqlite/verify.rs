@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use agent_api::usage::{GENESIS, Held, Kind, SCHEMA, Used, UsageRecord};
+use agent_api::usage::{GENESIS, Held, Kind, SCHEMA, UsageRecord, Used};
 use rusqlite::{Connection, Row};
 
 use super::{ingest, statement, unsigned};
@@ -34,7 +34,8 @@ struct Boot {
 pub(super) fn verify(connection: &mut Connection) -> Result<VerifyReport, StoreError> {
     let transaction = connection.transaction().map_err(statement("begin verifying"))?;
     let mut report = VerifyReport::default();
-    let check: String = transaction.query_row("PRAGMA quick_check", [], |row| row.get(0)).map_err(statement("check the file"))?;
+    let check: String =
+        transaction.query_row("PRAGMA quick_check", [], |row| row.get(0)).map_err(statement("check the file"))?;
     if check != "ok" {
         report.faults.push(format!("database file: {check}"));
     }
@@ -42,7 +43,13 @@ pub(super) fn verify(connection: &mut Connection) -> Result<VerifyReport, StoreE
         let mut select = transaction.prepare("SELECT id, host, boot_id, last_seq, last_hash FROM boots ORDER BY id")?;
         let boot = |row: &Row<'_>| {
             let last_hash = hex::encode(row.get::<_, Vec<u8>>(4)?);
-            Ok(Boot { id: row.get(0)?, host: row.get(1)?, boot_id: row.get(2)?, last_seq: unsigned(row.get(3)?), last_hash })
+            Ok(Boot {
+                id: row.get(0)?,
+                host: row.get(1)?,
+                boot_id: row.get(2)?,
+                last_seq: unsigned(row.get(3)?),
+                last_hash,
+            })
         };
         select.query_map([], boot)?.collect()
     };
@@ -56,7 +63,12 @@ pub(super) fn verify(connection: &mut Connection) -> Result<VerifyReport, StoreE
 }
 
 /// A chain that breaks is reported once; what follows it is checked against itself.
-fn walk(connection: &Connection, boot: &Boot, derived: &mut HashMap<i64, Derived>, report: &mut VerifyReport) -> rusqlite::Result<()> {
+fn walk(
+    connection: &Connection,
+    boot: &Boot,
+    derived: &mut HashMap<i64, Derived>,
+    report: &mut VerifyReport,
+) -> rusqlite::Result<()> {
     let (mut seq, mut hash) = (0, GENESIS.to_owned());
     let mut select = connection.prepare(RECORDS)?;
     let mut rows = select.query([boot.id])?;
@@ -71,7 +83,9 @@ fn walk(connection: &Connection, boot: &Boot, derived: &mut HashMap<i64, Derived
         if let Err(fault) = record.check_follows(seq, &hash) {
             report.faults.push(fault.to_string());
         } else if owner != boot.id {
-            report.faults.push(format!("record {}/{}/{found} belongs to another boot's interval", boot.host, boot.boot_id));
+            report
+                .faults
+                .push(format!("record {}/{}/{found} belongs to another boot's interval", boot.host, boot.boot_id));
         }
         let state = derived.entry(interval).or_default();
         if !state.ended {
@@ -82,18 +96,27 @@ fn walk(connection: &Connection, boot: &Boot, derived: &mut HashMap<i64, Derived
         (seq, hash) = (record.seq, record.hash);
     }
     if (seq, &hash) != (boot.last_seq, &boot.last_hash) {
-        report.faults.push(format!("chain {}/{} ends at {seq}, its cursor stands at {}", boot.host, boot.boot_id, boot.last_seq));
+        report.faults.push(format!(
+            "chain {}/{} ends at {seq}, its cursor stands at {}",
+            boot.host, boot.boot_id, boot.last_seq
+        ));
     }
     Ok(())
 }
 
-fn compare(connection: &Connection, mut derived: HashMap<i64, Derived>, report: &mut VerifyReport) -> rusqlite::Result<()> {
-    let mut select = connection.prepare("SELECT id, sandbox_id, last_seq, proven_boottime_ns, proven_wall_ns, is_ended FROM intervals")?;
+fn compare(
+    connection: &Connection,
+    mut derived: HashMap<i64, Derived>,
+    report: &mut VerifyReport,
+) -> rusqlite::Result<()> {
+    let mut select = connection
+        .prepare("SELECT id, sandbox_id, last_seq, proven_boottime_ns, proven_wall_ns, is_ended FROM intervals")?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
         report.intervals += 1;
         let number = |at: usize| row.get::<_, i64>(at).map(unsigned);
-        let stored = Derived { last_seq: number(2)?, proven_ns: number(3)?, proven_wall_ns: number(4)?, ended: row.get(5)? };
+        let stored =
+            Derived { last_seq: number(2)?, proven_ns: number(3)?, proven_wall_ns: number(4)?, ended: row.get(5)? };
         let sandbox_id: String = row.get(1)?;
         match derived.remove(&row.get(0)?) {
             Some(found) if found == stored => {}
@@ -123,8 +146,18 @@ fn record(row: &Row<'_>, boot: &Boot, prev_hash: &str) -> rusqlite::Result<(Usag
         start_wall_ns: number(14)?,
         boottime_ns: number(2)?,
         wall_ns: number(3)?,
-        held: Held { milli_cpu: number(15)?, memory_bytes: number(16)?, ephemeral_bytes: number(17)?, gpus: row.get(18)? },
-        used: Used { cpu_ns: number(4)?, memory_kib_s: number(5)?, network_rx_bytes: number(6)?, network_tx_bytes: number(7)? },
+        held: Held {
+            milli_cpu: number(15)?,
+            memory_bytes: number(16)?,
+            ephemeral_bytes: number(17)?,
+            gpus: row.get(18)?,
+        },
+        used: Used {
+            cpu_ns: number(4)?,
+            memory_kib_s: number(5)?,
+            network_rx_bytes: number(6)?,
+            network_tx_bytes: number(7)?,
+        },
         sandbox_kind: row.get(19)?,
         price_class: row.get(20)?,
         images: serde_json::from_str(&images).map_err(|_| rusqlite::Error::InvalidQuery)?,
