@@ -9,7 +9,9 @@
 //! * [`task`]: the one owner of a pod's state; carries out effects
 
 pub mod plan;
+pub mod refusals;
 pub mod spec;
 pub mod state;
 pub mod status;
+pub mod task;
 pub mod volumes;

@@ -1,0 +1,98 @@
+//! Has this host room for a pod? Worded as a kubelet's admission words it. Pure.
+
+use crate::board::Posted;
+use crate::intent::Intent;
+use crate::pod::spec::resources::{Amounts, pod_requests};
+use crate::pod::state::Verdict;
+
+/// What this host gives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Room {
+    /// CPU, memory, ephemeral storage.
+    pub amounts: Amounts,
+    /// Pods.
+    pub pods: u32,
+}
+
+/// What is taken of it: amounts and number of pods that are not terminated.
+pub fn taken(posted: &[Posted]) -> (Amounts, u32) {
+    let mut sum = Amounts::default();
+    let mut count = 0;
+    for pod in posted.iter().filter(|p| !p.terminated) {
+        sum.milli_cpu = sum.milli_cpu.saturating_add(pod.requests.milli_cpu);
+        sum.memory = sum.memory.saturating_add(pod.requests.memory);
+        sum.ephemeral = sum.ephemeral.saturating_add(pod.requests.ephemeral);
+        count += 1;
+    }
+    (sum, count)
+}
+
+/// Admits a pod beside those that are there, or says why not.
+pub fn admit(room: &Room, posted: &[Posted], intent: &Intent) -> Result<(), Verdict> {
+    let refuse = |reason: &str, message: String| {
+        Err(Verdict { reason: reason.to_owned(), message: format!("Pod was rejected: {message}") })
+    };
+    let Some(spec) = intent.pod.spec.as_ref() else {
+        return refuse("UnexpectedAdmissionError", "the pod has no specification".to_owned());
+    };
+    let wanted = match pod_requests(spec) {
+        Ok(wanted) => wanted,
+        Err(error) => return refuse("UnexpectedAdmissionError", error.to_string()),
+    };
+    let (used, pods) = taken(posted);
+    let lacks = |resource: &str, wanted: u64, used: u64, capacity: u64| {
+        (wanted > 0 && used.saturating_add(wanted) > capacity).then(|| {
+            format!(
+                "Node didn't have enough resource: {resource}, requested: {wanted}, used: {used}, capacity: {capacity}"
+            )
+        })
+    };
+    let has = room.amounts;
+    if let Some(message) = lacks("pods", 1, u64::from(pods), u64::from(room.pods)) {
+        return refuse("OutOfpods", message);
+    }
+    if let Some(message) = lacks("cpu", wanted.milli_cpu, used.milli_cpu, has.milli_cpu) {
+        return refuse("OutOfcpu", message);
+    }
+    if let Some(message) = lacks("memory", wanted.memory, used.memory, has.memory) {
+        return refuse("OutOfmemory", message);
+    }
+    if let Some(message) = lacks("ephemeral-storage", wanted.ephemeral, used.ephemeral, has.ephemeral) {
+        return refuse("OutOfephemeral-storage", message);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::intent::Source;
+    use crate::resolved::Resolved;
+
+    fn intent(cpu: &str, memory: &str) -> Intent {
+        let pod = serde_json::json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]}
+        });
+        Intent::new("u".into(), 1, pod, Resolved::default(), Source::Kubernetes, None).unwrap()
+    }
+
+    #[test]
+    fn a_pod_that_does_not_fit_is_refused_by_the_resource_it_lacks() {
+        let room = Room { amounts: Amounts { milli_cpu: 2000, memory: 1 << 30, ephemeral: 0 }, pods: 2 };
+        let there = Posted { requests: Amounts { milli_cpu: 1500, memory: 0, ephemeral: 0 }, ..Posted::default() };
+        let gone = Posted { terminated: true, ..there.clone() };
+        let reason = |posted: &[Posted], cpu, memory| admit(&room, posted, &intent(cpu, memory)).map_err(|v| v.reason);
+        assert_eq!(reason(&[], "2", "1Gi"), Ok(()));
+        assert_eq!(reason(&[], "2001m", "1"), Err("OutOfcpu".to_owned()));
+        assert_eq!(reason(&[there.clone()], "501m", "1"), Err("OutOfcpu".to_owned()));
+        assert_eq!(reason(&[there.clone()], "500m", "2Gi"), Err("OutOfmemory".to_owned()));
+        assert_eq!(reason(&[there.clone(), there.clone()], "0", "0"), Err("OutOfpods".to_owned()));
+        assert_eq!(reason(&[gone.clone(), gone], "2", "0"), Ok(()));
+        let message = admit(&room, &[there], &intent("1", "1")).unwrap_err().message;
+        assert_eq!(
+            message,
+            "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000, used: 1500, capacity: 2000"
+        );
+    }
+}

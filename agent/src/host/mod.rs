@@ -1,0 +1,6 @@
+//! This host: what it has, what it is, how it does.
+
+pub mod admission;
+pub mod facts;
+
+pub use facts::Facts;

@@ -1,0 +1,54 @@
+//! What a pod asks for that this version cannot do: refused by name, never ignored in silence. Pure.
+//!
+//! Everything that this version honours stands in an allow-list ([`allowed`]); whatever else is set to something is refused. A field
+//! that this version does not even know (it disappears when the pod is read into our types) is reported, not refused, as
+//! Kubernetes' version-skew rules want. A field that is known and only cannot be enforced here is reported too.
+
+mod allowed;
+mod unknown;
+mod values;
+#[cfg(test)]
+mod tests;
+
+use crate::intent::Intent;
+
+/// What was found, as field paths.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Cannot be honoured.
+    pub refused: Vec<String>,
+    /// Not known to this version.
+    pub unknown: Vec<String>,
+    /// Accepted, and not enforced.
+    pub unenforced: Vec<String>,
+}
+
+/// Looks through a pod.
+pub fn find(intent: &Intent) -> Found {
+    let known = serde_json::to_value(&*intent.pod).unwrap_or_default();
+    let mut found = Found { unknown: unknown::paths(&intent.raw, &known), ..Found::default() };
+    if let Some(spec) = known.get("spec") {
+        allowed::walk(spec, &mut found.refused);
+    }
+    if let Some(spec) = &intent.pod.spec {
+        values::check(spec, &mut found);
+    }
+    found.refused.sort();
+    found.refused.dedup();
+    found
+}
+
+/// The Event's and status' message.
+pub fn refused_message(paths: &[String]) -> String {
+    format!("this version of nodeless cannot honour: {}", paths.join(", "))
+}
+
+/// The Event's message.
+pub fn unknown_message(paths: &[String]) -> String {
+    format!("fields unknown to this version of nodeless have no effect: {}", paths.join(", "))
+}
+
+/// The Event's message.
+pub fn unenforced_message(paths: &[String]) -> String {
+    format!("accepted, but not enforced by this version of nodeless: {}", paths.join(", "))
+}

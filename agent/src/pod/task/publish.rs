@@ -1,0 +1,68 @@
+//! Writes the status and posts it, when it says something new.
+
+use super::PodTask;
+use crate::board::{Attempt, Posted};
+use crate::clock::Now;
+use crate::pod::spec::resources::pod_requests;
+use crate::pod::state::{Run, Stage};
+use crate::pod::status::{self, View};
+
+impl PodTask {
+    pub(super) fn publish(&mut self) {
+        let state = &self.record.state;
+        let status = status::write(View {
+            pod: &self.intent.pod,
+            plan: &self.plan,
+            state,
+            host_ips: &self.world.host.ips,
+            sandbox_id: &self.names,
+            previous: &self.record.conditions,
+            wall_ns: Now::read().wall_ns,
+        });
+        self.record.conditions = status.conditions.clone().unwrap_or_default();
+        let terminated = state.is_terminal();
+        let json = match serde_json::to_vec(&status) {
+            Ok(json) => json,
+            Err(error) => {
+                tracing::error!(%error, "status cannot be serialised");
+                return;
+            }
+        };
+        let attempt = |c: &crate::pod::state::ContainerState| Attempt {
+            number: c.attempt,
+            created: c.created,
+            running: matches!(c.run, Run::Running { .. }),
+            alive: c.run != Run::Done && !terminated,
+        };
+        let containers = self
+            .plan
+            .slots
+            .iter()
+            .zip(&state.containers)
+            .map(|(slot, c)| (slot.name.clone(), attempt(c)))
+            .collect();
+        let has_sandbox = matches!(state.stage, Stage::Up | Stage::Releasing | Stage::Recycling { .. });
+        self.world.board.post(Posted {
+            uid: self.intent.uid.clone(),
+            namespace: self.intent.namespace().to_owned(),
+            name: self.intent.name().to_owned(),
+            generation: self.intent.generation,
+            status_json: json.clone().into(),
+            terminated,
+            timeline: self.record.timeline,
+            revision: 0,
+            sandbox: has_sandbox.then(|| self.sandbox()),
+            containers,
+            requests: self
+                .intent
+                .pod
+                .spec
+                .as_ref()
+                .and_then(|spec| pod_requests(spec).ok())
+                .filter(|_| !terminated)
+                .unwrap_or_default(),
+            deleting: state.deleting,
+        });
+        self.posted = Some((json, terminated));
+    }
+}

@@ -1,0 +1,303 @@
+//! The road to a running container: everything that can be done side by side is.
+//!
+//! ```text
+//! meter.start ──> prepare ──┬── attach ──> volumes, /etc ──┐
+//! (values checked)          └── configure ─────────────────┴──> sandbox ready ──┐
+//! image.ensure (one a container, from the start) ───────────────────────────────┴──> spec ──> start
+//! ```
+
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent_api::proto::PodEvent;
+use sandbox::contract::{SandboxError, Started};
+use sandbox::spec::SandboxId;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Outcome, World, context};
+use crate::clock::Now;
+use crate::errors::chain;
+use crate::events::Journal;
+use crate::intent::Intent;
+use crate::pod::spec::{self, resources};
+use crate::pod::state::StartFailure;
+use crate::pod::volumes::{self, PodDirs, content, disk};
+use crate::ports::{Address, ImageFailure, ImageWish, Interval, PullPolicy, ReadyImage};
+
+/// Pause before volumes that could not be set up are tried again.
+const VOLUME_PAUSE: Duration = Duration::from_secs(2);
+
+/// Writes secret material where an agent restart finds it: on tmpfs.
+pub(super) async fn write_material(dirs: &PodDirs, intent: &Intent) -> Result<(), String> {
+    let (_, digests) = intent.resolved.without_secrets();
+    if digests.is_empty() {
+        return Ok(());
+    }
+    let (dirs, resolved) = (dirs.clone(), intent.resolved.clone());
+    let written = tokio::task::spawn_blocking(move || {
+        disk::make_dirs(&dirs).map_err(|e| chain(&e))?;
+        let bytes = serde_json::to_vec(&*resolved).map_err(|e| e.to_string())?;
+        volumes::atomic::write_file(&dirs.material(), &bytes, 0o600).map_err(|e| chain(&e))
+    });
+    written.await.map_err(|e| e.to_string())?
+}
+
+/// Makes a sandbox ready for containers.
+pub(super) struct Preparation {
+    pub(super) world: Arc<World>,
+    pub(super) sandbox: SandboxId,
+    pub(super) dirs: PodDirs,
+    pub(super) material: watch::Receiver<Option<Arc<Intent>>>,
+    pub(super) ending: CancellationToken,
+    pub(super) outcomes: mpsc::UnboundedSender<Outcome>,
+}
+
+impl Preparation {
+    pub(super) async fn run(mut self) -> Result<Address, String> {
+        let intent = self.intent().await?;
+        let interval = interval(&intent, &self.sandbox)?;
+        let metered = self.world.meter.start(&interval).await.map_err(|e| chain(&e))?;
+        let _ = self.outcomes.send(Outcome::Held { metered });
+        let prepared = self.world.sandboxes.prepare(&self.sandbox).await.map_err(|e| chain(&e))?;
+        let spec = spec::sandbox(context(&intent, &self.world, None), self.dirs.logs()).map_err(|e| chain(&e))?;
+        let dirs = self.dirs.clone();
+        tokio::task::spawn_blocking(move || disk::make_dirs(&dirs).map_err(|e| chain(&e)))
+            .await
+            .map_err(|e| e.to_string())??;
+        let network = async {
+            let netns = prepared.netns.as_fd();
+            let address = self.world.network.attach(&self.sandbox, netns).await.map_err(|e| chain(&e))?;
+            let (world, intent, dirs) = (self.world.clone(), intent.clone(), self.dirs.clone());
+            let files = tokio::task::spawn_blocking(move || {
+                let context = context(&intent, &world, Some(address.ip));
+                disk::prepare(context, &dirs, &world.resolver, Now::read().wall_ns).map_err(|e| chain(&e))
+            });
+            files.await.map_err(|e| e.to_string())??;
+            Ok::<Address, String>(address)
+        };
+        let configure =
+            async { self.world.sandboxes.configure(&self.sandbox, &spec).await.map_err(|e| chain(&e)) };
+        let (address, ()) = tokio::try_join!(network, configure)?;
+        let _ = self.outcomes.send(Outcome::Configured { at: Now::read().boottime_ns });
+        Ok(address)
+    }
+
+    /// The intent, once its secret material is here and everything that volumes refer to exists. Nothing is held meanwhile.
+    async fn intent(&mut self) -> Result<Arc<Intent>, String> {
+        let mut told = String::new();
+        loop {
+            let intent = present(&mut self.material, &self.ending).await?;
+            let problem = {
+                let context = context(&intent, &self.world, None);
+                volumes::volumes(context)
+                    .find_map(|volume| content::of_volume(context, volume).err().map(|e| (volume.name.clone(), e)))
+            };
+            let Some((volume, error)) = problem else { return Ok(intent) };
+            let message = format!("MountVolume.SetUp failed for volume \"{volume}\" : {error}");
+            if message != told {
+                Teller::of_pod(&self.world.journal, &intent).tell(true, "FailedMount", message.clone());
+                told = message;
+            }
+            tokio::select! {
+                () = self.ending.cancelled() => return Err("the pod is ending".to_owned()),
+                _ = self.material.changed() => {}
+                () = tokio::time::sleep(VOLUME_PAUSE * 30) => {}
+            }
+        }
+    }
+}
+
+async fn present(
+    material: &mut watch::Receiver<Option<Arc<Intent>>>,
+    ending: &CancellationToken,
+) -> Result<Arc<Intent>, String> {
+    tokio::select! {
+        biased;
+        found = material.wait_for(Option::is_some) => {
+            let found = found.map_err(|_| "the pod's owner is gone".to_owned())?;
+            found.clone().ok_or_else(|| "the pod's owner is gone".to_owned())
+        }
+        () = ending.cancelled() => Err("the pod is ending".to_owned()),
+    }
+}
+
+fn interval(intent: &Intent, sandbox: &SandboxId) -> Result<Interval, String> {
+    let spec = intent.pod.spec.as_ref().ok_or("pod without specification")?;
+    let held = resources::pod_held(spec).map_err(|e| chain(&e))?;
+    let images = spec.init_containers.iter().flatten().chain(&spec.containers);
+    Ok(Interval {
+        pod_uid: intent.uid.clone(),
+        pod_namespace: intent.namespace().to_owned(),
+        pod_name: intent.name().to_owned(),
+        sandbox: sandbox.clone(),
+        milli_cpu: held.milli_cpu,
+        memory_bytes: held.memory,
+        ephemeral_bytes: held.ephemeral,
+        images: images.filter_map(|c| c.image.clone()).collect(),
+    })
+}
+
+/// Tells what happens to one container's image.
+#[derive(Debug, Clone)]
+pub(super) struct Teller {
+    pub(super) journal: Journal,
+    pub(super) uid: String,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) field_path: String,
+}
+
+impl Teller {
+    fn of_pod(journal: &Journal, intent: &Intent) -> Self {
+        Self {
+            journal: journal.clone(),
+            uid: intent.uid.clone(),
+            namespace: intent.namespace().to_owned(),
+            name: intent.name().to_owned(),
+            field_path: String::new(),
+        }
+    }
+
+    fn tell(&self, warning: bool, reason: &str, message: String) {
+        tracing::info!(reason, message, "event");
+        self.journal.add(PodEvent {
+            seq: 0,
+            uid: self.uid.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            field_path: self.field_path.clone(),
+            r#type: if warning { "Warning" } else { "Normal" }.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            unix_ns: i64::try_from(Now::read().wall_ns).unwrap_or_default(),
+        });
+    }
+}
+
+/// Makes an image available, in a kubelet's words.
+pub(super) async fn image(world: &World, wish: &ImageWish, teller: &Teller) -> Result<ReadyImage, ImageFailure> {
+    let name = &wish.reference;
+    let pulls = match wish.policy {
+        PullPolicy::Always => true,
+        PullPolicy::Never => false,
+        PullPolicy::IfNotPresent => !world.images.is_present(name).await,
+    };
+    if pulls {
+        teller.tell(false, "Pulling", format!("Pulling image \"{name}\""));
+    }
+    let begun = Instant::now();
+    match world.images.ensure(wish).await {
+        Ok(image) if pulls => {
+            let taken = begun.elapsed();
+            world.metrics.pulled(taken.as_secs_f64());
+            let taken = go_duration(taken);
+            let size = image.size;
+            teller.tell(
+                false,
+                "Pulled",
+                format!("Successfully pulled image \"{name}\" in {taken} ({taken} including waiting). Image size: {size} bytes."),
+            );
+            Ok(image)
+        }
+        Ok(image) => {
+            teller.tell(false, "Pulled", format!("Container image \"{name}\" already present on machine"));
+            Ok(image)
+        }
+        Err(failure) => {
+            world.metrics.pull_failed(failure.reason);
+            let (reason, message) = match failure.reason {
+                "InvalidImageName" => (
+                    "InspectFailed",
+                    format!("Failed to apply default image tag \"{name}\": couldn't parse image name \"{name}\": {}", failure.message),
+                ),
+                "ErrImageNeverPull" => (
+                    "ErrImageNeverPull",
+                    format!("Container image \"{name}\" is not present with pull policy of Never"),
+                ),
+                _ => ("Failed", format!("Failed to pull image \"{name}\": {}", failure.message)),
+            };
+            teller.tell(true, reason, message.clone());
+            teller.tell(true, "Failed", format!("Error: {}", failure.reason));
+            Err(ImageFailure { reason: failure.reason, message })
+        }
+    }
+}
+
+/// As Go prints a duration, to the millisecond.
+fn go_duration(taken: Duration) -> String {
+    if taken < Duration::from_secs(1) {
+        return format!("{}ms", taken.as_millis());
+    }
+    let seconds = taken.as_secs();
+    match (seconds / 60, seconds % 60) {
+        (0, s) => format!("{s}.{:03}s", taken.subsec_millis()),
+        (m, s) => format!("{m}m{s}.{:03}s", taken.subsec_millis()),
+    }
+}
+
+/// Starts one attempt of a container.
+pub(super) struct Launch {
+    pub(super) world: Arc<World>,
+    pub(super) sandbox: SandboxId,
+    pub(super) dirs: PodDirs,
+    pub(super) material: watch::Receiver<Option<Arc<Intent>>>,
+    pub(super) ending: CancellationToken,
+    pub(super) container: String,
+    pub(super) attempt: u32,
+    pub(super) ip: Option<IpAddr>,
+    pub(super) image: Option<ReadyImage>,
+    pub(super) wish: ImageWish,
+}
+
+impl Launch {
+    pub(super) async fn run(mut self) -> Result<Started, StartFailure> {
+        let config = |message: String| StartFailure::Config { reason: "CreateContainerError".to_owned(), message };
+        let intent = present(&mut self.material, &self.ending).await.map_err(config)?;
+        let image = match self.image.take() {
+            Some(image) => image,
+            // Held by its layers since an agent restart; what it says about running it is asked for now.
+            None => self.world.images.ensure(&self.wish).await.map_err(|e| config(e.message))?,
+        };
+        let (world, sandbox) = (self.world.clone(), self.sandbox.clone());
+        let built = tokio::task::spawn_blocking(move || {
+            // The image is held until its layers are mounted.
+            self.build(&intent, &image).map(|spec| (spec, image))
+        });
+        let (spec, _image) = match built.await {
+            Ok(built) => built?,
+            Err(error) => return Err(config(error.to_string())),
+        };
+        match world.sandboxes.start(&sandbox, &spec).await {
+            Ok(started) => Ok(started),
+            Err(SandboxError::Exec { message, code }) => Err(StartFailure::Run { code, message }),
+            Err(error) => Err(config(format!("failed to create container: {}", chain(&error)))),
+        }
+    }
+
+    fn build(&self, intent: &Intent, image: &ReadyImage) -> Result<sandbox::spec::ContainerSpec, StartFailure> {
+        let config = |message: String| StartFailure::Config { reason: "CreateContainerError".to_owned(), message };
+        let failed =
+            |e: spec::SpecError| StartFailure::Config { reason: e.reason().to_owned(), message: chain(&e) };
+        let context = context(intent, &self.world, self.ip);
+        let container =
+            context.container(&self.container).ok_or_else(|| config("container left the pod".to_owned()))?;
+        let mounts = volumes::mounts(context, container, self.attempt, &self.dirs).map_err(failed)?;
+        disk::message_file(&self.dirs.message(&self.container, self.attempt)).map_err(|e| config(chain(&e)))?;
+        if let Some(previous) = self.attempt.checked_sub(1) {
+            // The last attempt's changes go; its log stays for `--previous`.
+            if let Err(error) = std::fs::remove_dir_all(self.dirs.writable(&self.container, previous)) {
+                if error.kind() != std::io::ErrorKind::NotFound {
+                    tracing::warn!(%error, container = self.container, "an old attempt's changes were not removed");
+                }
+            }
+            if let Some(old) = previous.checked_sub(1) {
+                crate::logs::remove(&self.dirs.logs().join(&self.container), old);
+            }
+        }
+        let writable = self.dirs.writable(&self.container, self.attempt);
+        spec::container(context, container, image, self.attempt, writable, mounts).map_err(failed)
+    }
+}
