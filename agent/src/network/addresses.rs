@@ -68,12 +68,7 @@ impl Pool {
         if cidr.prefix_len() > 30 {
             return Err(AddressError::TooSmall { cidr });
         }
-        Ok(Pool {
-            cidr,
-            next: FIRST,
-            held: BTreeMap::new(),
-            freed: VecDeque::new(),
-        })
+        Ok(Pool { cidr, next: FIRST, held: BTreeMap::new(), freed: VecDeque::new() })
     }
 
     pub(super) fn cidr(&self) -> Ipv4Net {
@@ -93,22 +88,13 @@ impl Pool {
         if self.next < self.end() {
             return Ok(self.at(self.next));
         }
-        let exhausted = || AddressError::Exhausted {
-            cidr: self.cidr,
-            held: self.held.len(),
-        };
+        let exhausted = || AddressError::Exhausted { cidr: self.cidr, held: self.held.len() };
         self.freed.front().copied().ok_or_else(exhausted)
     }
 
     /// Records a holder. The address must be one that is free.
     pub(super) fn hold(&mut self, sandbox: &str, ip: Ipv4Addr) -> Result<(), AddressError> {
-        let no = |reason| {
-            Err(AddressError::Contradiction {
-                ip,
-                sandbox: sandbox.to_owned(),
-                reason,
-            })
-        };
+        let no = |reason| Err(AddressError::Contradiction { ip, sandbox: sandbox.to_owned(), reason });
         if self.held.contains_key(sandbox) {
             return no("the sandbox holds one already");
         }
@@ -169,15 +155,10 @@ mod tests {
     #[test]
     fn the_longest_freed_address_comes_back_last() {
         let mut pool = pool("10.0.0.0/29");
-        let given: Vec<Ipv4Addr> = ["a", "b", "c", "d", "e"]
-            .map(|id| take(&mut pool, id).expect("room"))
-            .into();
+        let given: Vec<Ipv4Addr> = ["a", "b", "c", "d", "e"].map(|id| take(&mut pool, id).expect("room")).into();
         assert_eq!(given.first().expect("first").to_string(), "10.0.0.2");
         assert_eq!(given.last().expect("last").to_string(), "10.0.0.6");
-        assert!(matches!(
-            take(&mut pool, "f"),
-            Err(AddressError::Exhausted { held: 5, .. })
-        ));
+        assert!(matches!(take(&mut pool, "f"), Err(AddressError::Exhausted { held: 5, .. })));
         pool.free("d");
         pool.free("a");
         assert_eq!(take(&mut pool, "f"), Ok(given[3]));

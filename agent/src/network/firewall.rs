@@ -45,9 +45,7 @@ pub(super) async fn apply(
     let payload = json!({ "nftables": commands }).to_string();
     let run = move || helper::apply_ruleset_raw(&payload, helper::DEFAULT_NFT, helper::DEFAULT_ARGS);
     let outcome = netns::run(netns, run).await.map_err(FirewallError::Enter)?;
-    outcome
-        .map(|_| ())
-        .map_err(|source| FirewallError::Nft { what, source })
+    outcome.map(|_| ()).map_err(|source| FirewallError::Nft { what, source })
 }
 
 /// The table's name.
@@ -58,11 +56,7 @@ fn table(bridge: &str) -> String {
 /// Makes the table empty, whether it was there or not.
 fn fresh(family: &str, name: &str) -> Vec<Value> {
     let table = json!({ "table": { "family": family, "name": name } });
-    vec![
-        json!({ "add": table }),
-        json!({ "delete": table }),
-        json!({ "add": table }),
-    ]
+    vec![json!({ "add": table }), json!({ "delete": table }), json!({ "add": table })]
 }
 
 fn chain(family: &str, table: &str, name: &str, kind: &str, hook: &str, priority: i32) -> Value {
@@ -94,10 +88,7 @@ fn prefix(net: Ipv4Net) -> Value {
 /// Removes both tables.
 pub(super) fn removal(bridge: &str) -> Vec<Value> {
     let name = table(bridge);
-    ["inet", "bridge"]
-        .into_iter()
-        .flat_map(|family| fresh(family, &name).into_iter().take(2))
-        .collect()
+    ["inet", "bridge"].into_iter().flat_map(|family| fresh(family, &name).into_iter().take(2)).collect()
 }
 
 /// The routed part.
@@ -118,17 +109,12 @@ pub(super) fn routed(bridge: &str, cidr: Ipv4Net) -> Vec<Value> {
     commands.push(chain(FAMILY, &name, "postrouting", "nat", "postrouting", 100));
     let ours = compare("==", field("ip", "saddr"), prefix(cidr));
     let outside = compare("!=", meta("oifname"), bridge);
-    commands.push(rule(
-        FAMILY,
-        &name,
-        "postrouting",
-        vec![ours, outside, json!({ "masquerade": null })],
-    ));
+    commands.push(rule(FAMILY, &name, "postrouting", vec![ours, outside, json!({ "masquerade": null })]));
     commands
 }
 
 /// The bridged part, without any address yet.
-pub(super) fn bridged(bridge: &str) -> Vec<Value> {
+pub(super) fn bridged(bridge: &str, cidr: Ipv4Net) -> Vec<Value> {
     const FAMILY: &str = "bridge";
     let name = table(bridge);
     let mut commands = fresh(FAMILY, &name);
@@ -136,29 +122,17 @@ pub(super) fn bridged(bridge: &str) -> Vec<Value> {
         "family": FAMILY, "table": name, "name": "ports", "type": ["ifname", "ether_addr", "ipv4_addr"],
     } } }));
     commands.push(chain(FAMILY, &name, "prerouting", "filter", "prerouting", -300));
-    let on_bridge = || compare("==", meta("ibrname"), bridge);
     let known = |mac: Value, ip: Value| compare("==", json!({ "concat": [meta("iifname"), mac, ip] }), "@ports");
     let accept = || json!({ "accept": null });
-    let ip = vec![
-        on_bridge(),
-        known(field("ether", "saddr"), field("ip", "saddr")),
-        accept(),
-    ];
+    let ip = vec![known(field("ether", "saddr"), field("ip", "saddr")), accept()];
     commands.push(rule(FAMILY, &name, "prerouting", ip));
     let same_mac = known(field("ether", "saddr"), field("arp", "saddr ip"));
-    let arp = vec![
-        on_bridge(),
-        known(field("arp", "saddr ether"), field("arp", "saddr ip")),
-        same_mac,
-        accept(),
-    ];
+    let arp = vec![known(field("arp", "saddr ether"), field("arp", "saddr ip")), same_mac, accept()];
     commands.push(rule(FAMILY, &name, "prerouting", arp));
-    commands.push(rule(
-        FAMILY,
-        &name,
-        "prerouting",
-        vec![on_bridge(), json!({ "drop": null })],
-    ));
+    for ports in plug::link_patterns(cidr) {
+        let from_port = compare("==", meta("iifname"), ports);
+        commands.push(rule(FAMILY, &name, "prerouting", vec![from_port, json!({ "drop": null })]));
+    }
     commands
 }
 

@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use agent_api::identity::private_file::{self, PrivateFileError};
 use ipnet::Ipv4Net;
@@ -19,6 +20,8 @@ use super::addresses::{AddressError, Pool};
 
 const COMPACT_AFTER: u32 = 10_000;
 const NAME: &str = "addresses.journal";
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// The journal could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -113,25 +116,13 @@ impl Journal {
                     (true, _) => pool,
                     (false, 0) => fresh,
                     (false, held) => {
-                        return Err(JournalError::SubnetChanged {
-                            old: pool.cidr(),
-                            new: fresh.cidr(),
-                            held,
-                        });
+                        return Err(JournalError::SubnetChanged { old: pool.cidr(), new: fresh.cidr(), held });
                     }
                 }
             }
         };
         let (file, length) = rewrite(&path, boot_id, &pool)?;
-        Ok(Journal {
-            path,
-            boot_id: boot_id.to_owned(),
-            pool,
-            file,
-            length,
-            lines: 0,
-            _lock: lock,
-        })
+        Ok(Journal { path, boot_id: boot_id.to_owned(), pool, file, length, lines: 0, _lock: lock })
     }
 
     /// The sandbox's address; true when it is a new one.
@@ -140,10 +131,7 @@ impl Journal {
             return Ok((ip, false));
         }
         let ip = self.pool.peek().map_err(JournalError::Address)?;
-        self.append(&Record::Hold {
-            sandbox: sandbox.to_owned(),
-            ip,
-        })?;
+        self.append(&Record::Hold { sandbox: sandbox.to_owned(), ip })?;
         self.pool.hold(sandbox, ip).map_err(JournalError::Address)?;
         self.compact_when_due();
         Ok((ip, true))
@@ -152,9 +140,7 @@ impl Journal {
     /// Frees the sandbox's address, if it holds one.
     pub(super) fn free(&mut self, sandbox: &str) -> Result<(), JournalError> {
         if self.pool.of(sandbox).is_some() {
-            self.append(&Record::Free {
-                sandbox: sandbox.to_owned(),
-            })?;
+            self.append(&Record::Free { sandbox: sandbox.to_owned() })?;
             self.pool.free(sandbox);
             self.compact_when_due();
         }
@@ -177,10 +163,8 @@ impl Journal {
             file.seek(SeekFrom::Start(length))?;
             file.write_all(&line)
         };
-        append(&mut self.file, self.length).map_err(|source| JournalError::Append {
-            path: self.path.clone(),
-            source,
-        })?;
+        append(&mut self.file, self.length)
+            .map_err(|source| JournalError::Append { path: self.path.clone(), source })?;
         self.length += line.len() as u64;
         self.lines += 1;
         Ok(())
@@ -195,10 +179,7 @@ impl Journal {
             // The long journal is as good as a short one.
             Err(error) => {
                 self.lines = 0;
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "could not shorten the address journal"
-                );
+                tracing::warn!(error = &error as &dyn std::error::Error, "could not shorten the address journal");
             }
         }
     }
@@ -207,28 +188,24 @@ impl Journal {
 fn try_lock(dir: &Path) -> Result<File, JournalError> {
     let path = dir.join("LOCK");
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = open.map_err(|source| JournalError::Append {
-        path: path.clone(),
-        source,
-    })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(JournalError::InUse { path: dir.to_owned() }),
-        Err(fs::TryLockError::Error(source)) => Err(JournalError::Append { path, source }),
+    let file = open.map_err(|source| JournalError::Append { path: path.clone(), source })?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            // A child that an agent before us has forked and not yet execed holds it for a moment longer.
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+            Err(fs::TryLockError::WouldBlock) => return Err(JournalError::InUse { path: dir.to_owned() }),
+            Err(fs::TryLockError::Error(source)) => return Err(JournalError::Append { path, source }),
+        }
     }
 }
 
 fn rewrite(path: &Path, boot_id: &str, pool: &Pool) -> Result<(File, u64), JournalError> {
-    let line = encode(&Record::Begin {
-        boot_id: boot_id.to_owned(),
-        pool: pool.clone(),
-    });
+    let line = encode(&Record::Begin { boot_id: boot_id.to_owned(), pool: pool.clone() });
     private_file::write(path, &line).map_err(JournalError::File)?;
     let file = OpenOptions::new().write(true).open(path);
-    let file = file.map_err(|source| JournalError::Append {
-        path: path.to_owned(),
-        source,
-    })?;
+    let file = file.map_err(|source| JournalError::Append { path: path.to_owned(), source })?;
     Ok((file, line.len() as u64))
 }
 
@@ -247,21 +224,12 @@ fn decode(line: &str) -> Result<Record, String> {
 
 fn replay(path: &Path, bytes: &[u8]) -> Result<(String, Pool), JournalError> {
     let text = String::from_utf8_lossy(bytes);
-    let damaged = |line: usize, problem: String| JournalError::Damaged {
-        path: path.to_owned(),
-        line,
-        problem,
-    };
+    let damaged = |line: usize, problem: String| JournalError::Damaged { path: path.to_owned(), line, problem };
     let mut state: Option<(String, Pool)> = None;
     let mut lines = text.split_inclusive('\n').enumerate().peekable();
     while let Some((index, line)) = lines.next() {
         let (number, last) = (index + 1, lines.peek().is_none());
-        let record = match (
-            line.strip_suffix('\n')
-                .ok_or_else(|| "torn".to_owned())
-                .and_then(decode),
-            &state,
-        ) {
+        let record = match (line.strip_suffix('\n').ok_or_else(|| "torn".to_owned()).and_then(decode), &state) {
             (Ok(record), _) => record,
             // The agent was killed while it wrote: nobody has acted on this line.
             (Err(_), Some(_)) if last => break,
@@ -270,12 +238,10 @@ fn replay(path: &Path, bytes: &[u8]) -> Result<(String, Pool), JournalError> {
         match (record, &mut state) {
             (Record::Begin { boot_id, pool }, None) => state = Some((boot_id, pool)),
             (Record::Hold { sandbox, ip }, Some((_, pool))) => {
-                pool.hold(&sandbox, ip)
-                    .map_err(|error| damaged(number, error.to_string()))?;
+                pool.hold(&sandbox, ip).map_err(|error| damaged(number, error.to_string()))?;
             }
             (Record::Free { sandbox }, Some((_, pool))) => {
-                pool.free(&sandbox)
-                    .ok_or_else(|| damaged(number, format!("sandbox {sandbox} holds nothing")))?;
+                pool.free(&sandbox).ok_or_else(|| damaged(number, format!("sandbox {sandbox} holds nothing")))?;
             }
             _ => return Err(damaged(number, "out of order".to_owned())),
         }
@@ -312,10 +278,7 @@ mod tests {
         let other: Ipv4Net = "10.1.0.0/24".parse().expect("cidr");
         open(dir.path()).hold("a").expect("hold");
         let refused = Journal::open_in_boot(dir.path(), other, "boot-1").expect_err("held");
-        assert!(
-            matches!(refused, JournalError::SubnetChanged { held: 1, .. }),
-            "{refused}"
-        );
+        assert!(matches!(refused, JournalError::SubnetChanged { held: 1, .. }), "{refused}");
         open(dir.path()).free("a").expect("free");
         Journal::open_in_boot(dir.path(), other, "boot-1").expect("nobody holds any");
     }
@@ -324,10 +287,7 @@ mod tests {
     fn one_agent_at_a_time() {
         let dir = tempfile::tempdir().expect("tempdir");
         let _first = open(dir.path());
-        assert!(matches!(
-            Journal::open_in_boot(dir.path(), net(), "boot-1"),
-            Err(JournalError::InUse { .. })
-        ));
+        assert!(matches!(Journal::open_in_boot(dir.path(), net(), "boot-1"), Err(JournalError::InUse { .. })));
     }
 
     #[test]

@@ -131,12 +131,7 @@ impl Network {
         let journal = Journal::open(&config.state_dir, config.cidr).map_err(NetworkError::Journal)?;
         let plane = Plane::open(&config).await.map_err(NetworkError::Plane)?;
         let unplugger = Unplugger::start(plane.handle().clone());
-        let inner = Inner {
-            journal: Mutex::new(journal),
-            detaching: Mutex::default(),
-            plane,
-            unplugger,
-        };
+        let inner = Inner { journal: Mutex::new(journal), detaching: Mutex::default(), plane, unplugger };
         Ok(Network { inner: Arc::new(inner) })
     }
 
@@ -144,22 +139,12 @@ impl Network {
     /// durable before the kernel hears of it.
     pub async fn attach(&self, sandbox: &str, netns: BorrowedFd<'_>) -> Result<Address, NetworkError> {
         if self.detaching().contains(sandbox) {
-            return Err(NetworkError::Detaching {
-                sandbox: sandbox.to_owned(),
-            });
+            return Err(NetworkError::Detaching { sandbox: sandbox.to_owned() });
         }
-        let plug = |source| NetworkError::Plug {
-            sandbox: sandbox.to_owned(),
-            source,
-        };
-        let netns: OwnedFd = netns
-            .try_clone_to_owned()
-            .map_err(|source| plug(PlugError::Namespace(source)))?;
+        let plug = |source| NetworkError::Plug { sandbox: sandbox.to_owned(), source };
+        let netns: OwnedFd = netns.try_clone_to_owned().map_err(|source| plug(PlugError::Namespace(source)))?;
         let (ip, new) = self.journal().hold(sandbox).map_err(|error| match error {
-            JournalError::Address(source) => NetworkError::Address {
-                sandbox: sandbox.to_owned(),
-                source,
-            },
+            JournalError::Address(source) => NetworkError::Address { sandbox: sandbox.to_owned(), source },
             other => NetworkError::Journal(other),
         })?;
         let plugged = self.inner.plane.plug(ip, netns.as_fd()).await;
@@ -179,16 +164,10 @@ impl Network {
             return Ok(());
         };
         if !self.detaching().insert(sandbox.to_owned()) {
-            return Err(NetworkError::Detaching {
-                sandbox: sandbox.to_owned(),
-            });
+            return Err(NetworkError::Detaching { sandbox: sandbox.to_owned() });
         }
         let _mark = Mark { network: self, sandbox };
-        self.inner
-            .unplugger
-            .unplug(vec![plug::link_name(ip)])
-            .await
-            .map_err(NetworkError::Unplug)?;
+        self.inner.unplugger.unplug(vec![plug::link_name(ip)]).await.map_err(NetworkError::Unplug)?;
         self.journal().free(sandbox).map_err(NetworkError::Journal)
     }
 
@@ -197,11 +176,8 @@ impl Network {
         let live: BTreeSet<&str> = live.iter().map(String::as_str).collect();
         let held = self.journal().all();
         let dead: Vec<&(String, Ipv4Addr)> = held.iter().filter(|(id, _)| !live.contains(id.as_str())).collect();
-        let kept: BTreeSet<String> = held
-            .iter()
-            .filter(|(id, _)| live.contains(id.as_str()))
-            .map(|(_, ip)| plug::link_name(*ip))
-            .collect();
+        let kept: BTreeSet<String> =
+            held.iter().filter(|(id, _)| live.contains(id.as_str())).map(|(_, ip)| plug::link_name(*ip)).collect();
         let links = self.inner.plane.links().await.map_err(NetworkError::Unplug)?;
         let stray: Vec<String> = links.into_keys().filter(|name| !kept.contains(name)).collect();
         if !stray.is_empty() {
@@ -224,11 +200,7 @@ impl Network {
 
     /// Every sandbox that holds an address.
     pub fn addresses(&self) -> BTreeMap<String, Address> {
-        self.journal()
-            .all()
-            .into_iter()
-            .map(|(id, ip)| (id, self.address(ip)))
-            .collect()
+        self.journal().all().into_iter().map(|(id, ip)| (id, self.address(ip))).collect()
     }
 
     /// The pods' subnet.
@@ -247,11 +219,7 @@ impl Network {
 
     fn address(&self, ip: Ipv4Addr) -> Address {
         let plane = &self.inner.plane;
-        Address {
-            ip: IpAddr::V4(ip),
-            gateway: IpAddr::V4(plane.gateway()),
-            prefix: plane.cidr().prefix_len(),
-        }
+        Address { ip: IpAddr::V4(ip), gateway: IpAddr::V4(plane.gateway()), prefix: plane.cidr().prefix_len() }
     }
 
     fn journal(&self) -> std::sync::MutexGuard<'_, Journal> {

@@ -33,10 +33,7 @@ pub enum NetnsError {
 
 /// Opens a namespace by path.
 pub(super) fn open(path: &Path) -> Result<OwnedFd, NetnsError> {
-    let file = File::open(path).map_err(|source| NetnsError::Open {
-        path: path.to_owned(),
-        source,
-    })?;
+    let file = File::open(path).map_err(|source| NetnsError::Open { path: path.to_owned(), source })?;
     Ok(file.into())
 }
 
@@ -57,13 +54,8 @@ where
         // A receiver that is gone has stopped to care.
         let _ = tell.send(entered.map(|()| work()));
     };
-    std::thread::Builder::new()
-        .name("netns".to_owned())
-        .spawn(body)
-        .map_err(NetnsError::Thread)?;
-    let outcome = told
-        .await
-        .map_err(|_| NetnsError::Thread(io::Error::other("the thread ended early")))?;
+    std::thread::Builder::new().name("netns".to_owned()).spawn(body).map_err(NetnsError::Thread)?;
+    let outcome = told.await.map_err(|_| NetnsError::Thread(io::Error::other("the thread ended early")))?;
     outcome.map_err(NetnsError::Enter)
 }
 

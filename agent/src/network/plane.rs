@@ -91,19 +91,8 @@ impl Plane {
         let (name, private) = (bridge.to_owned(), netns.is_some());
         let forwarding = netns::run(entry()?, move || switch_on_forwarding(&name, private)).await;
         forwarding.map_err(PlaneError::Enter)?.map_err(PlaneError::Forwarding)?;
-        let socket = Socket {
-            bridge: index,
-            mtu,
-            cidr,
-            gateway,
-        };
-        let mut plane = Plane {
-            handle,
-            netns,
-            bridge: bridge.to_owned(),
-            socket,
-            known_blocks: None,
-        };
+        let socket = Socket { bridge: index, mtu, cidr, gateway };
+        let mut plane = Plane { handle, netns, bridge: bridge.to_owned(), socket, known_blocks: None };
         plane.write_rules(config.data_plane == DataPlane::Host).await?;
         Ok(plane)
     }
@@ -114,15 +103,12 @@ impl Plane {
             Ok(()) => {}
             // A private data plane leads nowhere by itself: pods work there without masquerade.
             Err(error @ FirewallError::Nft { .. }) if !required => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the data plane has no nftables rules"
-                );
+                tracing::warn!(error = &error as &dyn std::error::Error, "the data plane has no nftables rules");
                 return Ok(());
             }
             Err(error) => return Err(PlaneError::Firewall(error)),
         }
-        match firewall::apply(self.entry()?, "anti-spoofing", firewall::bridged(&self.bridge)).await {
+        match firewall::apply(self.entry()?, "anti-spoofing", firewall::bridged(&self.bridge, self.socket.cidr)).await {
             Ok(()) => self.known_blocks = Some(tokio::sync::Mutex::default()),
             Err(error) => {
                 tracing::warn!(
@@ -151,11 +137,8 @@ impl Plane {
         let first = block * firewall::BLOCK;
         let addresses = (0..firewall::BLOCK).map(|n| Ipv4Addr::from(first + n));
         let commands = firewall::ports(&self.bridge, addresses.filter(|ip| self.socket.cidr.contains(ip)));
-        let failed = |source: io::Error| PlugError::Netlink {
-            step: "allow addresses at",
-            link: self.bridge.clone(),
-            source,
-        };
+        let failed =
+            |source: io::Error| PlugError::Netlink { step: "allow addresses at", link: self.bridge.clone(), source };
         let entry = self.entry().map_err(|error| failed(io::Error::other(error)))?;
         let applied = firewall::apply(entry, "addresses of ports", commands).await;
         applied.map_err(|error| failed(io::Error::other(error)))?;
@@ -165,38 +148,20 @@ impl Plane {
 
     /// Our links at the bridge, by name, with what their sandboxes received and sent.
     pub(super) async fn links(&self) -> Result<BTreeMap<String, Traffic>, PlugError> {
-        let failed = |source| PlugError::Netlink {
-            step: "list links of",
-            link: self.bridge.clone(),
-            source,
-        };
-        let links: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(io_error)
-            .map_err(failed)?;
+        let failed = |source| PlugError::Netlink { step: "list links of", link: self.bridge.clone(), source };
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(io_error).map_err(failed)?;
         let ours = |link: &LinkMessage| {
             let at_bridge = |a: &LinkAttribute| matches!(a, LinkAttribute::Controller(c) if *c == self.socket.bridge);
             let name = name_of(link).filter(|name| plug::is_link_name(name))?;
-            link.attributes
-                .iter()
-                .any(at_bridge)
-                .then(|| (name.to_owned(), traffic_of(link)))
+            link.attributes.iter().any(at_bridge).then(|| (name.to_owned(), traffic_of(link)))
         };
         Ok(links.iter().filter_map(ours).collect())
     }
 
     /// Deletes bridge and rules.
     pub(super) async fn remove(&self) -> Result<(), PlaneError> {
-        let netlink = |source| PlaneError::Netlink {
-            step: "delete",
-            link: self.bridge.clone(),
-            source,
-        };
+        let netlink = |source| PlaneError::Netlink { step: "delete", link: self.bridge.clone(), source };
         plug::delete(&self.handle, &self.bridge).await.map_err(netlink)?;
         match firewall::apply(self.entry()?, "removal", firewall::removal(&self.bridge)).await {
             Err(error @ FirewallError::Nft { .. }) if self.known_blocks.is_none() => {
@@ -232,27 +197,12 @@ fn duplicate(netns: Option<&OwnedFd>) -> Result<Option<OwnedFd>, PlaneError> {
 fn check_name(bridge: &str) -> Result<(), PlaneError> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let good = (1..=15).contains(&bridge.len()) && bridge.bytes().all(fits) && bridge != "." && bridge != "..";
-    if good {
-        Ok(())
-    } else {
-        Err(PlaneError::BridgeName(bridge.to_owned()))
-    }
+    if good { Ok(()) } else { Err(PlaneError::BridgeName(bridge.to_owned())) }
 }
 
 async fn check_overlap(handle: &Handle, bridge: &str, cidr: Ipv4Net) -> Result<(), PlaneError> {
-    let failed = |source| PlaneError::Netlink {
-        step: "list addresses beside",
-        link: bridge.to_owned(),
-        source,
-    };
-    let addresses: Vec<_> = handle
-        .address()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .map_err(io_error)
-        .map_err(failed)?;
+    let failed = |source| PlaneError::Netlink { step: "list addresses beside", link: bridge.to_owned(), source };
+    let addresses: Vec<_> = handle.address().get().execute().try_collect().await.map_err(io_error).map_err(failed)?;
     for message in addresses {
         let prefix = message.header.prefix_len;
         let mut label = format!("link {}", message.header.index);
@@ -267,11 +217,7 @@ async fn check_overlap(handle: &Handle, bridge: &str, cidr: Ipv4Net) -> Result<(
         let Some(address) = found else { continue };
         let overlaps = address.contains(&cidr.network()) || cidr.contains(&address.addr());
         if overlaps && label != bridge {
-            return Err(PlaneError::Overlap {
-                cidr,
-                address,
-                link: label,
-            });
+            return Err(PlaneError::Overlap { cidr, address, link: label });
         }
     }
     Ok(())
@@ -284,26 +230,11 @@ async fn ensure_bridge(
     gateway: Ipv4Addr,
     prefix: u8,
 ) -> Result<u32, PlaneError> {
-    let failed = |step| {
-        move |source| PlaneError::Netlink {
-            step,
-            link: bridge.to_owned(),
-            source,
-        }
-    };
+    let failed = |step| move |source| PlaneError::Netlink { step, link: bridge.to_owned(), source };
     if plug::find(handle, bridge).await.map_err(PlaneError::Links)?.is_none() {
         // A fixed MAC: otherwise it would change with each port, and pods' neighbour entries with it.
-        let message = LinkBridge::new(bridge)
-            .address(plug::mac(gateway).to_vec())
-            .mtu(mtu)
-            .build();
-        handle
-            .link()
-            .add(message)
-            .execute()
-            .await
-            .map_err(io_error)
-            .map_err(failed("make"))?;
+        let message = LinkBridge::new(bridge).address(plug::mac(gateway).to_vec()).mtu(mtu).build();
+        handle.link().add(message).execute().await.map_err(io_error).map_err(failed("make"))?;
     }
     let found = plug::find(handle, bridge).await.map_err(PlaneError::Links)?;
     let link = found.ok_or_else(|| failed("find")(io::Error::from(io::ErrorKind::NotFound)))?;
@@ -311,31 +242,18 @@ async fn ensure_bridge(
         return Err(PlaneError::NoBridge(bridge.to_owned()));
     }
     let index = link.header.index;
-    let address = handle
-        .address()
-        .add(index, IpAddr::V4(gateway), prefix)
-        .replace()
-        .execute()
-        .await;
+    let address = handle.address().add(index, IpAddr::V4(gateway), prefix).replace().execute().await;
     address.map_err(io_error).map_err(failed("give an address to"))?;
     let up = [index, 1].map(|index| LinkUnspec::new_with_index(index).up().build());
     for message in up {
-        handle
-            .link()
-            .set(message)
-            .execute()
-            .await
-            .map_err(io_error)
-            .map_err(failed("raise"))?;
+        handle.link().set(message).execute().await.map_err(io_error).map_err(failed("raise"))?;
     }
     Ok(index)
 }
 
 fn is_bridge(link: &LinkMessage) -> bool {
     link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos
-            .iter()
-            .any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge))),
+        LinkAttribute::LinkInfo(infos) => infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge))),
         _ => false,
     })
 }
@@ -344,9 +262,7 @@ fn is_bridge(link: &LinkMessage) -> bool {
 async fn uplink_mtu(handle: &Handle) -> Option<u32> {
     let query = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let routes: Vec<_> = handle.route().get(query).execute().try_collect().await.ok()?;
-    let default = routes
-        .iter()
-        .find(|route| route.header.destination_prefix_length == 0)?;
+    let default = routes.iter().find(|route| route.header.destination_prefix_length == 0)?;
     let out = default.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
@@ -386,10 +302,7 @@ fn name_of(link: &LinkMessage) -> Option<&str> {
 /// Our end sends what the sandbox receives.
 fn traffic_of(link: &LinkMessage) -> Traffic {
     let stats = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Stats64(stats) => Some(Traffic {
-            rx_bytes: stats.tx_bytes,
-            tx_bytes: stats.rx_bytes,
-        }),
+        LinkAttribute::Stats64(stats) => Some(Traffic { rx_bytes: stats.tx_bytes, tx_bytes: stats.rx_bytes }),
         _ => None,
     });
     stats.unwrap_or_default()

@@ -51,8 +51,17 @@ pub(super) fn link_name(ip: Ipv4Addr) -> String {
 
 /// Whether a name is of this form.
 pub(super) fn is_link_name(name: &str) -> bool {
-    name.strip_prefix("nl")
-        .is_some_and(|hex| hex.len() == 8 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    name.strip_prefix("nl").is_some_and(|hex| hex.len() == 8 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Patterns (`nl0a58*`) that match the names of a subnet's links and of no other subnet's: at most eight.
+pub(super) fn link_patterns(cidr: Ipv4Net) -> Vec<String> {
+    let (prefix, first) = (usize::from(cidr.prefix_len()), u32::from(cidr.network()));
+    let digits = prefix.div_ceil(4);
+    let variants = 1_u32 << (digits * 4 - prefix);
+    let step = |n: u32| u64::from(n) << (32 - digits * 4);
+    let pattern = |n| format!("nl{:.digits$}*", format!("{:08x}", u64::from(first) + step(n)));
+    (0..variants).map(pattern).collect()
 }
 
 /// The MAC address of an address's `eth0`: locally administered, unicast.
@@ -93,20 +102,13 @@ pub(super) async fn plug(
     sandbox: BorrowedFd<'_>,
 ) -> Result<(), PlugError> {
     let entry = sandbox.try_clone_to_owned().map_err(PlugError::Namespace)?;
-    let inside = netns::netlink(Some(entry), ignore_router_advertisements)
-        .await
-        .map_err(PlugError::Enter)?;
+    let inside = netns::netlink(Some(entry), ignore_router_advertisements).await.map_err(PlugError::Enter)?;
     let name = link_name(ip);
     let failed = |step| {
         let link = name.clone();
         move |source| PlugError::Netlink { step, link, source }
     };
-    let made = data_plane
-        .link()
-        .add(pair(&name, socket, ip, sandbox))
-        .execute()
-        .await
-        .map_err(io_error);
+    let made = data_plane.link().add(pair(&name, socket, ip, sandbox)).execute().await.map_err(io_error);
     match made {
         Ok(()) => {}
         Err(error) if is(&error, nix::Error::EEXIST) => match find(&inside, INTERFACE).await? {
@@ -142,44 +144,16 @@ fn pair(name: &str, socket: Socket, ip: Ipv4Addr, sandbox: BorrowedFd<'_>) -> Li
 }
 
 async fn configure(inside: &Handle, socket: Socket, ip: Ipv4Addr) -> Result<(), PlugError> {
-    let failed = |step| {
-        move |source| PlugError::Netlink {
-            step,
-            link: INTERFACE.to_owned(),
-            source,
-        }
-    };
+    let failed = |step| move |source| PlugError::Netlink { step, link: INTERFACE.to_owned(), source };
     let missing = || failed("find")(io::Error::from(io::ErrorKind::NotFound));
     let index = find(inside, INTERFACE).await?.ok_or_else(missing)?.header.index;
-    let up = |index| {
-        inside
-            .link()
-            .set(LinkUnspec::new_with_index(index).up().build())
-            .execute()
-    };
-    up(LOOPBACK)
-        .await
-        .map_err(io_error)
-        .map_err(failed("raise lo beside"))?;
-    let address = inside
-        .address()
-        .add(index, IpAddr::V4(ip), socket.cidr.prefix_len())
-        .replace()
-        .execute();
+    let up = |index| inside.link().set(LinkUnspec::new_with_index(index).up().build()).execute();
+    up(LOOPBACK).await.map_err(io_error).map_err(failed("raise lo beside"))?;
+    let address = inside.address().add(index, IpAddr::V4(ip), socket.cidr.prefix_len()).replace().execute();
     address.await.map_err(io_error).map_err(failed("give an address to"))?;
     up(index).await.map_err(io_error).map_err(failed("raise"))?;
-    let route = RouteMessageBuilder::<Ipv4Addr>::new()
-        .gateway(socket.gateway)
-        .output_interface(index)
-        .build();
-    inside
-        .route()
-        .add(route)
-        .replace()
-        .execute()
-        .await
-        .map_err(io_error)
-        .map_err(failed("route through"))
+    let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(socket.gateway).output_interface(index).build();
+    inside.route().add(route).replace().execute().await.map_err(io_error).map_err(failed("route through"))
 }
 
 /// Before any link exists there, so that the new one inherits it: a pod must not take routes from its neighbours.
@@ -202,33 +176,21 @@ pub(super) async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessa
     match links.try_next().await.map_err(io_error) {
         Ok(link) => Ok(link),
         Err(error) if is_absent(&error) => Ok(None),
-        Err(source) => Err(PlugError::Netlink {
-            step: "find",
-            link: name.to_owned(),
-            source,
-        }),
+        Err(source) => Err(PlugError::Netlink { step: "find", link: name.to_owned(), source }),
     }
 }
 
 /// Deletes one link; absent is fine.
 pub(super) async fn delete(handle: &Handle, name: &str) -> io::Result<()> {
     let message = LinkUnspec::new_with_name(name).build();
-    match handle
-        .link()
-        .del_with_message(message)
-        .execute()
-        .await
-        .map_err(io_error)
-    {
+    match handle.link().del_with_message(message).execute().await.map_err(io_error) {
         Err(error) if is_absent(&error) => Ok(()),
         outcome => outcome,
     }
 }
 
 fn has_mac(link: &LinkMessage, mac: [u8; 6]) -> bool {
-    link.attributes
-        .iter()
-        .any(|attribute| matches!(attribute, LinkAttribute::Address(address) if *address == mac))
+    link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Address(address) if *address == mac))
 }
 
 #[cfg(test)]
@@ -240,6 +202,10 @@ mod tests {
         let name = link_name(Ipv4Addr::new(10, 88, 0, 2));
         assert_eq!(name, "nl0a580002");
         assert!(is_link_name(&name) && !is_link_name("nlmon0") && !is_link_name("nodeless0"));
+        let patterns = |cidr: &str| link_patterns(cidr.parse().expect("cidr")).join(" ");
+        assert_eq!(patterns("10.88.0.0/16"), "nl0a58*");
+        assert_eq!(patterns("10.88.64.0/18"), "nl0a584* nl0a585* nl0a586* nl0a587*");
+        assert_eq!(patterns("10.88.0.4/30"), "nl0a580004* nl0a580005* nl0a580006* nl0a580007*");
         assert_eq!(mac(Ipv4Addr::new(10, 88, 0, 2))[0] & 0b11, 0b10, "local and unicast");
     }
 }

@@ -25,10 +25,7 @@ impl Namespace {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET).expect("unshare");
             File::open("/proc/thread-self/ns/net").expect("namespace")
         });
-        Namespace {
-            file: made.join().expect("thread"),
-            mounted: None,
-        }
+        Namespace { file: made.join().expect("thread"), mounted: None }
     }
 
     fn mounted(dir: &std::path::Path) -> Namespace {
@@ -36,14 +33,7 @@ impl Namespace {
         File::create(&path).expect("mount point");
         let (mut made, target) = (Namespace::new(), path.clone());
         let source = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&made.file));
-        nix::mount::mount(
-            Some(source.as_str()),
-            &target,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .expect("bind");
+        nix::mount::mount(Some(source.as_str()), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("bind");
         made.mounted = Some(path);
         made
     }
@@ -61,11 +51,7 @@ impl Namespace {
     fn output(&self, program: &'static str, arguments: &'static str) -> String {
         self.enter(move || {
             let output = Command::new(program).args(arguments.split(' ')).output().expect("run");
-            assert!(
-                output.status.success(),
-                "{program} {arguments}: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
             String::from_utf8(output.stdout).expect("text")
         })
     }
@@ -89,11 +75,7 @@ impl Bench {
     async fn open(cidr: &str) -> Bench {
         let dir = tempfile::tempdir().expect("tempdir");
         let plane = Namespace::mounted(dir.path());
-        let mut bench = Bench {
-            network: None,
-            plane,
-            dir,
-        };
+        let mut bench = Bench { network: None, plane, dir };
         bench.reopen(cidr).await;
         bench
     }
@@ -160,10 +142,7 @@ fn host_state() -> (String, String) {
         String::from_utf8(output.stdout).expect("text")
     };
     let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("sysctl");
-    (
-        run("ip", &["-o", "addr"]) + &forwarding,
-        run("nft", &["list", "ruleset"]),
-    )
+    (run("ip", &["-o", "addr"]) + &forwarding, run("nft", &["list", "ruleset"]))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,10 +155,7 @@ async fn privileged_pods_reach_each_other_and_the_gateway_and_the_host_is_untouc
     let (a, b) = (Namespace::new(), Namespace::new());
     let one = bench.network().attach("a", a.file.as_fd()).await.expect("attach");
     let two = bench.network().attach("b", b.file.as_fd()).await.expect("attach");
-    assert_eq!(
-        (one.ip.to_string(), one.gateway.to_string(), one.prefix),
-        ("10.88.0.2".into(), "10.88.0.1".into(), 16)
-    );
+    assert_eq!((one.ip.to_string(), one.gateway.to_string(), one.prefix), ("10.88.0.2".into(), "10.88.0.1".into(), 16));
     assert_eq!(bench.network().attach("a", a.file.as_fd()).await.expect("again"), one);
 
     let port_80 = SocketAddr::new(two.ip, 80);
@@ -189,11 +165,7 @@ async fn privileged_pods_reach_each_other_and_the_gateway_and_the_host_is_untouc
     let gateway = SocketAddr::new(one.gateway, 8080);
     serve(&bench.plane, gateway);
     assert!(call(&a, gateway).expect("pod to bridge").starts_with("10.88.0.2:"));
-    assert!(
-        call(&bench.plane, port_80)
-            .expect("bridge to pod")
-            .starts_with("10.88.0.1:")
-    );
+    assert!(call(&bench.plane, port_80).expect("bridge to pod").starts_with("10.88.0.1:"));
     let traffic = bench.network().traffic().await.expect("traffic");
     assert!(traffic["a"].rx_bytes > 0 && traffic["a"].tx_bytes > 0, "{traffic:?}");
 
@@ -253,36 +225,17 @@ async fn privileged_what_a_killed_agent_left_is_reconciled() {
     // Killed between kernel and journal on the way out, or a journal that was lost: a link that nobody holds.
     let stray = Namespace::new();
     let ip = Ipv4Addr::new(10, 88, 0, 99);
-    bench
-        .network()
-        .inner
-        .plane
-        .plug(ip, stray.file.as_fd())
-        .await
-        .expect("plug");
+    bench.network().inner.plane.plug(ip, stray.file.as_fd()).await.expect("plug");
     // Killed with the other end in a namespace that is gone to us: the address is given again.
     assert_eq!(bench.ports(), 3);
 
     bench.reopen("10.88.0.0/24").await;
-    let freed = bench
-        .network()
-        .reconcile(&["live".to_owned()])
-        .await
-        .expect("reconcile");
-    assert_eq!(
-        freed.into_iter().collect::<BTreeSet<_>>(),
-        ["dead".to_owned(), "recorded".to_owned()].into()
-    );
+    let freed = bench.network().reconcile(&["live".to_owned()]).await.expect("reconcile");
+    assert_eq!(freed.into_iter().collect::<BTreeSet<_>>(), ["dead".to_owned(), "recorded".to_owned()].into());
     assert_eq!(bench.ports(), 1);
     assert_eq!(bench.network().addresses().into_values().collect::<Vec<_>>(), [kept]);
-    assert_eq!(
-        bench.network().attach("live", live.file.as_fd()).await.expect("attach"),
-        kept
-    );
-    assert_eq!(
-        bench.network().reconcile(&["live".to_owned()]).await.expect("again"),
-        Vec::<String>::new()
-    );
+    assert_eq!(bench.network().attach("live", live.file.as_fd()).await.expect("attach"), kept);
+    assert_eq!(bench.network().reconcile(&["live".to_owned()]).await.expect("again"), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -299,19 +252,12 @@ async fn privileged_an_attach_that_was_cut_short_is_completed_or_made_anew() {
     serve(&old, SocketAddr::new(address.ip, 80));
     call(&bench.plane, SocketAddr::new(address.ip, 80)).expect("reached");
     // The agent was killed before it told anybody; the sandbox was made anew under the same id.
-    assert_eq!(
-        bench.network().attach("a", new.file.as_fd()).await.expect("made anew"),
-        address
-    );
+    assert_eq!(bench.network().attach("a", new.file.as_fd()).await.expect("made anew"), address);
     assert!(new.output("ip", "-o addr").contains("10.88.0.2") && !old.output("ip", "-o link").contains("eth0"));
 
     let occupied = Namespace::new();
     occupied.output("ip", "link add eth0 type veth peer name other");
-    bench
-        .network()
-        .attach("b", occupied.file.as_fd())
-        .await
-        .expect_err("another eth0");
+    bench.network().attach("b", occupied.file.as_fd()).await.expect_err("another eth0");
     assert_eq!(bench.network().addresses().len(), 1, "a failed attach holds nothing");
 }
 
@@ -326,11 +272,7 @@ async fn privileged_a_hundred_pods_are_connected_fast_and_disconnected_together(
     let mut times = Vec::new();
     for (n, pod) in pods.iter().enumerate() {
         let began = Instant::now();
-        bench
-            .network()
-            .attach(&format!("pod-{n}"), pod.file.as_fd())
-            .await
-            .expect("attach");
+        bench.network().attach(&format!("pod-{n}"), pod.file.as_fd()).await.expect("attach");
         times.push(began.elapsed());
     }
     times.sort_unstable();
@@ -341,13 +283,34 @@ async fn privileged_a_hundred_pods_are_connected_fast_and_disconnected_together(
     });
     futures::future::try_join_all(detaching).await.expect("detach");
     let all = began.elapsed();
-    eprintln!(
-        "attach p50 {:?} p95 {:?}; {PODS} detached in {all:?}",
-        times[PODS / 2],
-        times[PODS * 95 / 100]
-    );
+    eprintln!("attach p50 {:?} p95 {:?}; {PODS} detached in {all:?}", times[PODS / 2], times[PODS * 95 / 100]);
     assert_eq!(bench.ports(), 0);
     assert!(all < Duration::from_millis(16 * PODS as u64 / 2), "one by one: {all:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_namespace_that_a_pods_user_namespace_owns_is_connected() {
+    if !runnable("privileged_a_namespace_that_a_pods_user_namespace_owns_is_connected") {
+        return;
+    }
+    let bench = Bench::open("10.88.0.0/24").await;
+    let mut holder = Command::new("unshare").args(["-U", "-r", "-n", "sleep", "60"]).spawn().expect("unshare");
+    let own = std::fs::read_link("/proc/self/ns/net").expect("own namespace");
+    let path = format!("/proc/{}/ns/net", holder.id());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while std::fs::read_link(&path).is_ok_and(|theirs| theirs == own) && Instant::now() < deadline {
+        tokio::task::yield_now().await;
+    }
+    let pod = Namespace { file: File::open(&path).expect("namespace"), mounted: None };
+    let attached = bench.network().attach("a", pod.file.as_fd()).await;
+    let address = attached.map(|address| SocketAddr::new(address.ip, 80));
+    if let Ok(address) = address {
+        serve(&pod, address);
+        call(&bench.plane, address).expect("reached");
+    }
+    holder.kill().expect("kill");
+    holder.wait().expect("wait");
+    address.expect("attached");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -363,30 +326,15 @@ async fn privileged_a_subnet_in_use_and_a_link_that_is_no_bridge_are_refused_by_
         bridge: bridge.into(),
         ..bench.config(cidr)
     };
-    let refused = Network::open(other("10.99.0.0/16", "nodeless1"))
-        .await
-        .expect_err("overlap");
+    let refused = Network::open(other("10.99.0.0/16", "nodeless1")).await.expect_err("overlap");
     assert!(
         matches!(&refused, NetworkError::Plane(PlaneError::Overlap { link, .. }) if link == "taken"),
         "{refused:?}"
     );
-    let refused = Network::open(other("10.77.0.0/16", "taken"))
-        .await
-        .expect_err("no bridge");
-    assert!(
-        matches!(refused, NetworkError::Plane(PlaneError::NoBridge(_))),
-        "{refused:?}"
-    );
-    let refused = Network::open(other("10.77.0.0/16", "a bridge"))
-        .await
-        .expect_err("name");
-    assert!(
-        matches!(refused, NetworkError::Plane(PlaneError::BridgeName(_))),
-        "{refused:?}"
-    );
-    let missing = NetworkConfig {
-        data_plane: DataPlane::Netns("/nonexistent".into()),
-        ..other("10.77.0.0/16", "x")
-    };
+    let refused = Network::open(other("10.77.0.0/16", "taken")).await.expect_err("no bridge");
+    assert!(matches!(refused, NetworkError::Plane(PlaneError::NoBridge(_))), "{refused:?}");
+    let refused = Network::open(other("10.77.0.0/16", "a bridge")).await.expect_err("name");
+    assert!(matches!(refused, NetworkError::Plane(PlaneError::BridgeName(_))), "{refused:?}");
+    let missing = NetworkConfig { data_plane: DataPlane::Netns("/nonexistent".into()), ..other("10.77.0.0/16", "x") };
     assert!(Network::open(missing).await.is_err());
 }

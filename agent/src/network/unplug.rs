@@ -29,10 +29,7 @@ impl Unplugger {
         tokio::spawn(async move {
             let mut batch = Vec::new();
             while queue.recv_many(&mut batch, LARGEST_GROUP).await > 0 {
-                let names: Vec<&str> = batch
-                    .iter()
-                    .flat_map(|order| order.names.iter().map(String::as_str))
-                    .collect();
+                let names: Vec<&str> = batch.iter().flat_map(|order| order.names.iter().map(String::as_str)).collect();
                 let outcome = delete_all(&handle, &names).await;
                 for order in batch.drain(..) {
                     let outcome = match &outcome {
@@ -50,9 +47,7 @@ impl Unplugger {
     /// Deletes these links; absent ones are fine.
     pub(super) async fn unplug(&self, names: Vec<String>) -> Result<(), PlugError> {
         let (done, finished) = oneshot::channel();
-        self.orders
-            .send(Order { names, done })
-            .map_err(|_| PlugError::Closing)?;
+        self.orders.send(Order { names, done }).map_err(|_| PlugError::Closing)?;
         finished.await.map_err(|_| PlugError::Closing)?
     }
 }
@@ -68,23 +63,14 @@ struct Failure {
 impl Failure {
     fn again(&self) -> PlugError {
         let source = std::io::Error::new(self.kind, self.message.clone());
-        PlugError::Netlink {
-            step: self.step,
-            link: self.link.clone(),
-            source,
-        }
+        PlugError::Netlink { step: self.step, link: self.link.clone(), source }
     }
 }
 
 async fn delete_all(handle: &Handle, names: &[&str]) -> Result<(), Failure> {
     let failed = |step, link: &str| {
         let link = link.to_owned();
-        move |error: std::io::Error| Failure {
-            step,
-            link,
-            kind: error.kind(),
-            message: error.to_string(),
-        }
+        move |error: std::io::Error| Failure { step, link, kind: error.kind(), message: error.to_string() }
     };
     if let [name] = names {
         return plug::delete(handle, name).await.map_err(failed("delete", name));
@@ -96,9 +82,7 @@ async fn delete_all(handle: &Handle, names: &[&str]) -> Result<(), Failure> {
             outcome => outcome.map_err(failed("mark for deletion", name))?,
         }
     }
-    let group = rtnetlink::LinkMessageBuilder::<LinkUnspec>::new()
-        .link_group(DOOMED)
-        .build();
+    let group = rtnetlink::LinkMessageBuilder::<LinkUnspec>::new().link_group(DOOMED).build();
     match handle.link().del_with_message(group).execute().await.map_err(io_error) {
         Err(error) if is_absent(&error) => Ok(()),
         outcome => outcome.map_err(failed("delete", "a group of links")),
