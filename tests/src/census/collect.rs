@@ -65,7 +65,7 @@ fn processes(census: &mut Census) -> Result<()> {
     while pid != 0 && ancestors.insert(pid) {
         pid = all.get(&pid).map_or(0, |process| process.parent);
     }
-    let mut networks: HashMap<PathBuf, String> = HashMap::new();
+    let mut networks: HashSet<&PathBuf> = HashSet::new();
     for (pid, process) in &all {
         if ancestors.contains(pid) || process.parent == here || process.state == 'Z' {
             continue;
@@ -76,12 +76,10 @@ fn processes(census: &mut Census) -> Result<()> {
         if ours || confined || grouped || process.parent == 1 {
             census.add(Kind::Process, format!("{} ({}) {}", process.name, pid, process.command));
         }
-        if let Some(network) = process.namespaces.first().filter(|network| Some(*network) != namespaces.first()) {
-            networks.entry(network.clone()).or_insert_with(|| format!("held by {} ({pid})", process.name));
-        }
+        networks.extend(process.namespaces.first().filter(|network| Some(*network) != namespaces.first()));
     }
-    for (network, holder) in networks {
-        census.add(Kind::NetworkNamespace, format!("{} {holder}", network.display()));
+    for network in networks {
+        census.add(Kind::NetworkNamespace, format!("{} held by a process", network.display()));
     }
     for name in names(Path::new("/run/netns"))? {
         census.add(Kind::NetworkNamespace, format!("/run/netns/{name}"));
@@ -122,6 +120,10 @@ fn mounts(census: &mut Census) -> Result<()> {
         let (Some(point), Some(kind)) = (fields.get(4), fields.get(dash + 1)) else {
             bail!("cannot parse the mount table: {line:?}")
         };
+        // `ip netns add` makes this mount once, for every namespace that is named afterwards.
+        if *point == "/run/netns" {
+            continue;
+        }
         census.add(Kind::Mount, format!("{point} ({kind} of {})", fields.get(dash + 2).unwrap_or(&"?")));
         if matches!(*kind, "cgroup" | "cgroup2") {
             cgroups(census, Path::new(point))?;

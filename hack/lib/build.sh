@@ -1,0 +1,48 @@
+# shellcheck shell=bash
+# Builds the programs into one directory, $NODELESS_BIN_DIR, and exports it.
+#
+#   build_programs REPOSITORY     NODELESS_BUILD_PROFILE: release (default) or dev, for all but the shim
+#   static_shim_target            the target triple that the shim is built for: this machine's own
+
+static_shim_target() {
+    rustc -vV | sed -n 's/^host: //p'
+}
+
+build_programs() {
+    local repository=$1 profile=${NODELESS_BUILD_PROFILE:-release}
+    local triple target shim bin
+    triple=$(static_shim_target)
+    target=${CARGO_TARGET_DIR:-$repository/target}
+    bin=$target/$([[ $profile == dev ]] && echo debug || echo "$profile")
+    (
+        cd "$repository"
+        cargo build --locked --profile "$profile" -p agent -p vkubelet --bins
+        # With an explicit target, so that the flag does not reach build scripts and procedural macros.
+        RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
+            cargo build --locked --profile shim --target "$triple" -p sandbox --bin nodeless-shim
+    ) || return 1
+    shim=$target/$triple/shim/nodeless-shim
+    if ! is_static "$shim"; then
+        echo "$shim is not a static program: it could not run inside a pod's namespaces" >&2
+        return 1
+    fi
+    if ! cmp -s "$shim" "$bin/nodeless-shim"; then
+        install -m 755 "$shim" "$bin/nodeless-shim.new"
+        mv "$bin/nodeless-shim.new" "$bin/nodeless-shim"
+    fi
+    export NODELESS_BIN_DIR=$bin
+}
+
+# A program without an interpreter to load (PT_INTERP, type 3) is static; read from the ELF program headers, so that
+# nothing needs to be installed to know it.
+is_static() {
+    local file=$1 offset size count index type
+    [[ $(od -An -tx1 -N4 "$file" | tr -d ' ') == 7f454c46 ]] || return 1
+    offset=$(od -An -tu8 -j32 -N8 "$file" | tr -d ' ')
+    size=$(od -An -tu2 -j54 -N2 "$file" | tr -d ' ')
+    count=$(od -An -tu2 -j56 -N2 "$file" | tr -d ' ')
+    for ((index = 0; index < count; index++)); do
+        type=$(od -An -tu4 -j$((offset + index * size)) -N4 "$file" | tr -d ' ')
+        ((type != 3)) || return 1
+    done
+}
