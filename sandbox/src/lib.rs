@@ -16,7 +16,9 @@
 //! [`spec::Rootfs`]: an ordered list of layer files.
 
 pub mod cgroup;
+pub mod conformance;
 pub mod contract;
+pub mod fake;
 pub mod namespace;
 pub mod keeper;
 pub mod protocol;

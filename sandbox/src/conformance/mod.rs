@@ -1,0 +1,61 @@
+//! What every sandbox kind must do, as tests that any of them can be put to.
+//!
+//! A kind gives a [`Harness`] (itself, and how to make containers that do certain things); [`run_all`] puts it to every
+//! [`CASES`] entry and returns what failed. The same suite runs on the fake, on namespace sandboxes, and in guests.
+
+mod containers;
+mod harness;
+mod lifecycle;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+pub use harness::{Case, Failed, Harness, Program, configured, exit_of};
+
+/// Longest time that a case may take.
+const TIME: Duration = Duration::from_secs(60);
+
+type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Failed>> + Send + 'a>>;
+
+macro_rules! cases {
+    ($($module:ident::$case:ident),* $(,)?) => {
+        /// Every case: its name and the function.
+        pub const CASES: &[Case] = &[$(Case {
+            name: stringify!($case),
+            run: |harness| -> Running<'_> { Box::pin($module::$case(harness)) },
+        }),*];
+    };
+}
+
+cases![
+    lifecycle::preparing_is_repeatable_and_gives_a_network_namespace,
+    lifecycle::bad_names_are_refused,
+    lifecycle::a_sandbox_is_configured_once_and_for_one_pod,
+    lifecycle::what_does_not_exist_is_said_not_to,
+    lifecycle::listed_sandboxes_carry_their_labels,
+    lifecycle::destroying_ends_everything_and_may_be_repeated,
+    containers::an_end_is_told_with_code_and_true_times,
+    containers::starting_is_repeatable_and_attempts_are_told_apart,
+    containers::a_missing_program_is_told_as_such_and_leaves_nothing,
+    containers::output_is_logged_byte_for_byte,
+    containers::signals_end_what_does_not_ignore_them,
+    containers::late_and_early_subscribers_hear_the_same,
+    containers::a_further_process_has_an_end_of_its_own,
+    containers::use_is_told_for_the_pod_and_each_container,
+    containers::limits_can_be_changed_while_it_runs,
+    containers::an_over_eater_dies_alone_and_it_is_said_why,
+];
+
+/// Puts a kind to every case; the names and reasons of those that failed.
+pub async fn run_all(harness: &dyn Harness) -> Vec<(&'static str, Failed)> {
+    let mut failed = Vec::new();
+    for case in CASES {
+        let outcome = tokio::time::timeout(TIME, (case.run)(harness)).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(Failed(format!("takes longer than {TIME:?}"))));
+        if let Err(reason) = outcome {
+            failed.push((case.name, reason));
+        }
+    }
+    failed
+}
