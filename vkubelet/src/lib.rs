@@ -12,18 +12,23 @@
 //! * [`ports`]: what the core asks of a source and tells it.
 //! * [`resolve`], [`placement`]: what a pod refers to; which host it goes to.
 //! * [`pod`]: one owner task per pod, one session per connected host.
+//! * [`config`], [`observe`], [`run`]: settings; logs, metrics, health; how it is all put together.
 //!
 //! This crate may not know how a sandbox or an image snapshot is made, nor what a second costs.
 
 pub mod billing_pull;
+pub mod client_api;
+pub mod config;
 pub mod desired;
 pub mod events;
 pub mod hosts;
 pub mod kubelet_api;
 pub mod node;
+pub mod observe;
 pub mod placement;
 pub mod pod;
 pub mod ports;
 pub mod resolve;
+pub mod run;
 pub mod sources;
 pub mod status;

@@ -1,2 +1,49 @@
-//! placeholder
-fn main() {}
+//! `vkubelet`: the virtual node's daemon.
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use vkubelet::config::{Cli, Command, Config, RunFlags, TokenCommand};
+use vkubelet::hosts::tokens::{self, TokenOptions};
+use vkubelet::{hosts, observe, run};
+
+fn main() -> anyhow::Result<()> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let cli = Cli::parse();
+    match cli.command {
+        None => daemon(cli.run),
+        Some(Command::Run(flags)) => daemon(*flags),
+        Some(Command::CaHash(state)) => {
+            println!("{}", hosts::ca_hash(&state.state_dir).context("read the CA")?);
+            Ok(())
+        }
+        Some(Command::Token { command: TokenCommand::Create { ttl, uses, host_id, rejoin, state } }) => {
+            let options = TokenOptions { ttl, uses, rejoin, host_id };
+            println!("{}", tokens::create(&state.state_dir, &options).context("make a token")?);
+            Ok(())
+        }
+    }
+}
+
+fn daemon(flags: RunFlags) -> anyhow::Result<()> {
+    let config = Config::load(flags).context("configuration")?;
+    observe::init(config.log_format);
+    tracing::info!(?config, "vkubelet starts");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        let asked = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("asked to end");
+            asked.cancel();
+        });
+        Box::pin(run::run(config, stop)).await.context("vkubelet")
+    })
+}

@@ -110,12 +110,8 @@ impl DesiredPod {
                 .unwrap_or(30)
                 .max(0),
         });
-        let placement = meta
-            .annotations
-            .as_ref()
-            .and_then(|a| a.get(HOST_ANNOTATION))
-            .filter(|h| !h.is_empty())
-            .cloned();
+        let placement =
+            meta.annotations.as_ref().and_then(|a| a.get(HOST_ANNOTATION)).filter(|h| !h.is_empty()).cloned();
         Ok(Self { pod_ref, source, pod_json, pod: Arc::new(pod), deletion, placement })
     }
 

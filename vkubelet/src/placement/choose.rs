@@ -110,9 +110,8 @@ fn misfits_of(request: &Request, host: &HostView) -> Vec<Misfit> {
     if !host.sandbox_kinds.contains(&request.sandbox_kind) {
         return vec![Misfit::SandboxKind];
     }
-    let fits = |used: u64, asked: u64, capacity: u64| {
-        asked == 0 || used.checked_add(asked).is_some_and(|sum| sum <= capacity)
-    };
+    let fits =
+        |used: u64, asked: u64, capacity: u64| asked == 0 || used.checked_add(asked).is_some_and(|sum| sum <= capacity);
     let mut misfits = Vec::new();
     if host.used.pods >= host.capacity.pods {
         misfits.push(Misfit::TooManyPods);

@@ -2,7 +2,9 @@
 
 /// Not a quantity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("quantity {text:?} is not valid: expected a number with one of the suffixes n u m k M G T P E Ki Mi Gi Ti Pi Ei")]
+#[error(
+    "quantity {text:?} is not valid: expected a number with one of the suffixes n u m k M G T P E Ki Mi Gi Ti Pi Ei"
+)]
 pub struct QuantityError {
     text: String,
 }

@@ -45,13 +45,8 @@ impl Request {
         let architecture = spec.node_selector.as_ref().and_then(|s| s.get("kubernetes.io/arch")).cloned();
         let microvm = spec.runtime_class_name.as_deref() == Some(MICROVM_RUNTIME_CLASS);
         let init = spec.init_containers.iter().flatten();
-        let mut images: Vec<String> = spec
-            .containers
-            .iter()
-            .chain(init)
-            .filter_map(|c| c.image.as_deref())
-            .map(canonical_image)
-            .collect();
+        let mut images: Vec<String> =
+            spec.containers.iter().chain(init).filter_map(|c| c.image.as_deref()).map(canonical_image).collect();
         images.sort();
         images.dedup();
         Ok(Self {
@@ -137,8 +132,7 @@ pub fn canonical_image(name: &str) -> String {
         return name.to_owned();
     }
     let first = name.split('/').next().unwrap_or_default();
-    let has_registry =
-        name.contains('/') && (first.contains('.') || first.contains(':') || first == "localhost");
+    let has_registry = name.contains('/') && (first.contains('.') || first.contains(':') || first == "localhost");
     let full = match (has_registry, name.contains('/')) {
         (true, _) => name.to_owned(),
         (false, true) => format!("docker.io/{name}"),

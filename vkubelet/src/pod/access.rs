@@ -70,11 +70,7 @@ impl PodAccess {
     }
 
     /// Runs a command; the first input must be a start, whose pod and container are filled in by [`Self::exec_target`].
-    pub async fn exec<S>(
-        &self,
-        target: &ExecTarget,
-        input: S,
-    ) -> Result<Streaming<ExecOutput>, AccessError>
+    pub async fn exec<S>(&self, target: &ExecTarget, input: S) -> Result<Streaming<ExecOutput>, AccessError>
     where
         S: Stream<Item = ExecInput> + Send + 'static,
     {
@@ -97,10 +93,9 @@ impl PodAccess {
             let why = entry.waiting.as_deref().unwrap_or("it has just been created");
             return Err(AccessError::WrongState(format!("pod {namespace}/{name} is not placed on a host yet: {why}")));
         };
-        let handle = self
-            .hosts
-            .handle(&host)
-            .ok_or_else(|| AccessError::CouldNotAsk(format!("host {host} of pod {namespace}/{name} is not connected")))?;
+        let handle = self.hosts.handle(&host).ok_or_else(|| {
+            AccessError::CouldNotAsk(format!("host {host} of pod {namespace}/{name} is not connected"))
+        })?;
         Ok((entry, handle))
     }
 }
@@ -143,14 +138,17 @@ mod tests {
     fn pod(names: &[&str], default: Option<&str>) -> Pod {
         let containers: Vec<_> = names.iter().map(|n| json!({"name": n})).collect();
         let annotations = default.map(|d| json!({"kubectl.kubernetes.io/default-container": d}));
-        serde_json::from_value(json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}})).unwrap()
+        serde_json::from_value(json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}}))
+            .unwrap()
     }
 
     #[test]
     fn an_unnamed_container_is_the_only_or_the_default_one() {
         assert_eq!(container(&pod(&["a"], None), "").unwrap(), "a");
         assert_eq!(container(&pod(&["a", "b"], Some("b")), "").unwrap(), "b");
-        assert!(matches!(container(&pod(&["a", "b"], None), ""), Err(AccessError::WrongState(m)) if m.contains("a, b")));
+        assert!(
+            matches!(container(&pod(&["a", "b"], None), ""), Err(AccessError::WrongState(m)) if m.contains("a, b"))
+        );
         assert!(matches!(container(&pod(&["a"], None), "x"), Err(AccessError::NotFound(_))));
     }
 }

@@ -151,7 +151,8 @@ impl Board {
     pub fn all(&self) -> Vec<Entry> {
         let mut all: Vec<Entry> = self.entries().values().cloned().collect();
         all.sort_by(|a, b| {
-            let key = |e: &Entry| (e.pod.pod_ref.namespace.clone(), e.pod.pod_ref.name.clone(), e.pod.pod_ref.uid.clone());
+            let key =
+                |e: &Entry| (e.pod.pod_ref.namespace.clone(), e.pod.pod_ref.name.clone(), e.pod.pod_ref.uid.clone());
             key(a).cmp(&key(b))
         });
         all

@@ -15,6 +15,7 @@ use super::sessions::Sessions;
 use super::task::{self, Shared};
 use crate::desired::{Desired, DesiredPod, SourceKind};
 use crate::hosts::Hosts;
+use crate::observe::Metrics;
 use crate::placement::{Request, Reservations};
 use crate::ports::SourcePorts;
 use crate::resolve::ClusterSettings;
@@ -28,6 +29,8 @@ pub struct ControllerSettings {
     pub sources: Vec<SourcePorts>,
     /// What the operator says of the cluster.
     pub cluster: ClusterSettings,
+    /// What it counts into.
+    pub metrics: Metrics,
 }
 
 /// The controller. Cheap to clone.
@@ -63,6 +66,7 @@ impl Controller {
             agents,
             generations: Generations::new(epoch),
             cluster: settings.cluster,
+            metrics: settings.metrics,
         };
         Self { shared: Arc::new(shared), sources: Arc::new(sources) }
     }

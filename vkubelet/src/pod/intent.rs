@@ -33,7 +33,9 @@ impl Generations {
 
 /// Too much for one message.
 #[derive(Debug, thiserror::Error)]
-#[error("the pod and what it refers to are {bytes} bytes together, above the limit of {limit}: make its ConfigMaps and Secrets smaller")]
+#[error(
+    "the pod and what it refers to are {bytes} bytes together, above the limit of {limit}: make its ConfigMaps and Secrets smaller"
+)]
 pub struct TooLarge {
     bytes: usize,
     limit: usize,
@@ -119,12 +121,15 @@ mod tests {
 
     #[test]
     fn our_own_writes_are_no_change() {
-        let a = pod(r#"{"metadata":{"uid":"u","namespace":"n","name":"p","resourceVersion":"1"},"spec":{"containers":[]}}"#);
+        let a = pod(
+            r#"{"metadata":{"uid":"u","namespace":"n","name":"p","resourceVersion":"1"},"spec":{"containers":[]}}"#,
+        );
         let b = pod(
             r#"{"metadata":{"uid":"u","namespace":"n","name":"p","resourceVersion":"2","annotations":{"nodeless.dev/host":"h"}},
                 "spec":{"containers":[]},"status":{"phase":"Running"}}"#,
         );
-        let c = pod(r#"{"metadata":{"uid":"u","namespace":"n","name":"p","labels":{"a":"b"}},"spec":{"containers":[]}}"#);
+        let c =
+            pod(r#"{"metadata":{"uid":"u","namespace":"n","name":"p","labels":{"a":"b"}},"spec":{"containers":[]}}"#);
         assert_eq!(digest(&a), digest(&b));
         assert_ne!(digest(&a), digest(&c));
     }

@@ -93,16 +93,22 @@ pub fn next(view: &View) -> Step {
     match view.wanted {
         Wanted::Gone if !view.placed || absent => Step::Finish,
         Wanted::Gone if view.presence == Presence::Terminated => {
-            if view.host_up { Step::Forget } else { Step::Wait }
+            if view.host_up {
+                Step::Forget
+            } else {
+                Step::Wait
+            }
         }
         Wanted::Delete if !view.placed || absent || view.presence == Presence::Terminated => {
-            if view.removal_done { Step::Wait } else { Step::RemoveObject }
+            if view.removal_done {
+                Step::Wait
+            } else {
+                Step::RemoveObject
+            }
         }
         Wanted::Gone | Wanted::Delete => send(view),
         Wanted::Run if view.ended_in_source || view.presence == Presence::Terminated => Step::Wait,
-        Wanted::Run if !view.placed || !view.resolved => {
-            Step::Prepare { place: !view.placed, resolve: !view.resolved }
-        }
+        Wanted::Run if !view.placed || !view.resolved => Step::Prepare { place: !view.placed, resolve: !view.resolved },
         Wanted::Run => send(view),
     }
 }
@@ -185,8 +191,7 @@ mod tests {
             Just(Presence::Present),
             Just(Presence::Terminated)
         ];
-        let intent =
-            prop_oneof![Just(IntentState::Stale), Just(IntentState::Made), Just(IntentState::Applied)];
+        let intent = prop_oneof![Just(IntentState::Stale), Just(IntentState::Made), Just(IntentState::Applied)];
         let flags = any::<(bool, bool, bool, bool, bool)>();
         (wanted, presence, intent, flags).prop_map(|(wanted, presence, intent, f)| View {
             wanted,

@@ -23,9 +23,9 @@ use super::intent;
 use super::task::Shared;
 use crate::desired::{PodRef, SourceKind};
 use crate::hosts::{ConnectedHost, HostEvent, HostHandle};
+use crate::placement::HostView;
 use crate::placement::choose::Amounts;
 use crate::placement::request::canonical_image;
-use crate::placement::HostView;
 use crate::ports::{Event, EventType, SourcePorts};
 
 /// A host that has been away for so long is told to its pods' status (Kubernetes' node-monitor-grace-period).
@@ -43,11 +43,7 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn new(
-        fleet: Fleet,
-        shared: Arc<Shared>,
-        sources: Arc<HashMap<SourceKind, SourcePorts>>,
-    ) -> Self {
+    pub(super) fn new(fleet: Fleet, shared: Arc<Shared>, sources: Arc<HashMap<SourceKind, SourcePorts>>) -> Self {
         Self { fleet, shared, sources, cursors: Arc::default() }
     }
 
@@ -176,6 +172,7 @@ impl Sessions {
     }
 
     fn take_reply(&self, host: &str, reply: SyncReply) {
+        self.shared.metrics.synced(reply.held_pods.len());
         if reply.held {
             tracing::error!(
                 host.id = host,
@@ -332,7 +329,10 @@ mod tests {
 
     #[test]
     fn a_host_under_pressure_or_not_ready_takes_no_new_pods() {
-        let mut status = HostStatus { conditions: vec![condition("Ready", true), condition("DiskPressure", false)], ..HostStatus::default() };
+        let mut status = HostStatus {
+            conditions: vec![condition("Ready", true), condition("DiskPressure", false)],
+            ..HostStatus::default()
+        };
         assert!(view("h", &status, true).ready);
         assert!(!view("h", &status, false).ready);
         status.conditions[1].status = true;

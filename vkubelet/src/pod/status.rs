@@ -20,9 +20,7 @@ pub fn waiting(pod: &Pod, reason: &str, message: &str, now: &str) -> Value {
     };
     let init = spec.and_then(|s| s.init_containers.as_deref()).unwrap_or_default();
     let containers = spec.map(|s| s.containers.as_slice()).unwrap_or_default();
-    let not_yet = |type_: &str| {
-        json!({"type": type_, "status": "False", "reason": reason, "message": message, "lastTransitionTime": now})
-    };
+    let not_yet = |type_: &str| json!({"type": type_, "status": "False", "reason": reason, "message": message, "lastTransitionTime": now});
     let mut status = json!({
         "phase": "Pending",
         "conditions": [
@@ -74,7 +72,8 @@ mod tests {
     use super::*;
 
     fn pod() -> Pod {
-        serde_json::from_value(json!({"spec": {"containers": [{"name": "a"}], "initContainers": [{"name": "i"}]}})).unwrap()
+        serde_json::from_value(json!({"spec": {"containers": [{"name": "a"}], "initContainers": [{"name": "i"}]}}))
+            .unwrap()
     }
 
     #[test]

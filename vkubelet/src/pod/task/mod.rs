@@ -10,12 +10,13 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use crate::desired::{Desired, DesiredPod};
+use crate::observe::Metrics;
+use crate::placement::Reservations;
 use crate::pod::agents::{AgentError, Agents};
 use crate::pod::board::{Applied, Board, Input};
 use crate::pod::intent::{self, Generations};
 use crate::pod::reconcile::{IntentState, Presence, Step, View, Wanted, next};
-use crate::desired::{Desired, DesiredPod};
-use crate::placement::Reservations;
 use crate::ports::{PortError, ReferenceChanged, SourcePorts};
 use crate::resolve::{ClusterSettings, HeldToken, Needs, Resolution};
 
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     pub(super) agents: Arc<dyn Agents>,
     pub(super) generations: Generations,
     pub(super) cluster: ClusterSettings,
+    pub(super) metrics: Metrics,
 }
 
 /// An intent and what it was made for.
@@ -60,6 +62,7 @@ pub(super) struct Task {
     retry_at: Option<Instant>,
     retry_after: Duration,
     last_words: String,
+    start_counted: bool,
 }
 
 /// Runs until nothing is left of the pod.
@@ -105,6 +108,7 @@ impl Task {
             retry_at: None,
             retry_after: RETRY_FIRST,
             last_words: String::new(),
+            start_counted: false,
             shared,
             ports,
             pod,
@@ -335,6 +339,7 @@ impl Task {
                     return false;
                 }
                 tracing::info!(generation, delete = intent.delete, "intent applied");
+                self.shared.metrics.applied();
                 self.retry_after = RETRY_FIRST;
                 if self.presence != Presence::Terminated {
                     self.presence = Presence::Present;
@@ -347,7 +352,11 @@ impl Task {
             }
             Err(AgentError::Down { .. }) => false,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, generation, "intent could not be sent; trying again");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    generation,
+                    "intent could not be sent; trying again"
+                );
                 self.retry();
                 false
             }
@@ -375,7 +384,10 @@ impl Task {
             Ok(()) => true,
             Err(AgentError::Down { .. }) => false,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "agent could not be told to forget; trying again");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "agent could not be told to forget; trying again"
+                );
                 self.retry();
                 false
             }
@@ -386,7 +398,6 @@ impl Task {
         self.retry_at = Some(Instant::now() + self.retry_after);
         self.retry_after = (self.retry_after * 2).min(RETRY_MOST);
     }
-
 }
 
 async fn next_change(

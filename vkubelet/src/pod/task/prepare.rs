@@ -59,7 +59,10 @@ impl Task {
                 if matches!(error, PortError::Stale { .. }) {
                     tracing::info!("the pod is another one by now");
                 } else {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "placement could not be written down; trying again");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "placement could not be written down; trying again"
+                    );
                 }
                 self.retry();
                 false

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agent_api::proto::{Refusal, StatusUpdate};
+use agent_api::proto::{Refusal, StatusUpdate, Timeline};
 
 use super::{Task, now_ns, now_text};
 use crate::pod::reconcile::Presence;
@@ -35,6 +35,7 @@ impl Task {
     /// An agent will not run it. Lack of room undoes the placement (the agent never had the pod); anything else is final.
     pub(super) fn take_refusal(&mut self, refusal: &Refusal) {
         tracing::warn!(reason = refusal.reason, message = refusal.message, "the agent refused the pod");
+        self.shared.metrics.refused(&refusal.reason);
         self.event(EventType::Warning, &refusal.reason, &refusal.message, "");
         if self.presence == Presence::Present {
             // A change of a pod that it runs: the pod goes on as it is.
@@ -70,6 +71,7 @@ impl Task {
                 return;
             }
         };
+        self.count_start(update.timeline.as_ref());
         let report = StatusReport {
             generation: update.generation,
             host: self.host.clone().unwrap_or_default(),
@@ -78,6 +80,19 @@ impl Task {
             timeline: update.timeline,
         };
         self.deliver(report);
+    }
+
+    fn count_start(&mut self, timeline: Option<&Timeline>) {
+        let started = timeline.map_or(0, |t| t.started_ns);
+        let seen = self.shared.board.get(self.pod.uid()).map_or(0, |e| e.times.seen_ns);
+        if started == 0 || self.start_counted {
+            return;
+        }
+        self.start_counted = true;
+        // A pod that started in an earlier life of ours says nothing about this one.
+        if started > seen {
+            self.shared.metrics.started(started - seen);
+        }
     }
 
     pub(super) fn tell_host_lost(&mut self) {

@@ -1,0 +1,161 @@
+//! Hosts and their images.
+
+use std::collections::HashMap;
+
+use agent_api::proto::PullImageProgress;
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::response::Response;
+use futures::future::join_all;
+use futures::{Stream, StreamExt, stream};
+
+use super::pods::lines;
+use super::types::{HostItem, ImageItem, List, PullOrder, PullProgress, RemovedItem};
+use super::{ClientApi, Problem};
+use crate::hosts::{ConnectedHost, HostHandle};
+use crate::placement::HostView;
+
+pub(super) async fn hosts(State(api): State<ClientApi>) -> Json<List<HostItem>> {
+    let mut connected: HashMap<String, ConnectedHost> =
+        api.hosts.list().into_iter().map(|host| (host.handle.host_id().to_owned(), host)).collect();
+    let mut items: Vec<HostItem> = api
+        .controller
+        .reservations()
+        .hosts()
+        .into_iter()
+        .map(|view| {
+            let host = connected.remove(&view.id);
+            host_item(view, host.as_ref())
+        })
+        .collect();
+    for (id, host) in connected {
+        items.push(host_item(HostView { id, ..HostView::default() }, Some(&host)));
+    }
+    items.sort_by(|a, b| a.id.cmp(&b.id));
+    Json(List { items })
+}
+
+fn host_item(view: HostView, host: Option<&ConnectedHost>) -> HostItem {
+    let status = host.map(|h| h.status.clone()).unwrap_or_default();
+    let bad = status.conditions.iter().filter(|c| (c.r#type == "Ready") != c.status);
+    HostItem {
+        connected: host.is_some(),
+        ready: view.ready,
+        conditions: bad.map(|c| format!("{}: {} {}", c.r#type, c.reason, c.message)).collect(),
+        architecture: view.architecture,
+        capacity_milli_cpu: view.capacity.milli_cpu,
+        capacity_memory_bytes: view.capacity.memory_bytes,
+        capacity_pods: view.capacity.pods,
+        used_milli_cpu: view.used.milli_cpu,
+        used_memory_bytes: view.used.memory_bytes,
+        used_pods: view.used.pods,
+        version: host.map(|h| h.handle.agent_version().to_owned()).unwrap_or_default(),
+        kernel: status.kernel_version,
+        addresses: status.addresses,
+        peer: host.map(|h| h.peer.to_string()).unwrap_or_default(),
+        id: view.id,
+    }
+}
+
+/// The named host, or all that are connected.
+fn chosen(api: &ClientApi, host: &str) -> Result<Vec<HostHandle>, Problem> {
+    if !host.is_empty() {
+        let missing = || Problem::not_found(format!("host {host} is not connected; `nodeless hosts` lists the hosts"));
+        return api.hosts.handle(host).map(|handle| vec![handle]).ok_or_else(missing);
+    }
+    let all: Vec<HostHandle> = api.hosts.list().into_iter().map(|h| h.handle).collect();
+    if all.is_empty() {
+        return Err(Problem::not_found("no host is connected: run `nodeless-agent join` on one"));
+    }
+    Ok(all)
+}
+
+pub(super) async fn list(
+    State(api): State<ClientApi>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Result<Json<List<ImageItem>>, Problem> {
+    let handles = chosen(&api, query.get("host").map_or("", String::as_str))?;
+    let answers = join_all(handles.iter().map(|handle| async move { (handle.host_id(), handle.list_images().await) }));
+    let mut items = Vec::new();
+    for (host, answer) in answers.await {
+        let reply = answer.map_err(|status| Problem::of_host(host, &status))?;
+        items.extend(reply.images.into_iter().map(|image| ImageItem {
+            host: host.to_owned(),
+            references: image.references,
+            digest: image.digest,
+            size_bytes: image.size_bytes,
+            layers: image.layers,
+            last_used_unix: image.last_used_unix,
+            in_use: image.in_use,
+        }));
+    }
+    Ok(Json(List { items }))
+}
+
+pub(super) async fn pull(State(api): State<ClientApi>, Json(order): Json<PullOrder>) -> Result<Response, Problem> {
+    if order.reference.is_empty() {
+        return Err(Problem::bad_request("reference: is missing"));
+    }
+    let handles = chosen(&api, &order.host)?;
+    let streams = handles.into_iter().map(|handle| Box::pin(progress(handle, order.reference.clone())));
+    Ok(lines(stream::select_all(streams)))
+}
+
+fn progress(handle: HostHandle, reference: String) -> impl Stream<Item = PullProgress> {
+    let host = handle.host_id().to_owned();
+    let begin = async move {
+        let end = |error: String, complete: bool| PullProgress {
+            host: host.clone(),
+            error,
+            complete,
+            ..PullProgress::default()
+        };
+        match handle.pull_image(&reference, Vec::new(), "client").await {
+            Err(status) => stream::iter([end(status.message().to_owned(), false)]).boxed(),
+            Ok(updates) => {
+                let (each, last) = (host.clone(), end(String::new(), true));
+                let failed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+                let seen = std::sync::Arc::clone(&failed);
+                let lines = updates.map(move |update| match update {
+                    Ok(update) => one(&each, update),
+                    Err(status) => {
+                        seen.store(true, std::sync::atomic::Ordering::Relaxed);
+                        PullProgress { host: each.clone(), error: status.message().to_owned(), ..PullProgress::default() }
+                    }
+                });
+                let end = stream::once(async move { (!failed.load(std::sync::atomic::Ordering::Relaxed)).then_some(last) });
+                lines.chain(end.filter_map(std::future::ready)).boxed()
+            }
+        }
+    };
+    stream::once(begin).flatten()
+}
+
+fn one(host: &str, update: PullImageProgress) -> PullProgress {
+    PullProgress {
+        host: host.to_owned(),
+        phase: update.phase,
+        layer: update.layer,
+        done_bytes: update.done_bytes,
+        total_bytes: update.total_bytes,
+        message: update.message,
+        ..PullProgress::default()
+    }
+}
+
+pub(super) async fn remove(
+    State(api): State<ClientApi>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Result<Json<List<RemovedItem>>, Problem> {
+    let reference = query.get("reference").filter(|r| !r.is_empty());
+    let reference = reference.ok_or_else(|| Problem::bad_request("reference: is missing"))?;
+    let handles = chosen(&api, query.get("host").map_or("", String::as_str))?;
+    let removed = handles.iter().map(|handle| async move {
+        let host = handle.host_id().to_owned();
+        match handle.remove_image(reference).await {
+            Ok(reply) => RemovedItem { host, removed: reply.removed, freed_bytes: reply.freed_bytes, error: String::new() },
+            Err(status) => RemovedItem { host, removed: false, freed_bytes: 0, error: status.message().to_owned() },
+        }
+    });
+    Ok(Json(List { items: join_all(removed).await }))
+}
