@@ -40,6 +40,9 @@ pub mod observe;
 pub mod pod;
 pub mod ports;
 pub mod quantity;
+pub mod recover;
 pub mod resolved;
 pub mod roster;
 pub mod spool;
+#[cfg(test)]
+mod testing;

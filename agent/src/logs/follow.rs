@@ -125,7 +125,10 @@ impl Watch {
             | inotify::WatchFlags::MOVED_TO
             | inotify::WatchFlags::ONLYDIR;
         inotify::add_watch(&fd, directory, events).map_err(|errno| failed(errno.into()))?;
-        Ok(Self { fd: AsyncFd::new(fd).map_err(failed)? })
+        // The deprecation is about descriptors that are not owned; this one is.
+        #[allow(deprecated)]
+        let fd = AsyncFd::new(fd).map_err(failed)?;
+        Ok(Self { fd })
     }
 
     async fn changed(&self) -> io::Result<()> {

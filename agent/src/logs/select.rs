@@ -59,6 +59,9 @@ impl Selector {
         if !entry.partial {
             piece.push(b'\n');
         }
+        if piece.is_empty() {
+            return true;
+        }
         self.line_ended = !entry.partial;
         match &mut self.held {
             None => self.emit(&piece),

@@ -186,6 +186,11 @@ impl Roster {
                     inner.pods.remove(&uid);
                 }
             }
+            // "Keep what you have", or one that has ended for good elsewhere: nothing to keep, nothing to start.
+            None if intent.generation == 0 || intent.has_ended() => {
+                tracing::info!(pod.uid = uid, generation = intent.generation, "a pod that is not here and is not to be started");
+                let _ = sender.send(Ok(()));
+            }
             None => self.begin(inner, intent, sender),
         }
         Ok(Waiting { uid, answer })

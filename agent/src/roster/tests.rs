@@ -1,0 +1,329 @@
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::intent::{Deletion, Source};
+use crate::resolved::{Bytes, Data, Resolved};
+use crate::testing::Rig;
+
+fn room() -> Room {
+    Room {
+        amounts: crate::pod::spec::resources::Amounts { milli_cpu: 4000, memory: 4 << 30, ephemeral: 1 << 30 },
+        pods: 110,
+    }
+}
+
+async fn agent(rig: &Rig, boot_id: &str) -> Arc<Roster> {
+    let world = rig.world(boot_id);
+    let epoch = world.ledger.epoch().unwrap();
+    let survivors = crate::recover::run(&world).await.unwrap();
+    let roster = Roster::new(world, room(), epoch);
+    roster.recovered(survivors).await;
+    Arc::new(roster)
+}
+
+fn pod(uid: &str, restart: &str, args: &[&str]) -> serde_json::Value {
+    serde_json::json!({
+        "metadata": {"name": uid, "namespace": "n", "uid": uid},
+        "spec": {"restartPolicy": restart, "containers": [{"name": "c", "image": "image:1", "args": args}]}
+    })
+}
+
+fn intent(json: serde_json::Value, generation: u64) -> Intent {
+    let uid = json["metadata"]["uid"].as_str().unwrap().to_owned();
+    Intent::new(uid, generation, json, Resolved::default(), Source::Kubernetes, None).unwrap()
+}
+
+fn deleted(json: serde_json::Value, generation: u64, grace_seconds: u64) -> Intent {
+    Intent { deletion: Some(Deletion { grace_seconds }), ..intent(json, generation) }
+}
+
+async fn until(roster: &Roster, uid: &str, what: impl Fn(&Posted) -> bool) -> Posted {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut changes = roster.world().board.changes();
+    loop {
+        if let Some(posted) = roster.world().board.get(uid).filter(|p| what(p)) {
+            return posted;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if tokio::time::timeout(left, changes.changed()).await.is_err() {
+            panic!("never came: {:?}", roster.world().board.get(uid).map(|p| status(&p)));
+        }
+    }
+}
+
+fn status(posted: &Posted) -> serde_json::Value {
+    serde_json::from_slice(&posted.status_json).unwrap()
+}
+
+fn phase(posted: &Posted) -> String {
+    status(posted)["phase"].as_str().unwrap().to_owned()
+}
+
+fn runs(posted: &Posted) -> bool {
+    posted.containers.get("c").is_some_and(|c| c.running)
+}
+
+fn reasons(roster: &Roster) -> Vec<String> {
+    roster.world().journal.after(0, 1000).into_iter().map(|e| e.reason).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_runs_to_its_end_and_everything_is_released() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    roster.apply(1, intent(pod("u", "Never", &["exit", "0"]), 1)).await.unwrap();
+    let done = until(&roster, "u", |p| p.terminated).await;
+    assert_eq!(phase(&done), "Succeeded");
+    let t = done.timeline;
+    let road = [t.accepted_ns, t.held_ns, t.sandbox_ready_ns, t.started_ns, t.first_byte_ns, t.finished_ns, t.released_ns];
+    assert!(road.iter().all(|at| *at > 0) && t.image_ready_ns > 0, "{t:?}");
+    assert!(t.accepted_ns <= t.held_ns && t.held_ns <= t.sandbox_ready_ns && t.sandbox_ready_ns <= t.started_ns);
+    assert!(rig.sandboxes.ids().is_empty() && rig.network.attached.lock().unwrap().is_empty());
+    let (start, stop) = rig.meter.closed.lock().unwrap()["u-0"];
+    assert_eq!((start.boottime_ns, stop.boottime_ns), (t.held_boottime_ns, t.released_boottime_ns));
+    assert_eq!(reasons(&roster), ["Pulling", "Pulled", "Created", "Started"]);
+    roster.forget(1, "u").await.unwrap();
+    assert!(roster.world().board.get("u").is_none());
+    assert!(!rig.state_dir().join("state/pods/u").exists() && !rig.state_dir().join("state/ledger/u.json").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletion_is_graceful_and_then_firm() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    for (uid, program, code) in [("soft", "run", 143), ("hard", "deaf", 137)] {
+        let json = pod(uid, "Always", &[program]);
+        roster.apply(1, intent(json.clone(), 1)).await.unwrap();
+        until(&roster, uid, |p| phase(p) == "Running").await;
+        assert!(matches!(roster.forget(1, uid).await, Err(RosterError::NotTerminated { .. })));
+        roster.apply(1, deleted(json, 2, 1)).await.unwrap();
+        let done = until(&roster, uid, |p| p.terminated).await;
+        assert_eq!(status(&done)["containerStatuses"][0]["state"]["terminated"]["exitCode"], code);
+        assert_eq!(done.generation, 2);
+    }
+    assert!(reasons(&roster).contains(&"Killing".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_done_is_refused_by_name_in_status_and_event() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    let mut json = pod("u", "Never", &["run"]);
+    json["spec"]["hostNetwork"] = true.into();
+    json["spec"]["future"] = 1.into();
+    roster.apply(1, intent(json, 1)).await.unwrap();
+    let done = until(&roster, "u", |p| p.terminated).await;
+    assert_eq!((phase(&done).as_str(), status(&done)["reason"].as_str()), ("Failed", Some("UnsupportedPodField")));
+    assert!(status(&done)["message"].as_str().unwrap().contains("spec.hostNetwork"));
+    assert_eq!(reasons(&roster), ["UnknownPodField", "UnsupportedPodField"]);
+    assert_eq!(rig.sandboxes.count(""), 0, "nothing was touched");
+    let mut big = pod("big", "Never", &["run"]);
+    big["spec"]["containers"][0]["resources"] = serde_json::json!({"requests": {"cpu": "5"}});
+    roster.apply(1, intent(big, 1)).await.unwrap();
+    let done = until(&roster, "big", |p| p.terminated).await;
+    assert_eq!(status(&done)["reason"], "OutOfcpu");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn room_is_never_given_away_twice() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    let asks = (0..6).map(|n| {
+        let mut json = pod(&format!("u{n}"), "Never", &["run"]);
+        json["spec"]["containers"][0]["resources"] = serde_json::json!({"requests": {"cpu": "1"}});
+        roster.apply(1, intent(json, 1))
+    });
+    futures::future::try_join_all(asks).await.unwrap();
+    let mut running = 0;
+    for n in 0..6 {
+        let posted = until(&roster, &format!("u{n}"), |p| p.terminated || phase(p) == "Running").await;
+        running += usize::from(!posted.terminated);
+    }
+    assert_eq!(running, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_restarts_the_container_and_an_oom_kill_is_told() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    roster.apply(1, intent(pod("u", "Always", &["run"]), 1)).await.unwrap();
+    until(&roster, "u", |p| phase(p) == "Running").await;
+    rig.sandboxes.end("u-0", "c", 137, true);
+    let again = until(&roster, "u", |p| status(p)["containerStatuses"][0]["restartCount"] == 1 && runs(p)).await;
+    assert_eq!(status(&again)["containerStatuses"][0]["lastState"]["terminated"]["reason"], "OOMKilled");
+    rig.sandboxes.end("u-0", "c", 1, false);
+    let waiting = until(&roster, "u", |p| {
+        status(p)["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+    })
+    .await;
+    assert_eq!(phase(&waiting), "Running");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_that_cannot_be_had_are_told_as_a_kubelet_tells_them() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    for (uid, image, reason) in [("a", "absent:1", "ErrImagePull"), ("b", "no name:1", "InvalidImageName")] {
+        let mut json = pod(uid, "Always", &["run"]);
+        json["spec"]["containers"][0]["image"] = image.into();
+        roster.apply(1, intent(json.clone(), 1)).await.unwrap();
+        let waiting = |p: &Posted| status(p)["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+        until(&roster, uid, |p| waiting(p) == reason).await;
+        roster.apply(1, deleted(json, 2, 0)).await.unwrap();
+        until(&roster, uid, |p| p.terminated).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_restart_touches_nothing_that_runs_and_learns_what_ended() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    for uid in ["stays", "ends"] {
+        roster.apply(3, intent(pod(uid, "Never", &["run"]), 1)).await.unwrap();
+        until(&roster, uid, |p| runs(p)).await;
+    }
+    roster.close().await;
+    drop(roster);
+    rig.sandboxes.end("ends-0", "c", 7, false);
+    let starts = rig.sandboxes.count("start");
+    let roster = agent(&rig, "boot").await;
+    let ended = until(&roster, "ends", |p| p.terminated).await;
+    assert_eq!(status(&ended)["containerStatuses"][0]["state"]["terminated"]["exitCode"], 7);
+    let stays = until(&roster, "stays", |p| runs(p)).await;
+    assert_eq!(phase(&stays), "Running");
+    assert_eq!(status(&stays)["conditions"][2]["status"], "True");
+    assert_eq!(rig.sandboxes.count("start"), starts, "nothing was started again");
+    assert!(rig.meter.open.lock().unwrap().contains_key("stays-0"));
+    // The fence survives, too.
+    assert!(matches!(roster.fence(2).await, Err(RosterError::Fenced { highest: 3, .. })));
+    // The same intent again changes nothing.
+    roster.apply(3, intent(pod("stays", "Never", &["run"]), 1)).await.unwrap();
+    assert_eq!(rig.sandboxes.count("start"), starts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_host_restart_pods_start_again_or_fail_as_their_policy_says() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot-1").await;
+    for (uid, restart) in [("again", "Always"), ("never", "Never")] {
+        roster.apply(1, intent(pod(uid, restart, &["run"]), 1)).await.unwrap();
+        until(&roster, uid, |p| runs(p)).await;
+    }
+    roster.close().await;
+    drop(roster);
+    rig.sandboxes.lock().sandboxes.clear();
+    let roster = agent(&rig, "boot-2").await;
+    let again = until(&roster, "again", |p| runs(p) && p.containers.get("c").is_some_and(|c| c.number == 1)).await;
+    assert_eq!(again.sandbox.unwrap().0, "again-1");
+    let never = until(&roster, "never", |p| p.terminated).await;
+    assert_eq!(phase(&never), "Failed");
+    assert_eq!(rig.network.attached.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sandboxes_that_nobody_knows_are_destroyed_unless_the_ledger_is_damaged() {
+    use sandbox::contract::Sandboxes as _;
+    let rig = Rig::new();
+    let stray = sandbox::spec::SandboxId("stray-0".to_owned());
+    rig.sandboxes.prepare(&stray).await.unwrap();
+    drop(agent(&rig, "boot").await);
+    assert!(rig.sandboxes.ids().is_empty());
+    rig.sandboxes.prepare(&stray).await.unwrap();
+    std::fs::write(rig.state_dir().join("state/ledger/torn.json"), "{").unwrap();
+    drop(agent(&rig, "boot").await);
+    assert_eq!(rig.sandboxes.ids(), ["stray-0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_sandbox_is_replaced() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    roster.apply(1, intent(pod("u", "Always", &["run"]), 1)).await.unwrap();
+    until(&roster, "u", |p| runs(p)).await;
+    rig.sandboxes.lose("u-0");
+    let again = until(&roster, "u", |p| p.sandbox.as_ref().is_some_and(|s| s.0 == "u-1") && runs(p)).await;
+    assert_eq!(phase(&again), "Running");
+    assert_eq!(rig.sandboxes.ids(), ["u-1"]);
+    assert_eq!(rig.meter.closed.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_cannot_be_made_is_tried_again() {
+    let rig = Rig::new();
+    rig.sandboxes.lock().failing.insert("configure", 1);
+    let roster = agent(&rig, "boot").await;
+    roster.apply(1, intent(pod("u", "Never", &["exit", "0"]), 1)).await.unwrap();
+    let done = until(&roster, "u", |p| p.terminated).await;
+    assert_eq!(phase(&done), "Succeeded");
+    assert!(reasons(&roster).contains(&"FailedCreatePodSandBox".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_brake_holds_a_sync_that_would_remove_too_many() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    let json = |n: usize| pod(&format!("u{n}"), "Never", &["run"]);
+    for n in 0..6 {
+        roster.apply(1, intent(json(n), 1)).await.unwrap();
+        until(&roster, &format!("u{n}"), |p| runs(p)).await;
+    }
+    let synced = roster.sync(2, vec![intent(json(0), 1)]).await.unwrap();
+    assert_eq!(synced.held, ["u1", "u2", "u3", "u4", "u5"]);
+    assert_eq!(rig.sandboxes.ids().len(), 6);
+    // With a mark on each they go, and a few may go without.
+    let marked: Vec<Intent> = (0..3).map(|n| deleted(json(n), 2, 0)).collect();
+    let synced = roster.sync(2, marked).await.unwrap();
+    assert_eq!(synced, Synced::default());
+    for n in 0..6 {
+        until(&roster, &format!("u{n}"), |p| p.terminated).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secret_material_is_on_tmpfs_only_and_survives_the_agent_but_not_the_pod() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    let mut json = pod("u", "Always", &["run"]);
+    json["spec"]["volumes"] = serde_json::json!([{"name": "s", "secret": {"secretName": "s"}}]);
+    json["spec"]["containers"][0]["volumeMounts"] = serde_json::json!([{"name": "s", "mountPath": "/s"}]);
+    let with = |text: &str, generation| {
+        let data: Data = [("key".to_owned(), Bytes(text.as_bytes().to_vec()))].into();
+        let resolved = Resolved { secrets: [("s".to_owned(), data)].into(), ..Resolved::default() };
+        Intent { resolved: Arc::new(resolved), ..intent(json.clone(), generation) }
+    };
+    roster.apply(1, with("hunter2", 1)).await.unwrap();
+    until(&roster, "u", |p| runs(p)).await;
+    let secret = rig.state_dir().join("run/secrets/u/volumes/s/key");
+    assert_eq!(std::fs::read_to_string(&secret).unwrap(), "hunter2");
+    let mut pending = vec![rig.state_dir().join("state")];
+    while let Some(path) = pending.pop() {
+        if path.is_dir() {
+            pending.extend(std::fs::read_dir(&path).unwrap().flatten().map(|e| e.path()));
+        } else {
+            let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).into_owned();
+            assert!(!text.contains("hunter2"), "{path:?}");
+        }
+    }
+    // A restart of the agent finds it again; a newer intent swaps it live.
+    roster.close().await;
+    let roster = agent(&rig, "boot").await;
+    roster.apply(1, with("hunter3", 2)).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while std::fs::read_to_string(&secret).unwrap() != "hunter3" {
+        assert!(Instant::now() < deadline);
+        tokio::task::yield_now().await;
+    }
+    roster.apply(1, Intent { deletion: Some(Deletion { grace_seconds: 0 }), ..with("hunter3", 3) }).await.unwrap();
+    until(&roster, "u", |p| p.terminated).await;
+    assert!(!rig.state_dir().join("run/secrets/u").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_uid_that_is_no_file_name_is_refused() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    for uid in ["../x", "a/b", ".x", &"x".repeat(200)] {
+        let result = roster.apply(1, intent(pod(uid, "Never", &["run"]), 1)).await;
+        assert!(matches!(result, Err(RosterError::BadUid { .. })), "{uid}");
+    }
+}

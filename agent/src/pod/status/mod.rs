@@ -56,10 +56,6 @@ impl Phase {
             Self::Failed => "Failed",
         }
     }
-
-    pub(crate) fn is_terminal(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed)
-    }
 }
 
 pub(crate) fn phase(plan: &Plan, state: &PodState) -> Phase {
