@@ -1,0 +1,218 @@
+//! Images from directories, and from Debian's own tools and registry.
+
+mod support;
+
+use std::{
+    io::Write as _,
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use image_snapshot::{ErrorKind, ImageError, Images, LocalAccess, LocalSources, PullPolicy};
+use support::{
+    config,
+    images::{File, Made, Packing, tar},
+    open, pull, request,
+};
+
+#[tokio::test]
+async fn a_layout_is_read_by_tag_or_alone() {
+    let (root, layout) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let made = Made::new(&[(tar(&[File("etc/passwd", b"root:x:0:0")]), Packing::Zstd)], |_, _| {});
+    made.write_layout(layout.path(), "v1");
+    let images = open(root.path());
+    for suffix in ["", ":v1"] {
+        let name = format!("oci-layout:{}{suffix}", layout.path().display());
+        let image = pull(&images, &name).await.unwrap();
+        assert_eq!(image.repo_digest, made.config, "no repository: the image id");
+        assert_eq!(image.rootfs.read_file("etc/passwd", 100).unwrap().unwrap(), b"root:x:0:0");
+    }
+    let error = pull(&images, &format!("oci-layout:{}:v2", layout.path().display())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.chain().contains("v1"), "{}", error.chain());
+    assert_eq!(pull(&images, "oci-layout:/no/such/dir").await.unwrap_err().kind(), ErrorKind::NotFound);
+    let error = pull(&images, "docker-archive:/no/such.tar").await.unwrap_err();
+    assert!(error.chain().contains("not supported yet"), "{}", error.chain());
+}
+
+#[tokio::test]
+async fn a_pod_may_name_only_the_directories_that_the_host_allows() {
+    let (root, allowed, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [&allowed, &other] {
+        Made::simple(b"x").write_layout(&dir.path().join("image"), "1");
+    }
+    std::os::unix::fs::symlink(other.path(), allowed.path().join("way-out")).unwrap();
+    let mut config = config(root.path());
+    config.local_sources = LocalSources::Under(vec![allowed.path().to_owned()]);
+    let images = Images::open(config).unwrap();
+    let ensure = |path: std::path::PathBuf| {
+        let mut wish = request(&format!("oci-layout:{}", path.display()), PullPolicy::IfNotPresent);
+        wish.local = LocalAccess::AllowList;
+        images.ensure(wish, |_| {})
+    };
+    ensure(allowed.path().join("image")).await.unwrap();
+    for path in [other.path().join("image"), allowed.path().join("way-out/image"), allowed.path().join("missing")] {
+        let error = ensure(path).await.unwrap_err();
+        assert!(matches!(error, ImageError::LocalRefused { .. }), "{error:?}");
+    }
+    // Even what the host's operator pulled before.
+    let name = format!("oci-layout:{}", other.path().join("image").display());
+    pull(&images, &name).await.unwrap();
+    let mut wish = request(&name, PullPolicy::Never);
+    wish.local = LocalAccess::AllowList;
+    assert!(matches!(images.ensure(wish, |_| {}).await, Err(ImageError::LocalRefused { .. })));
+}
+
+#[tokio::test]
+async fn links_and_pipes_in_a_layout_are_not_followed_or_waited_for() {
+    let (root, layout) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let made = Made::simple(b"x");
+    made.write_layout(layout.path(), "1");
+    let blob = layout.path().join("blobs/sha256").join(&made.config["sha256:".len()..]);
+    let name = format!("oci-layout:{}", layout.path().display());
+    let images = open(root.path());
+    std::fs::remove_file(&blob).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &blob).unwrap();
+    assert!(pull(&images, &name).await.is_err());
+    std::fs::remove_file(&blob).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &blob, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let waiting = tokio::time::timeout(Duration::from_secs(10), pull(&images, &name));
+    assert!(waiting.await.expect("hangs on a pipe").is_err());
+}
+
+#[tokio::test]
+async fn verify_finds_a_rotten_layer_and_the_next_pull_mends_it() {
+    let (root, layout) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let layers = [b"one", b"two"].map(|c| (tar(&[File(std::str::from_utf8(c).unwrap(), c)]), Packing::Gzip));
+    Made::new(&layers, |_, _| {}).write_layout(layout.path(), "1");
+    let name = format!("oci-layout:{}", layout.path().display());
+    let images = open(root.path());
+    let image = pull(&images, &name).await.unwrap();
+    let path = image.rootfs.layers[0].path.clone();
+    let sound = std::fs::read(&path).unwrap();
+    let mut rotten = sound.clone();
+    rotten[5000] ^= 1;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, &rotten).unwrap();
+    let verdicts = images.verify().await.unwrap();
+    let damaged: Vec<_> =
+        verdicts.iter().filter(|(_, v)| *v != image_snapshot::store::Verdict::Sound).map(|(id, _)| id.clone()).collect();
+    assert_eq!(damaged.len(), 1);
+    assert!(!images.discard(&damaged[0]).await.unwrap(), "in use");
+    drop(image);
+    assert!(images.discard(&damaged[0]).await.unwrap());
+    assert!(images.get_local(&name).await.unwrap().is_none());
+    images.ensure(request(&name, PullPolicy::IfNotPresent), |_| {}).await.unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), sound, "byte for byte what it was");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_leaves_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED a_full_disk_is_told_and_leaves_nothing: needs root to mount a small tmpfs");
+        return;
+    }
+    let (root, layout) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mounted = Mounted::tmpfs(root.path(), "size=4m");
+    Made::simple(&vec![7; 16 << 20]).write_layout(layout.path(), "1");
+    let images = open(root.path());
+    let error = pull(&images, &format!("oci-layout:{}", layout.path().display())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.chain());
+    assert_eq!(support::leftovers(root.path()), [""; 0]);
+    drop((images, mounted));
+}
+
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn tmpfs(at: &Path, options: &str) -> Self {
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).status().unwrap();
+        assert!(status.success());
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+struct Registry {
+    child: Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Registry {
+    /// Debian's docker-registry on a free port.
+    fn start() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yml");
+        let mut file = std::fs::File::create(&path).unwrap();
+        write!(
+            file,
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: 127.0.0.1:{port}}}\n",
+            dir.path().join("data").display()
+        )
+        .unwrap();
+        let child = Command::new("/usr/bin/docker-registry")
+            .arg("serve")
+            .arg(&path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let registry = Self { child, port, _dir: dir };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < deadline, "docker-registry does not listen");
+            std::thread::yield_now();
+        }
+        registry
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_goes_through_debians_registry_and_back() {
+    for needed in ["/usr/bin/docker-registry", "/usr/bin/skopeo", "/bin/busybox"] {
+        if !Path::new(needed).exists() {
+            eprintln!("SKIPPED an_image_goes_through_debians_registry_and_back: {needed} is missing");
+            return;
+        }
+    }
+    let (root, layout) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let busybox = std::fs::read("/bin/busybox").unwrap();
+    let layers = [
+        (tar(&[File("bin/busybox", &busybox), File("etc/passwd", b"root:x:0:0")]), Packing::Gzip),
+        (tar(&[File("etc/group", b"root:x:0:")]), Packing::Plain),
+    ];
+    Made::new(&layers, |_, _| {}).write_layout(layout.path(), "1");
+    let registry = Registry::start();
+    for format in ["oci", "v2s2"] {
+        let target = format!("localhost:{}/test/busybox:{format}", registry.port);
+        let output = Command::new("skopeo")
+            .args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false", "--format", format])
+            .arg(format!("oci:{}:1", layout.path().display()))
+            .arg(format!("docker://{target}"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let images = open(root.path());
+        let image = pull(&images, &target).await.unwrap();
+        assert_eq!(image.rootfs.read_file("bin/busybox", 1 << 24).unwrap().unwrap(), busybox);
+        assert!(image.repo_digest.starts_with(&format!("localhost:{}/test/busybox@sha256:", registry.port)));
+        let error = pull(&images, &format!("localhost:{}/test/busybox:none", registry.port)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,204 @@
+//! A registry on a loopback port that can be told to misbehave, request by request.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+};
+
+use super::images::Made;
+
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub method: String,
+    pub path: String,
+    pub headers: BTreeMap<String, String>,
+    /// How many requests with this method and path came before.
+    pub earlier: usize,
+}
+
+/// An answer, and how much of it really leaves.
+#[derive(Debug, Clone, Default)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// Close the connection after this many bytes of the body.
+    pub cut: Option<usize>,
+    /// Say nothing more after this many bytes of the body (0: not even the status).
+    pub hang: Option<usize>,
+    /// Send byte by byte with this pause in milliseconds.
+    pub drip: Option<u64>,
+}
+
+impl Reply {
+    pub fn status(status: u16) -> Self {
+        Self { status, ..Self::default() }
+    }
+
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn body(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.body = bytes.into();
+        self
+    }
+}
+
+type Hook = dyn Fn(&Request) -> Option<Reply> + Send + Sync;
+
+/// Serves images; `hook` may answer instead.
+#[derive(Clone)]
+pub struct FakeRegistry {
+    pub address: SocketAddr,
+    state: Arc<State>,
+}
+
+struct State {
+    blobs: Mutex<BTreeMap<String, Vec<u8>>>,
+    tags: Mutex<BTreeMap<String, String>>,
+    log: Mutex<Vec<Request>>,
+    hook: Box<Hook>,
+}
+
+impl FakeRegistry {
+    pub async fn start(hook: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let state = Arc::new(State {
+            blobs: Mutex::default(),
+            tags: Mutex::default(),
+            log: Mutex::default(),
+            hook: Box::new(hook),
+        });
+        let serving = state.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(serving.clone(), stream));
+            }
+        });
+        Self { address, state }
+    }
+
+    pub async fn plain() -> Self {
+        Self::start(|_| None).await
+    }
+
+    /// Makes an image pullable; gives its name.
+    pub fn push(&self, repository: &str, tag: &str, image: &Made) -> String {
+        self.state.blobs.lock().expect("lock").extend(image.blobs.clone());
+        self.state.tags.lock().expect("lock").insert(format!("{repository}:{tag}"), image.manifest.clone());
+        format!("{}/{repository}:{tag}", self.address)
+    }
+
+    /// Requests so far, `METHOD path`.
+    pub fn log(&self) -> Vec<String> {
+        let log = self.state.log.lock().expect("lock");
+        log.iter().map(|r| format!("{} {}", r.method, r.path)).collect()
+    }
+
+    pub fn requests(&self) -> Vec<Request> {
+        self.state.log.lock().expect("lock").clone()
+    }
+
+    pub fn count(&self, part: &str) -> usize {
+        self.log().iter().filter(|l| l.contains(part)).count()
+    }
+}
+
+async fn serve(state: Arc<State>, mut stream: TcpStream) {
+    let (read, mut write) = stream.split();
+    let mut lines = BufReader::new(read).lines();
+    while let Ok(Some(first)) = lines.next_line().await {
+        let mut words = first.split(' ').map(str::to_owned);
+        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let mut headers = BTreeMap::new();
+        while let Ok(Some(line)) = lines.next_line().await {
+            let Some((name, value)) = line.split_once(": ") else { break };
+            headers.insert(name.to_ascii_lowercase(), value.to_owned());
+        }
+        let request = {
+            let mut log = state.log.lock().expect("lock");
+            let earlier = log.iter().filter(|r| r.method == method && r.path == path).count();
+            log.push(Request { method, path, headers, earlier });
+            log[log.len() - 1].clone()
+        };
+        let reply = (state.hook)(&request).unwrap_or_else(|| answer(&state, &request));
+        if send(&mut write, &request, &reply).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn send(write: &mut (impl AsyncWriteExt + Unpin), request: &Request, reply: &Reply) -> std::io::Result<()> {
+    let mut head = format!("HTTP/1.1 {} x\r\n", reply.status);
+    for (name, value) in &reply.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if !reply.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("content-length")) {
+        head.push_str(&format!("Content-Length: {}\r\n", reply.body.len()));
+    }
+    head.push_str("\r\n");
+    let body: &[u8] = if request.method == "HEAD" { &[] } else { &reply.body };
+    if reply.hang == Some(0) {
+        std::future::pending::<()>().await;
+    }
+    write.write_all(head.as_bytes()).await?;
+    let end = reply.cut.or(reply.hang).unwrap_or(body.len()).min(body.len());
+    match reply.drip {
+        None => write.write_all(&body[..end]).await?,
+        Some(pause) => {
+            for byte in &body[..end] {
+                write.write_all(&[*byte]).await?;
+                tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
+            }
+        }
+    }
+    write.flush().await?;
+    if reply.hang.is_some() {
+        std::future::pending::<()>().await;
+    }
+    if reply.cut.is_some() {
+        return Err(std::io::ErrorKind::ConnectionAborted.into());
+    }
+    Ok(())
+}
+
+fn answer(state: &State, request: &Request) -> Reply {
+    let path = request.path.split('?').next().unwrap_or_default();
+    let Some(rest) = path.strip_prefix("/v2/") else { return Reply::status(404) };
+    let unknown = || {
+        Reply::status(404).body(r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#)
+    };
+    let blobs = state.blobs.lock().expect("lock");
+    if let Some((repository, which)) = rest.split_once("/manifests/") {
+        let tags = state.tags.lock().expect("lock");
+        let digest = tags.get(&format!("{repository}:{which}")).map_or(which, String::as_str);
+        let Some(bytes) = blobs.get(digest) else { return unknown() };
+        return Reply::status(200)
+            .with("Docker-Content-Digest", digest)
+            .with("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+            .with("Content-Length", &bytes.len().to_string())
+            .body(bytes.clone());
+    }
+    if let Some((_, digest)) = rest.split_once("/blobs/") {
+        let Some(bytes) = blobs.get(digest) else { return unknown() };
+        let from = request.headers.get("range").and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+        return match from {
+            None => Reply::status(200).body(bytes.clone()),
+            Some(from) => {
+                let from: usize = from;
+                let range = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
+                Reply::status(206).with("Content-Range", &range).body(bytes[from..].to_vec())
+            }
+        };
+    }
+    Reply::status(404)
+}
