@@ -139,7 +139,8 @@ async fn e2e_a_pod_of_the_same_name_with_another_uid_is_not_touched() -> Result<
     f.pods().delete("twin", &DeleteParams::default().grace_period(0)).await?;
     eventually("the first is gone", || async { f.desired.get(first.uid()).is_none().then_some(()) }).await?;
     let second = f.pod("twin").await?;
-    ensure!(matches!(f.ports.status.place(&first, "h").await, Err(PortError::Stale { .. })));
+    let placed = f.ports.status.place(&first, "h").await;
+    ensure!(matches!(placed, Err(PortError::Stale { .. })), "{placed:?}");
     f.ports.status.remove(&first).await?;
     let still = f.pods().get("twin").await?;
     ensure!(still.metadata.uid.as_deref() == Some(second.uid()), "the second pod was removed");

@@ -229,7 +229,7 @@ impl StatusSink for StatusWriter {
         let body = serde_json::json!({"metadata": {"uid": uid, "annotations": {HOST_ANNOTATION: host}}});
         match self.inner.api(namespace).patch_status(name, &PatchParams::default(), &Patch::Merge(&body)).await {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+            Err(kube::Error::Api(status)) if is_gone(&status) => {
                 Err(PortError::Stale { namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.to_owned() })
             }
             Err(error) => Err(port_error(format!("placement of pod {namespace}/{name}"), error)),
