@@ -138,6 +138,12 @@ impl Intent {
         Ok(Self { uid, generation, raw: Arc::new(raw), pod: Arc::new(pod), resolved: Arc::new(resolved), source, deletion })
     }
 
+    /// The pod's own status says that it has ended for good: it is never started again.
+    pub fn has_ended(&self) -> bool {
+        let phase = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed"))
+    }
+
     /// The pod's name.
     pub fn name(&self) -> &str {
         self.pod.metadata.name.as_deref().unwrap_or_default()
