@@ -151,5 +151,5 @@ pub(super) async fn dial(address: &str, config: Arc<ClientConfig>) -> Result<Tls
         connector.connect(tls::server_name(), stream).await.map_err(|source| DialError::of_tls(address, source))
     };
     let timeout = |_| DialError::Timeout { address: address.to_owned() };
-    tokio::time::timeout(HANDSHAKE_TIMEOUT, connect).await.map_err(timeout)?
+    tokio::time::timeout(HANDSHAKE_TIMEOUT, Box::pin(connect)).await.map_err(timeout)?
 }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `pki/` (0700) holds `identity.json` (0600): key, certificate, CA, vkubelet's address, host id; one file, so that a join is
-//! complete or has not happened. `joining.json` beside it keeps the key of a join under way, so that a join whose answer
+//! complete or has not happened. The certificate is renewed when a third of its life is left. `joining.json` beside it keeps the key of a join under way, so that a join whose answer
 //! was lost can be repeated without spending the token twice.
 //!
 //! This module knows nothing of pods.
@@ -15,6 +15,7 @@ mod backoff;
 mod dial;
 mod identity;
 mod join;
+mod renew;
 mod serve;
 
 pub use dial::DialError;

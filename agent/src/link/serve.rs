@@ -1,5 +1,7 @@
 //! One connection to vkubelet, for ever.
 
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use agent_api::identity::tls::{self, HANDSHAKE_TIMEOUT};
@@ -12,6 +14,7 @@ use tonic::service::Routes;
 use super::backoff::{Backoff, SETTLED};
 use super::dial::{self, DialError};
 use super::identity::LinkIdentity;
+use super::renew;
 
 /// What the link needs.
 #[derive(Debug, Clone)]
@@ -20,6 +23,10 @@ pub struct LinkConfig {
     pub identity: LinkIdentity,
     /// `HOST:PORT` that decides over the one remembered by the join.
     pub vkubelet: Option<String>,
+    /// The agent's state directory, where a renewed certificate goes.
+    pub state_dir: PathBuf,
+    /// Our version, for people.
+    pub version: String,
 }
 
 /// How the link stands.
@@ -42,11 +49,26 @@ pub enum LinkState {
 /// Keeps one connection to vkubelet and serves `routes` on it until `shutdown` is cancelled. `state` tells how it stands.
 /// Never gives up: whatever is wrong may be put right while pods run.
 pub async fn serve(config: LinkConfig, routes: Routes, state: watch::Sender<LinkState>, shutdown: CancellationToken) {
+    let address = config.vkubelet.unwrap_or_else(|| config.identity.vkubelet.clone());
+    let identity = Mutex::new(config.identity);
+    tokio::select! {
+        () = keep_connected(&identity, &address, routes, state, shutdown) => {}
+        () = renew::keep_fresh(&identity, &address, &config.state_dir, &config.version) => {}
+    }
+}
+
+async fn keep_connected(
+    identity: &Mutex<LinkIdentity>,
+    address: &str,
+    routes: Routes,
+    state: watch::Sender<LinkState>,
+    shutdown: CancellationToken,
+) {
     let mut backoff = Backoff::default();
-    let address = config.vkubelet.clone().unwrap_or_else(|| config.identity.vkubelet.clone());
     while !shutdown.is_cancelled() {
         let began = Instant::now();
-        let once = connect(&config.identity, &address, routes.clone(), &state, shutdown.clone());
+        let current = identity.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let once = connect(&current, address, routes.clone(), &state, shutdown.clone());
         let (reason, needs_operator) = match Box::pin(once).await {
             Ok(reason) => (reason, false),
             Err(error) => (with_causes(&error), error.needs_operator()),
@@ -59,7 +81,7 @@ pub async fn serve(config: LinkConfig, routes: Routes, state: watch::Sender<Link
             backoff.reset();
         }
         let wait = backoff.next(random());
-        report(&state, &address, reason, needs_operator);
+        report(&state, address, reason, needs_operator);
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(wait) => {}

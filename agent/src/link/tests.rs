@@ -7,7 +7,7 @@ use agent_api::codes::{Code, StatusExt};
 use agent_api::identity::{Authority, HostId, HostPeer, tls};
 use agent_api::proto::enrollment_client::EnrollmentClient;
 use agent_api::proto::enrollment_server::{Enrollment, EnrollmentServer};
-use agent_api::proto::{JoinReply, JoinRequest};
+use agent_api::proto::{JoinReply, JoinRequest, RenewRequest};
 use agent_api::transport::{self, ALPN_JOIN, Caller, preamble::Preamble};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -41,6 +41,12 @@ impl Enrollment for Desk {
         let (certificate_pem, _) = self.0.sign_host(&request.csr_pem, &id).expect("signed");
         let ca_pem = self.0.certificate_pem().to_owned();
         Ok(Response::new(JoinReply { certificate_pem, ca_pem, node_name: "node-1".into() }))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<JoinReply>, Status> {
+        let id = HostId::new("edge-1").expect("host id");
+        let (certificate_pem, _) = self.0.sign_host(&request.into_inner().csr_pem, &id).expect("signed");
+        Ok(Response::new(JoinReply { certificate_pem, ..JoinReply::default() }))
     }
 }
 
@@ -90,7 +96,8 @@ impl Server {
 
     async fn joined(&self) -> (tempfile::TempDir, LinkIdentity) {
         let dir = tempfile::tempdir().expect("tempdir");
-        let (joined, ()) = tokio::join!(join(self.options(dir.path())), self.enrol());
+        let both = async { tokio::join!(join(self.options(dir.path())), self.enrol()) };
+        let (joined, ()) = Box::pin(both).await;
         assert_eq!(joined.expect("joined").node_name, "node-1");
         let identity = load(dir.path()).expect("identity");
         (dir, identity)
@@ -108,7 +115,7 @@ fn run(identity: LinkIdentity, desk: &Server) -> Running {
     let routes = Routes::new(EnrollmentServer::new(Desk(Arc::clone(&desk.authority)))).prepare();
     let (sender, state) = watch::channel(LinkState::default());
     let shutdown = CancellationToken::new();
-    let config = LinkConfig { identity, vkubelet: None };
+    let config = LinkConfig { identity, vkubelet: None, state_dir: "/nonexistent".into(), version: "test".into() };
     let task = tokio::spawn(serve(config, routes, sender, shutdown.clone()));
     Running { state, shutdown, task }
 }
@@ -179,6 +186,20 @@ async fn the_link_serves_and_comes_back_after_each_end() {
         running.until(|state| matches!(state, LinkState::Disconnected { needs_operator: false, .. })).await;
     }
     running.end().await;
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_kept_with_the_same_key() {
+    let server = Server::new().await;
+    let (dir, identity) = server.joined().await;
+    let address = server.address().to_string();
+    let renewing = renew::renew(&identity, &address, dir.path(), "test");
+    let both = async { tokio::join!(renewing, server.enrol()) };
+    let (renewed, ()) = Box::pin(both).await;
+    let renewed = renewed.expect("renewed");
+    assert_ne!(renewed.certificate_pem, identity.certificate_pem);
+    assert_eq!((&renewed.key_pem, &renewed.ca_pem), (&identity.key_pem, &identity.ca_pem));
+    assert_eq!(load(dir.path()).expect("identity"), renewed);
 }
 
 #[tokio::test]

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use agent_api::codes::Code;
-use agent_api::identity::{Authority, HostId};
+use agent_api::identity::{Authority, HostId, HostPeer};
 use agent_api::proto::enrollment_server::Enrollment;
-use agent_api::proto::{JoinReply, JoinRequest};
+use agent_api::proto::{JoinReply, JoinRequest, RenewRequest};
+use agent_api::transport::preamble::Preamble;
 use tonic::{Request, Response, Status};
 
 use super::connections::Connections;
 use super::roster::{self, Enrolled};
-use super::tokens;
+use super::{admission, tokens};
 
 #[derive(Debug, Clone)]
 pub(super) struct EnrollmentService {
@@ -20,6 +21,8 @@ pub(super) struct EnrollmentService {
     pub(super) state_dir: PathBuf,
     pub(super) node_name: String,
     pub(super) connections: Arc<Connections>,
+    /// Whose certificate the caller has shown.
+    pub(super) peer: Option<HostPeer>,
 }
 
 #[tonic::async_trait]
@@ -30,6 +33,10 @@ impl Enrollment for EnrollmentService {
         // File locks block.
         let joined = tokio::task::spawn_blocking(move || service.enroll(&request)).await;
         joined.unwrap_or_else(|_| Err(Code::Internal.status("the enrolment failed"))).map(Response::new)
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<JoinReply>, Status> {
+        self.renew_certificate(&request.into_inner()).map(Response::new)
     }
 }
 
@@ -75,11 +82,31 @@ impl EnrollmentService {
             }
         }
         tracing::info!(host.id = %host_id, key = %key, outcome = ?enrolled, "host enrolled");
-        Ok(JoinReply {
-            certificate_pem,
-            ca_pem: self.authority.certificate_pem().to_owned(),
-            node_name: self.node_name.clone(),
-        })
+        Ok(self.reply(certificate_pem))
+    }
+}
+
+impl EnrollmentService {
+    /// The key stays: were it to change here, an answer that is lost would lock the host out.
+    fn renew_certificate(&self, request: &RenewRequest) -> Result<JoinReply, Status> {
+        let unknown = || Code::CertificateRefused.status("a certificate is renewed with the one that it follows");
+        let peer = self.peer.as_ref().ok_or_else(unknown)?;
+        let roster = roster::read(&self.state_dir).map_err(|error| internal(&error))?;
+        if let Err(Preamble::Refused { code, message }) = admission::check(peer, roster.get(peer.host_id.as_str())) {
+            return Err(code.status(message));
+        }
+        let signed = self.authority.sign_host(&request.csr_pem, &peer.host_id);
+        let (certificate_pem, key) = signed.map_err(|error| Code::InvalidArgument.status(error.to_string()))?;
+        if key != peer.key {
+            return Err(Code::InvalidArgument.status("a renewed certificate keeps its key; to change it, join again"));
+        }
+        tracing::info!(host.id = %peer.host_id, "renewed a host's certificate");
+        Ok(self.reply(certificate_pem))
+    }
+
+    fn reply(&self, certificate_pem: String) -> JoinReply {
+        let (ca_pem, node_name) = (self.authority.certificate_pem().to_owned(), self.node_name.clone());
+        JoinReply { certificate_pem, ca_pem, node_name }
     }
 }
 

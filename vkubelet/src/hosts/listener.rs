@@ -38,7 +38,7 @@ const ROSTER_PERIOD: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 struct Doorkeeper {
     acceptor: TlsAcceptor,
-    enrolment: Routes,
+    enrolment: EnrollmentService,
     session: Arc<SessionContext>,
     sessions: Arc<Semaphore>,
     shutdown: CancellationToken,
@@ -53,13 +53,13 @@ pub(super) fn start(
 ) -> Result<(), tls::TlsError> {
     let names = vec![config.node_name.clone(), "localhost".to_owned()];
     let server = tls::listener(Arc::clone(&authority), names, vec![config.listen.ip()])?;
-    let service = EnrollmentService {
+    let enrolment = EnrollmentService {
         authority,
         state_dir: config.state_dir.clone(),
         node_name: config.node_name.clone(),
         connections: Arc::clone(&connections),
+        peer: None,
     };
-    let enrolment = EnrollmentServer::new(service).max_decoding_message_size(MAX_JOIN);
     let session = Arc::new(SessionContext {
         connections: Arc::clone(&connections),
         state_dir: config.state_dir.clone(),
@@ -68,7 +68,7 @@ pub(super) fn start(
     });
     let door = Doorkeeper {
         acceptor: TlsAcceptor::from(server),
-        enrolment: Routes::new(enrolment).prepare(),
+        enrolment,
         session,
         sessions: Arc::new(Semaphore::new(MAX_SESSIONS)),
         shutdown: shutdown.clone(),
@@ -124,7 +124,11 @@ impl Doorkeeper {
     }
 
     async fn enrol(self, stream: TlsStream<TcpStream>, peer: SocketAddr) {
-        let serving = transport::serve(stream, self.enrolment, self.shutdown);
+        let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let host = leaf.and_then(|leaf| HostPeer::from_certificate(leaf).ok());
+        let service = EnrollmentService { peer: host, ..self.enrolment };
+        let routes = Routes::new(EnrollmentServer::new(service).max_decoding_message_size(MAX_JOIN));
+        let serving = transport::serve(stream, routes, self.shutdown);
         match tokio::time::timeout(ENROLMENT, serving).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(%peer, error = &error as &dyn std::error::Error, "enrolment call failed"),

@@ -76,8 +76,17 @@ pub fn listener(
     Ok(Arc::new(config))
 }
 
-/// An enrolled agent.
+/// An enrolled agent that connects.
 pub fn agent(ca_pem: &str, certificate_pem: &str, key_pem: &str) -> Result<Arc<ClientConfig>, TlsError> {
+    enrolled(ca_pem, certificate_pem, key_pem, ALPN_AGENT)
+}
+
+/// An enrolled agent that renews its certificate.
+pub fn renewing(ca_pem: &str, certificate_pem: &str, key_pem: &str) -> Result<Arc<ClientConfig>, TlsError> {
+    enrolled(ca_pem, certificate_pem, key_pem, ALPN_JOIN)
+}
+
+fn enrolled(ca_pem: &str, certificate_pem: &str, key_pem: &str, alpn: &[u8]) -> Result<Arc<ClientConfig>, TlsError> {
     let pem = |what| move |source| TlsError::Pem { what, source };
     let mut roots = RootCertStore::empty();
     let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(pem("the CA certificate"))?;
@@ -89,7 +98,7 @@ pub fn agent(ca_pem: &str, certificate_pem: &str, key_pem: &str) -> Result<Arc<C
         .with_root_certificates(roots)
         .with_client_auth_cert(vec![certificate], key)
         .map_err(TlsError::Config)?;
-    config.alpn_protocols = vec![ALPN_AGENT.to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
 }

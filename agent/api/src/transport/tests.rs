@@ -8,7 +8,7 @@ use super::*;
 use crate::codes::{Code, StatusExt};
 use crate::proto::enrollment_client::EnrollmentClient;
 use crate::proto::enrollment_server::{Enrollment, EnrollmentServer};
-use crate::proto::{JoinReply, JoinRequest};
+use crate::proto::{JoinReply, JoinRequest, RenewRequest};
 
 /// The smallest service of the wire stands for the agent's here: the transport does not look at it.
 struct Echo;
@@ -22,6 +22,10 @@ impl Enrollment for Echo {
             "hang" => std::future::pending().await,
             _ => Ok(Response::new(JoinReply { node_name: request.host_id, ..JoinReply::default() })),
         }
+    }
+
+    async fn renew(&self, _: Request<RenewRequest>) -> Result<Response<JoinReply>, Status> {
+        Err(Code::Unsupported.status("not in this fake"))
     }
 }
 

@@ -56,6 +56,21 @@ async fn dial(
     TlsConnector::from(config).connect(tls::server_name(), stream).await
 }
 
+/// Renews with a key of choice.
+pub(super) async fn renew(
+    address: SocketAddr,
+    credentials: &Credentials,
+    key: &HostKey,
+) -> Result<Credentials, Status> {
+    let Credentials { ca_pem, certificate_pem, key: own, .. } = credentials;
+    let config = tls::renewing(ca_pem, certificate_pem, &own.to_pem()).expect("config");
+    let caller = Caller::connect(dial(address, config).await.expect("handshake")).await.expect("http");
+    let asked = HostId::new("somebody-else").expect("id");
+    let request = proto::RenewRequest { csr_pem: key.request(&asked).expect("csr"), version: "test".into() };
+    let reply = EnrollmentClient::new(caller.channel()).renew(request).await?.into_inner();
+    Ok(Credentials { certificate_pem: reply.certificate_pem, ..credentials.clone() })
+}
+
 /// Dials and reads the welcome.
 pub(super) async fn knock(
     address: SocketAddr,

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::tokens::TokenOptions;
 use super::*;
-use fake_agent::{Credentials, FakeAgent, enrol, knock};
+use fake_agent::{Credentials, FakeAgent, enrol, knock, renew};
 
 struct Bench {
     hosts: Hosts,
@@ -206,6 +206,23 @@ async fn a_revoked_host_is_disconnected_and_not_let_in_again() {
     assert_eq!(bench.disconnected().await, "edge-1");
     let (_, welcome) = knock(bench.hosts.local_addr(), &credentials).await.expect("an answer");
     assert!(matches!(welcome, Preamble::Refused { code: Code::Revoked, .. }), "{welcome:?}");
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_for_the_same_host_and_key_only() {
+    let mut bench = Bench::new().await;
+    let credentials = bench.enrol("edge-1").await;
+    let address = bench.hosts.local_addr();
+    let renewed = renew(address, &credentials, &credentials.key).await.expect("renewed");
+    assert_ne!(renewed.certificate_pem, credentials.certificate_pem);
+    let _stop = FakeAgent::new("edge-1").start(address, &renewed).await;
+    assert_eq!(bench.connected().await.handle.host_id(), "edge-1");
+    let other = HostKey::generate().expect("key");
+    let refused = renew(address, &credentials, &other).await.err().expect("another key");
+    assert_eq!(refused.error_code(), Code::InvalidArgument);
+    assert!(roster::revoke(bench.state.path(), "edge-1", 1).expect("revoked"));
+    let refused = renew(address, &credentials, &credentials.key).await.err().expect("revoked");
+    assert_eq!(refused.error_code(), Code::Revoked);
 }
 
 #[tokio::test]
