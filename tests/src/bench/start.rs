@@ -227,7 +227,9 @@ async fn writes(client: &Client) -> Result<BTreeMap<&'static str, f64>> {
 fn count_writes(metrics: &str) -> BTreeMap<&'static str, f64> {
     let mut counts = BTreeMap::new();
     for line in metrics.lines().filter(|l| l.starts_with("apiserver_request_total{")) {
-        let Some((labels, value)) = line.rsplit_once(' ') else { continue };
+        let Some((labels, value)) = line.rsplit_once(' ') else {
+            continue;
+        };
         let has = |pair: &str| labels.contains(pair);
         let writes = ["PATCH", "PUT", "POST"].iter().any(|verb| has(&format!("verb=\"{verb}\"")));
         let kind = if has("resource=\"pods\"") && has("subresource=\"status\"") {
