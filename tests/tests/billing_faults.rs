@@ -25,7 +25,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agent::meter::{Clock, SystemClock};
-use agent_api::usage::GENESIS;
 use billing::bill::{State, bill};
 use billing::price::Plan;
 use billing::store::sqlite::SqliteStore;
@@ -85,6 +84,7 @@ fn killing_writer_and_reader_200_times_loses_and_doubles_nothing() {
     }
     let mut agent = Child::spawn("agent", dir.path(), &format!("boot{boot}"));
     oracle.adopt(&mut agent);
+    oracle.one_more(&mut agent);
     oracle.stop_all(&mut agent);
     let last = oracle.last_seq(&mut agent);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -100,7 +100,6 @@ async fn compare(dir: &Path, oracle: &Oracle, boot_id: &str, last: u64) -> Strin
     loop {
         let cursor = store.cursor("h", boot_id).await.expect("a cursor");
         if cursor.seq == last {
-            assert_eq!(cursor.hash == GENESIS, last == 0);
             break;
         }
         assert!(Instant::now() < deadline, "the ledger stands at {} of {last}", cursor.seq);
