@@ -1,2 +1,41 @@
-//! placeholder
-fn main() {}
+//! `nodeless-shim shim ARGUMENT`: one sandbox's shim. `nodeless-shim keeper …`: the host's keeper.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let result: Result<(), Box<dyn std::error::Error>> = match arguments.next().as_deref().and_then(|word| word.to_str()) {
+        Some("shim") => {
+            let argument = arguments.next().and_then(|argument| argument.into_string().ok()).unwrap_or_default();
+            sandbox::shim::run(&argument).map_err(Into::into)
+        }
+        Some("keeper") => sandbox::keeper::Config::parse(arguments).and_then(|config| sandbox::keeper::run(&config)).map_err(Into::into),
+        Some("--version") => {
+            println!("nodeless-shim {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("usage: nodeless-shim shim ARGUMENT | keeper --run-dir DIR --layer-dir DIR | --version");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nodeless-shim: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and what caused it, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -1,5 +1,6 @@
 //! The keeper as the backend sees it: started when it does not answer, asked over one connection.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -97,8 +98,7 @@ impl Keeper {
             .arg("keeper")
             .arg("--run-dir")
             .arg(&self.config.run_dir)
-            .arg("--cgroup-parent")
-            .arg(&self.config.cgroup_parent)
+            .args(self.config.layer_dirs.iter().flat_map(|directory| [OsStr::new("--layer-dir"), directory.as_os_str()]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .process_group(0)

@@ -53,6 +53,8 @@ pub struct Config {
     pub shim_program: PathBuf,
     /// Cgroup under which all pods live, relative to the hierarchies' roots (`nodeless`).
     pub cgroup_parent: String,
+    /// Directories below which layer files must lie; the keeper mounts nothing else.
+    pub layer_dirs: Vec<PathBuf>,
     /// Warm sandboxes to keep.
     pub pool_size: usize,
 }

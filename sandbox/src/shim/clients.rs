@@ -31,9 +31,10 @@ impl Clients {
     pub(crate) fn accept(&mut self, listener: &OwnedFd, key: Key, poller: &Poller) -> rustix::io::Result<()> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::accept_with(listener, flags)?;
-        let peer = rustix::net::sockopt::socket_peercred(&socket)?;
-        if peer.uid != rustix::process::getuid() {
-            return Ok(());
+        // Not rustix's: the agent is outside this PID namespace, and its number, 0, is none that rustix can hold.
+        let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials);
+        if !peer.is_ok_and(|peer| peer.uid() == rustix::process::getuid().as_raw()) {
+            return Err(rustix::io::Errno::PERM);
         }
         poller.add(&socket, key)?;
         let connection = Connection::new(socket);

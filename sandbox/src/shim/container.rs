@@ -77,7 +77,7 @@ pub(crate) struct Container {
     pub(crate) outputs: Vec<Output>,
     /// Kept open, so that the program sees no end of its input.
     pub(crate) stdin: Option<OwnedFd>,
-    pub(crate) log: super::output::Log,
+    pub(crate) log: super::log::LogWriter,
     pub(crate) first_byte: bool,
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct Container {
 pub(crate) struct Output {
     pub(crate) key: Key,
     pub(crate) fd: OwnedFd,
-    pub(crate) stream: super::output::Stream,
+    pub(crate) stream: super::log::Stream,
 }
 
 impl Container {

@@ -8,13 +8,13 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::container::{Container, Launch, Output, Process, Role, Waiter};
-use super::output::{Log, Stream};
+use super::log::{Limits, LogWriter, Stream};
 use super::own_root;
 use super::poller::Key;
-use super::requests::cgroup_refusal;
+use super::requests::{cgroup_refusal, described};
 use super::server::{PodInit, Shim, Source};
 use super::stub::report::{Report, Step};
-use super::stub::{self, Joining, Root, Shared, Streams, identity};
+use super::stub::{self, Joining, Root, Shared, Streams, identity, mounts};
 use crate::cgroup::DEFAULT_DEVICES;
 use crate::contract::{SandboxEvent, Started};
 use crate::protocol::shim::{Reply, StartFds};
@@ -82,7 +82,7 @@ impl Shim {
     ) -> Result<(), Refusal> {
         check_ids(&spec.user)?;
         identity::capability_set(&spec.security.capabilities)?;
-        let root = sort_descriptors(&spec, counts, fds)?;
+        let root = sort_descriptors(&spec, counts, fds, mounts::make_dev(self.slot.base)?)?;
         let Some(configured) = &self.configured else {
             return Err(Refusal::Invalid { message: "the sandbox is not configured".into() });
         };
@@ -90,7 +90,8 @@ impl Shim {
             return Err(Refusal::Invalid { message: "the sandbox is being destroyed".into() });
         }
         let pod_namespace = configured.pod_init.as_ref().map(|init| &init.namespace);
-        let log = Log::open(&configured.logs, &spec.name, spec.attempt).step("open of the container's log")?;
+        let log = LogWriter::create(configured.logs.as_fd(), &spec.name, spec.attempt, Limits::default())
+            .map_err(|error| described("log of the container", &error))?;
         let leaf = self
             .pod
             .create_leaf(&Container::leaf_name(&spec))
@@ -315,7 +316,7 @@ fn check_ids(user: &User) -> Result<(), Refusal> {
     }
 }
 
-fn sort_descriptors(spec: &ContainerSpec, counts: StartFds, fds: Vec<OwnedFd>) -> Result<Root, Refusal> {
+fn sort_descriptors(spec: &ContainerSpec, counts: StartFds, fds: Vec<OwnedFd>, dev: OwnedFd) -> Result<Root, Refusal> {
     if fds.len() != counts.total() || counts.writable > 1 || counts.mounts != spec.mounts.len() || counts.layers == 0 {
         let message = "the descriptors that came along are not those of the specification".into();
         return Err(Refusal::Invalid { message });
@@ -323,7 +324,7 @@ fn sort_descriptors(spec: &ContainerSpec, counts: StartFds, fds: Vec<OwnedFd>) -
     let mut fds = fds.into_iter();
     let layers = fds.by_ref().take(counts.layers).collect();
     let writable = if counts.writable == 1 { fds.next() } else { None };
-    Ok(Root { layers, writable, volumes: fds.collect() })
+    Ok(Root { dev, layers, writable, volumes: fds.collect() })
 }
 
 struct Plumbing {

@@ -22,7 +22,6 @@ mod clients;
 mod container;
 pub(crate) mod history;
 mod launch;
-mod output;
 mod own_root;
 mod poller;
 mod reaper;

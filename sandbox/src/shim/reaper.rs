@@ -1,20 +1,17 @@
 //! Ends.
 
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
 use super::container::{Container, Launch, Process, Role};
+use super::log::{Buffers, LogError, Pumped};
 use super::poller::Key;
 use super::server::Shim;
 use crate::contract::{Exit, SandboxEvent};
 use crate::protocol::shim::Notice;
 use crate::sys::clock;
 
-/// Bytes read from one output before others have their turn.
-const READ: usize = 32 << 10;
 /// How long a dead container's other processes may take to be gone before its leaf is left for `destroy`.
 const LEAF_DEADLINE: Duration = Duration::from_millis(50);
 
@@ -41,9 +38,6 @@ impl Shim {
             Role::Init(container) => {
                 let _ = container.leaf.kill();
                 self.drain(container);
-                if let Err(error) = container.log.finish() {
-                    eprintln!("log cannot be finished: {error}");
-                }
                 exit.oom_killed = container.leaf.oom_kills().unwrap_or(0) > 0;
                 if let Err(error) = self.pod.remove_leaf(container.leaf.name(), LEAF_DEADLINE) {
                     eprintln!("control group of a dead container stays for now: {error}");
@@ -77,67 +71,61 @@ impl Shim {
     pub(super) fn read_output(&mut self, process: Key, key: Key) {
         let Some(Process { role: Role::Init(container), .. }) = self.processes.get_mut(&process) else { return };
         let Some(index) = container.outputs.iter().position(|output| output.key == key) else { return };
-        let stream = container.outputs[index].stream;
-        match read_some(&container.outputs[index].fd) {
-            Some(bytes) if !bytes.is_empty() => {
-                if let Err(error) = container.log.write(stream, &bytes) {
-                    eprintln!("log cannot be written: {error}");
-                }
-                let event = (!container.first_byte).then(|| SandboxEvent::FirstByte {
-                    container: container.spec.name.clone(),
-                    attempt: container.spec.attempt,
-                    boottime_ns: clock::boottime_ns(),
-                });
-                container.first_byte = true;
-                if let Some(event) = event {
-                    self.record(event);
-                }
-            }
-            Some(_) => {}
-            None => {
-                let output = container.outputs.remove(index);
-                self.poller.remove(&output.fd);
-                self.sources.remove(&key);
-            }
+        let (pumped, first) = pump(&mut self.buffers, container, index);
+        if pumped == Pumped::Ended {
+            let output = container.outputs.remove(index);
+            self.poller.remove(&output.fd);
+            self.sources.remove(&key);
+        }
+        if let Some(event) = first {
+            self.record(event);
         }
     }
 
     /// Everything that a dead container has left in its pipes.
     fn drain(&mut self, container: &mut Container) {
-        for output in std::mem::take(&mut container.outputs) {
-            while let Some(bytes) = read_some(&output.fd) {
-                if bytes.is_empty() {
-                    break;
+        for index in 0..container.outputs.len() {
+            loop {
+                let (pumped, first) = pump(&mut self.buffers, container, index);
+                if let Some(event) = first {
+                    self.record(event);
                 }
-                if !container.first_byte {
-                    container.first_byte = true;
-                    self.record(SandboxEvent::FirstByte {
-                        container: container.spec.name.clone(),
-                        attempt: container.spec.attempt,
-                        boottime_ns: clock::boottime_ns(),
-                    });
-                }
-                if let Err(error) = container.log.write(output.stream, &bytes) {
-                    eprintln!("log cannot be written: {error}");
+                if !matches!(pumped, Pumped::Bytes(_)) {
                     break;
                 }
             }
+        }
+        for output in std::mem::take(&mut container.outputs) {
             self.poller.remove(&output.fd);
             self.sources.remove(&output.key);
+            if let Err(error) = container.log.finish(&mut self.buffers, output.stream, clock::wall_ns()) {
+                eprintln!("log cannot be finished: {error}");
+            }
         }
         container.stdin = None;
     }
 }
 
-/// Some bytes; none: nothing now; `None`: the end (a terminal says so by `EIO`).
-fn read_some(fd: &OwnedFd) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(READ);
-    match rustix::io::read(fd, rustix::buffer::spare_capacity(&mut bytes)) {
-        Ok(0) => None,
-        Ok(_) => Some(bytes),
-        Err(Errno::AGAIN | Errno::INTR) => Some(Vec::new()),
-        Err(_) => None,
-    }
+/// Moves some output to the log; with the event of the first byte, if it was that.
+fn pump(buffers: &mut Buffers, container: &mut Container, index: usize) -> (Pumped, Option<SandboxEvent>) {
+    let output = &container.outputs[index];
+    let pumped = match container.log.pump(buffers, output.stream, &output.fd, clock::wall_ns()) {
+        Ok(pumped) => pumped,
+        Err(LogError::Output { source }) => {
+            eprintln!("output cannot be read: {source}");
+            Pumped::Ended
+        }
+        // Output was read and is lost; the log counts it and says so when it can.
+        Err(_) => Pumped::Bytes(0),
+    };
+    let first = matches!(pumped, Pumped::Bytes(_)) && !container.first_byte;
+    container.first_byte |= first;
+    let event = first.then(|| SandboxEvent::FirstByte {
+        container: container.spec.name.clone(),
+        attempt: container.spec.attempt,
+        boottime_ns: clock::boottime_ns(),
+    });
+    (pumped, event)
 }
 
 fn exit_of(status: WaitStatus) -> Exit {

@@ -179,7 +179,12 @@ fn signal_number(signal: i32) -> Result<Signal, Refusal> {
 }
 
 pub(super) fn cgroup_refusal(operation: &str, error: &CgroupError) -> Refusal {
-    let source = std::error::Error::source(error);
+    described(operation, error)
+}
+
+/// An error with its cause as a refusal.
+pub(super) fn described(operation: &str, error: &dyn std::error::Error) -> Refusal {
+    let source = error.source();
     let message = source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
     Refusal::Failed { operation: operation.into(), message, errno: None }
 }

@@ -10,6 +10,7 @@ use super::ShimError;
 use super::clients::Clients;
 use super::container::{Process, Waiter};
 use super::history::History;
+use super::log::Buffers;
 use super::own_root::OwnRoot;
 use super::poller::{Key, Poller};
 use super::slot::Slot;
@@ -69,6 +70,8 @@ pub(crate) struct Shim {
     pub(super) slot: Slot,
     pub(super) own_root: OwnRoot,
     pub(super) view: CgroupView,
+    /// Room for output on its way to the logs.
+    pub(super) buffers: Buffers,
     pub(super) configured: Option<Configured>,
     /// Set by `Shutdown`: who waits for the last child's end.
     pub(super) leaving: Option<Vec<Waiter>>,
@@ -104,6 +107,7 @@ impl Shim {
             slot,
             own_root,
             view,
+            buffers: Buffers::default(),
             configured: None,
             leaving: None,
             listener,

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::stub::report::Step;
@@ -44,8 +44,8 @@ pub(crate) fn make(base: u32) -> Result<Slot, Refusal> {
     let child = clone::fork_with(clone::NEWUSER, None, || maker(&mut theirs)).step("user namespace")?;
     drop(theirs);
     let made = adopt(&mut ours, child.pid, base);
-    drop(ours);
-    // The child ends when its channel does.
+    // It has done its work; its namespaces live on in our descriptors.
+    pidfd_send_signal(&child.pidfd, Signal::KILL).step("end of the namespaces' maker")?;
     waitpid(Some(child.pid), WaitOptions::empty()).step("end of the namespaces' maker")?;
     let (user, net) = made?;
     link::loopback_up().step("loopback interface")?;
@@ -60,7 +60,7 @@ pub(crate) fn make(base: u32) -> Result<Slot, Refusal> {
     Ok(Slot { user, net, base, shm, empty })
 }
 
-/// The child: waits for its id mapping, makes the namespaces as root of the user namespace, waits to be let go.
+/// The child: waits for its id mapping, makes the namespaces as root of the user namespace, waits to be killed.
 fn maker(channel: &mut UnixStream) -> i32 {
     let mut byte = [0];
     if channel.read_exact(&mut byte).is_err() {

@@ -64,6 +64,7 @@ pub(crate) enum Streams {
 /// A container's root and volumes.
 #[derive(Debug)]
 pub(crate) struct Root {
+    pub(crate) dev: OwnedFd,
     pub(crate) layers: Vec<OwnedFd>,
     pub(crate) writable: Option<OwnedFd>,
     pub(crate) volumes: Vec<OwnedFd>,
@@ -95,7 +96,7 @@ fn launch_steps(
     begin(leaf, spec.resources.oom_score_adj, report)?;
     nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).step("cgroup namespace")?;
     let tree = rootfs::assemble(&root.layers, root.writable.as_ref(), shared.user, spec.attempt)?;
-    let defaults = mounts::mount_defaults(&tree, shared.base, shared.shm, shared.cgroups)?;
+    let pts = mounts::mount_defaults(&tree, shared.base, &root.dev, shared.shm, shared.cgroups)?;
     for what in volumes::mount_all(&tree, shared.base, shared.user, &spec.mounts, &root.volumes)? {
         tell(report, &Report::Degraded { what }, vec![])?;
     }
@@ -107,13 +108,13 @@ fn launch_steps(
     let terminal = match streams {
         Streams::Plain(_) => None,
         Streams::Terminal(size) => {
-            let terminal = ManuallyDrop::new(terminal::open(&defaults.pts, owner, shared.base + 5, *size)?);
-            terminal::bind_console(&defaults.dev, &terminal.slave)?;
+            let terminal = ManuallyDrop::new(terminal::open(&pts, owner, shared.base + 5, *size)?);
+            terminal::bind_console(&root.dev, &terminal.slave)?;
             Some(terminal)
         }
     };
     masks::protect(&tree, &spec.security.readonly_paths)?;
-    masks::hide(&tree, &defaults.dev, shared.empty, &spec.security.masked_paths)?;
+    masks::hide(&tree, &root.dev, shared.empty, &spec.security.masked_paths)?;
     rootfs::enter(&tree)?;
     connect(streams, terminal.as_deref(), owner, report)?;
     become_program(shared, &spec.user, &spec.security, &spec.cwd, &spec.args, &spec.env, report)

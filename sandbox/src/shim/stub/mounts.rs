@@ -37,42 +37,41 @@ pub(crate) enum CgroupView {
     Legacy(Vec<String>),
 }
 
-/// The mounts that later steps need.
-#[derive(Debug)]
-pub(crate) struct Defaults {
-    /// Root of /dev.
-    pub(crate) dev: OwnedFd,
-    /// Root of /dev/pts.
-    pub(crate) pts: OwnedFd,
+/// Makes a container's /dev, detached. The shim does so before it forks: in the container's own cgroup no device node may
+/// be made, only used.
+pub(crate) fn make_dev(base: u32) -> Result<OwnedFd, Refusal> {
+    let id = base.to_string();
+    let options =
+        [("uid", Some(id.as_str())), ("gid", Some(id.as_str())), ("mode", Some("0755")), ("size", Some("65536k"))];
+    let dev = mount::create("tmpfs", &options, mount::NOSUID | libc::MOUNT_ATTR_STRICTATIME).step("mount of /dev")?;
+    populate_dev(&dev, base)?;
+    Ok(dev)
 }
 
-/// Mounts them below `root`. `base` is the host's id of the container's root; `shm` the pod's shared memory.
+/// Mounts them below `root`; gives the root of /dev/pts. `base` is the host's id of the container's root; `dev` its /dev;
+/// `shm` the pod's shared memory.
 pub(crate) fn mount_defaults(
     root: &OwnedFd,
     base: u32,
+    dev: &OwnedFd,
     shm: &OwnedFd,
     cgroups: &CgroupView,
-) -> Result<Defaults, Refusal> {
+) -> Result<OwnedFd, Refusal> {
     let strict = mount::NOSUID | mount::NODEV | mount::NOEXEC;
     let proc = mount::create("proc", &[], strict).step("mount of /proc")?;
     attach(&proc, root, "proc", base)?;
 
-    let id = base.to_string();
-    let owner = [("uid", Some(id.as_str())), ("gid", Some(id.as_str()))];
-    let options = [&owner[..], &[("mode", Some("0755")), ("size", Some("65536k"))]].concat();
-    let dev = mount::create("tmpfs", &options, mount::NOSUID | libc::MOUNT_ATTR_STRICTATIME).step("mount of /dev")?;
-    attach(&dev, root, "dev", base)?;
-    populate_dev(&dev, base)?;
+    attach(dev, root, "dev", base)?;
 
     let group = (base + TTY_GROUP).to_string();
     let options =
         [("newinstance", None), ("ptmxmode", Some("0666")), ("mode", Some("0620")), ("gid", Some(group.as_str()))];
     let pts = mount::create("devpts", &options, mount::NOSUID | mount::NOEXEC).step("mount of /dev/pts")?;
-    attach(&pts, &dev, "pts", base)?;
+    attach(&pts, dev, "pts", base)?;
     let shm = mount::clone_tree(shm, "", false).step("clone of the pod's shared memory")?;
-    attach(&shm, &dev, "shm", base)?;
+    attach(&shm, dev, "shm", base)?;
     match mount::create("mqueue", &[], strict) {
-        Ok(mqueue) => attach(&mqueue, &dev, "mqueue", base)?,
+        Ok(mqueue) => attach(&mqueue, dev, "mqueue", base)?,
         // A kernel without POSIX message queues.
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
         other => drop(other.step("mount of /dev/mqueue")?),
@@ -81,7 +80,7 @@ pub(crate) fn mount_defaults(
     let sys = mount::create("sysfs", &[], strict | mount::RDONLY).step("mount of /sys")?;
     attach(&sys, root, "sys", base)?;
     mount_cgroups(&sys, base, cgroups)?;
-    Ok(Defaults { dev, pts })
+    Ok(pts)
 }
 
 fn mount_cgroups(sys: &OwnedFd, base: u32, view: &CgroupView) -> Result<(), Refusal> {

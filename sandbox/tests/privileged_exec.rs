@@ -1,0 +1,109 @@
+//! Further processes in running containers.
+
+mod support;
+
+use std::io::{Read, Write};
+
+use sandbox::contract::{SandboxError, Sandboxes, Stdio};
+use support::{Host, exec_spec};
+
+async fn sleeper(host: &Host, name: &str) -> sandbox::spec::SandboxId {
+    let id = host.sandbox(name).await;
+    host.sandboxes().start(&id, &host.shell("main", "exec sleep 1000")).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn privileged_exec_joins_the_container_and_tells_its_end() {
+    privileged!("privileged_exec_joins_the_container_and_tells_its_end");
+    let host = Host::new().await;
+    let id = sleeper(&host, "exec").await;
+    let (exit, out, err) = host.exec(&id, "main", &["sh", "-c", "echo out; echo err >&2; cat /proc/1/cmdline; id -u; exit 5"]).await;
+    assert_eq!((exit.code, out.as_str(), err.as_str()), (5, "out\nsleep\x001000\x000\n", "err\n"));
+    // Same cgroup, same walls as the container itself.
+    let (_, inside, _) = host.exec(&id, "main", &["sh", "-c", "cat /proc/self/cgroup; grep -E 'Cap|Seccomp' /proc/self/status; ls /proc/self/fd"]).await;
+    let (_, first, _) = host.exec(&id, "main", &["sh", "-c", "cat /proc/1/cgroup; grep -E 'Cap|Seccomp' /proc/1/status; echo; echo 0; echo 1; echo 2; echo 3"]).await;
+    assert_eq!(inside.split_whitespace().collect::<Vec<_>>(), first.split_whitespace().collect::<Vec<_>>());
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_exec_of_what_cannot_run_is_told_as_runtimes_tell_it() {
+    privileged!("privileged_exec_of_what_cannot_run_is_told_as_runtimes_tell_it");
+    let host = Host::new().await;
+    let id = sleeper(&host, "exec-refused").await;
+    match host.sandboxes().exec(&id, &exec_spec("main", &["nothing"]), Stdio::default()).await {
+        Err(SandboxError::Exec { message, code }) => {
+            assert_eq!((message.as_str(), code), ("exec: \"nothing\": executable file not found in $PATH", 127));
+        }
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it ran"),
+    }
+    let absent = host.sandboxes().exec(&id, &exec_spec("other", &["true"]), Stdio::default()).await;
+    assert!(matches!(absent, Err(SandboxError::NotFound { .. })));
+    for number in 0..20 {
+        let mut spec = exec_spec("main", &["pwd"]);
+        spec.cwd = Some(format!("/proc/self/fd/{number}"));
+        let result = host.sandboxes().exec(&id, &spec, Stdio::default()).await;
+        assert!(matches!(result, Err(SandboxError::Exec { code: 128, .. })), "{number}");
+    }
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_exec_passes_input_environment_and_signals() {
+    privileged!("privileged_exec_passes_input_environment_and_signals");
+    let host = Host::new().await;
+    let id = sleeper(&host, "exec-streams").await;
+    let (stdin, mut input) = std::io::pipe().unwrap();
+    let (mut output, stdout) = std::io::pipe().unwrap();
+    let mut spec = exec_spec("main", &["sh", "-c", "read line; echo $line $WHO; pwd"]);
+    spec.env = vec![("WHO".into(), "there".into())];
+    spec.cwd = Some("/tmp".into());
+    let stdio = Stdio { stdin: Some(stdin.into()), stdout: Some(stdout.into()), stderr: None };
+    let mut process = host.sandboxes().exec(&id, &spec, stdio).await.unwrap();
+    input.write_all(b"hello\n").unwrap();
+    assert_eq!(process.wait().await.unwrap().code, 0);
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello there\n/tmp\n");
+
+    let mut long = host.sandboxes().exec(&id, &exec_spec("main", &["sleep", "1000"]), Stdio::default()).await.unwrap();
+    long.signal(15).await.unwrap();
+    let exit = long.wait().await.unwrap();
+    assert_eq!((exit.code, exit.signal), (143, Some(15)));
+    long.signal(15).await.unwrap();
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_exec_with_a_terminal_has_size_and_resize() {
+    privileged!("privileged_exec_with_a_terminal_has_size_and_resize");
+    let host = Host::new().await;
+    let id = sleeper(&host, "exec-tty").await;
+    let (stdin, mut input) = std::io::pipe().unwrap();
+    let (mut output, stdout) = std::io::pipe().unwrap();
+    let mut spec = exec_spec("main", &["sh", "-c", "stty size; read line; stty size; tty"]);
+    spec.tty = Some((100, 40));
+    let stdio = Stdio { stdin: Some(stdin.into()), stdout: Some(stdout.into()), stderr: None };
+    let mut process = host.sandboxes().exec(&id, &spec, stdio).await.unwrap();
+    let mut seen = [0; 64];
+    let count = {
+        let reading = tokio::task::spawn_blocking(move || {
+            let count = output.read(&mut seen).unwrap();
+            (seen, count, output)
+        });
+        let (bytes, count, rest) = reading.await.unwrap();
+        seen = bytes;
+        output = rest;
+        count
+    };
+    assert_eq!(&seen[..count], b"40 100\r\n");
+    process.resize(120, 50).await.unwrap();
+    input.write_all(b"go\n").unwrap();
+    assert_eq!(process.wait().await.unwrap().code, 0);
+    drop(process);
+    let text = tokio::task::spawn_blocking(move || std::io::read_to_string(output).unwrap()).await.unwrap();
+    assert_eq!(text.replace('\r', ""), "go\n50 120\n/dev/pts/0\n");
+    host.close().await;
+}
