@@ -96,7 +96,7 @@ impl UsageSource for FakeHost {
 
     async fn ack(&self, boot_id: &str, seq: u64) -> Result<(), SourceError> {
         self.acked.lock().unwrap().push((boot_id.to_owned(), seq));
-        if seq % 2 == 0 { Err(SourceError::Unanswered("lost ack".into())) } else { Ok(()) }
+        if seq.is_multiple_of(2) { Err(SourceError::Unanswered("lost ack".into())) } else { Ok(()) }
     }
 }
 

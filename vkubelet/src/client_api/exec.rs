@@ -93,7 +93,9 @@ where
                 Some(Ok(output)) => match output.output {
                     Some(exec_output::Output::Stdout(bytes)) => Frame::Stdout(bytes.into()),
                     Some(exec_output::Output::Stderr(bytes)) => Frame::Stderr(bytes.into()),
-                    Some(exec_output::Output::Exit(exit)) => break Some(ExecEnd { code: exit.code, error: exit.error }),
+                    Some(exec_output::Output::Exit(exit)) => {
+                        break Some(ExecEnd { code: exit.code, error: exit.error });
+                    }
                     Some(exec_output::Output::Started(_)) | None => continue,
                 },
             };

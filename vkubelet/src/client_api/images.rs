@@ -120,10 +120,15 @@ fn progress(handle: HostHandle, reference: String) -> impl Stream<Item = PullPro
                     Ok(update) => one(&each, update),
                     Err(status) => {
                         seen.store(true, std::sync::atomic::Ordering::Relaxed);
-                        PullProgress { host: each.clone(), error: status.message().to_owned(), ..PullProgress::default() }
+                        PullProgress {
+                            host: each.clone(),
+                            error: status.message().to_owned(),
+                            ..PullProgress::default()
+                        }
                     }
                 });
-                let end = stream::once(async move { (!failed.load(std::sync::atomic::Ordering::Relaxed)).then_some(last) });
+                let end =
+                    stream::once(async move { (!failed.load(std::sync::atomic::Ordering::Relaxed)).then_some(last) });
                 lines.chain(end.filter_map(std::future::ready)).boxed()
             }
         }
@@ -153,7 +158,9 @@ pub(super) async fn remove(
     let removed = handles.iter().map(|handle| async move {
         let host = handle.host_id().to_owned();
         match handle.remove_image(reference).await {
-            Ok(reply) => RemovedItem { host, removed: reply.removed, freed_bytes: reply.freed_bytes, error: String::new() },
+            Ok(reply) => {
+                RemovedItem { host, removed: reply.removed, freed_bytes: reply.freed_bytes, error: String::new() }
+            }
             Err(status) => RemovedItem { host, removed: false, freed_bytes: 0, error: status.message().to_owned() },
         }
     });

@@ -41,7 +41,8 @@ fn find(api: &ClientApi, namespace: &str, name: &str) -> Result<Entry, Problem> 
 }
 
 pub(super) async fn create(State(api): State<ClientApi>, Json(pod): Json<Value>) -> Result<Response, Problem> {
-    let source = [SourceKind::Manifest, SourceKind::Kubernetes].into_iter().find_map(|kind| api.controller.source(kind));
+    let source =
+        [SourceKind::Manifest, SourceKind::Kubernetes].into_iter().find_map(|kind| api.controller.source(kind));
     let Some(source) = source else { return Err(Problem::bad_request("vkubelet has no source of pods")) };
     let created = source.pods.create(pod).await?;
     let body = serde_json::json!({"namespace": created.namespace, "name": created.name, "uid": created.uid});
@@ -243,7 +244,8 @@ mod tests {
     fn the_status_word_is_the_one_kubectl_shows() {
         let waiting = json!({"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]});
         assert_eq!(display("Pending", &waiting, false), "ImagePullBackOff");
-        let killed = json!({"containerStatuses": [{"state": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]});
+        let killed =
+            json!({"containerStatuses": [{"state": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]});
         assert_eq!(display("Failed", &killed, false), "OOMKilled");
         let done = json!({"containerStatuses": [{"state": {"terminated": {"reason": "Completed"}}}]});
         assert_eq!(display("Succeeded", &done, false), "Completed");

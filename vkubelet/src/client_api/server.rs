@@ -34,7 +34,10 @@ impl axum::serve::Listener for Admitted {
                     Ok(peer) if peer.uid() == 0 || peer.uid() == self.own_uid => return (stream, address),
                     Ok(peer) => tracing::warn!(peer.uid = peer.uid(), "refused a client of another user"),
                     Err(error) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "refused a client that cannot be identified");
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "refused a client that cannot be identified"
+                        );
                     }
                 },
                 Err(error) => {

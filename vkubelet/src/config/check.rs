@@ -69,8 +69,8 @@ impl Config {
         let file = match &flags.config {
             None => RunFlags::default(),
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+                let text =
+                    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
                 toml::from_str(&text)
                     .map_err(|source| ConfigError::Parse { path: path.clone(), source: Box::new(source) })?
             }
@@ -178,7 +178,9 @@ fn readable(flag: &'static str, path: &Path) -> Result<(), ConfigError> {
 }
 
 fn taint(text: &str) -> Result<Taint, ConfigError> {
-    let bad = || value("--taint", format!("{text:?} is not KEY[=VALUE]:EFFECT with NoSchedule, PreferNoSchedule or NoExecute"));
+    let bad = || {
+        value("--taint", format!("{text:?} is not KEY[=VALUE]:EFFECT with NoSchedule, PreferNoSchedule or NoExecute"))
+    };
     let (pair, effect) = text.rsplit_once(':').ok_or_else(bad)?;
     if !matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
         return Err(bad());
@@ -209,7 +211,11 @@ mod tests {
     use super::*;
 
     fn flags() -> RunFlags {
-        RunFlags { pod_manifest_path: Some("/etc/nodeless/pods".into()), node_name: Some("n".into()), ..RunFlags::default() }
+        RunFlags {
+            pod_manifest_path: Some("/etc/nodeless/pods".into()),
+            node_name: Some("n".into()),
+            ..RunFlags::default()
+        }
     }
 
     #[test]

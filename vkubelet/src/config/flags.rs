@@ -153,9 +153,28 @@ impl RunFlags {
             ($($field:ident),* $(,)?) => { Self { config: self.config, $($field: self.$field.or(file.$field)),* } };
         }
         first!(
-            node_name, state_dir, run_dir, pod_manifest_path, kubeconfig, agent_listen, kubelet_listen, tls_cert_file,
-            tls_private_key_file, client_ca_file, kubelet_port_public, node_ip, billing_listen, billing_token_file,
-            http_listen, cluster_dns, cluster_domain, service_host, service_port, taint, no_taint, node_labels,
+            node_name,
+            state_dir,
+            run_dir,
+            pod_manifest_path,
+            kubeconfig,
+            agent_listen,
+            kubelet_listen,
+            tls_cert_file,
+            tls_private_key_file,
+            client_ca_file,
+            kubelet_port_public,
+            node_ip,
+            billing_listen,
+            billing_token_file,
+            http_listen,
+            cluster_dns,
+            cluster_domain,
+            service_host,
+            service_port,
+            taint,
+            no_taint,
+            node_labels,
             log_format,
         )
     }

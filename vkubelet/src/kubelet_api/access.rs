@@ -56,11 +56,7 @@ mod tests {
         ];
         for (method, path, verb, subresource) in rows {
             let access = required(&method, path);
-            assert_eq!(
-                (access.verb, access.subresources[0]),
-                (verb, subresource),
-                "{method} {path}"
-            );
+            assert_eq!((access.verb, access.subresources[0]), (verb, subresource), "{method} {path}");
         }
     }
 

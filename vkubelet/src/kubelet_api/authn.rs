@@ -49,17 +49,10 @@ pub fn from_certificate(der: &[u8]) -> Option<Identity> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let subject = certificate.subject();
     let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let mut groups: Vec<String> = subject
-        .iter_organization()
-        .filter_map(|o| o.as_str().ok())
-        .map(str::to_owned)
-        .collect();
+    let mut groups: Vec<String> =
+        subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
     groups.push("system:authenticated".to_owned());
-    (!user.is_empty()).then_some(Identity {
-        user,
-        uid: String::new(),
-        groups,
-    })
+    (!user.is_empty()).then_some(Identity { user, uid: String::new(), groups })
 }
 
 /// Checks bearer tokens with the API server and remembers good ones for a while, by hash.
@@ -71,10 +64,7 @@ pub struct Tokens {
 impl Tokens {
     /// Asks through this client.
     pub fn new(client: Client) -> Self {
-        Self {
-            api: Api::all(client),
-            known: Mutex::new(HashMap::new()),
-        }
+        Self { api: Api::all(client), known: Mutex::new(HashMap::new()) }
     }
 
     /// The identity behind a token.
@@ -84,19 +74,14 @@ impl Tokens {
             return Ok(identity);
         }
         let review = TokenReview {
-            spec: TokenReviewSpec {
-                token: token.to_owned(),
-                audiences: None,
-            },
+            spec: TokenReviewSpec { token: token.to_owned(), audiences: None },
             ..TokenReview::default()
         };
         let answer = self
             .api
             .create(&PostParams::default(), &review)
             .await
-            .map_err(|source| AuthnError::CouldNotAsk {
-                source: Box::new(source),
-            })?;
+            .map_err(|source| AuthnError::CouldNotAsk { source: Box::new(source) })?;
         let status = answer.status.unwrap_or_default();
         let user = status.user.unwrap_or_default();
         if status.authenticated != Some(true) {
@@ -113,10 +98,7 @@ impl Tokens {
 
     fn remembered(&self, key: &[u8; 32]) -> Option<Identity> {
         let known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        known
-            .get(key)
-            .filter(|(at, _)| at.elapsed() < KEEP)
-            .map(|(_, identity)| identity.clone())
+        known.get(key).filter(|(at, _)| at.elapsed() < KEEP).map(|(_, identity)| identity.clone())
     }
 
     fn remember(&self, key: [u8; 32], identity: Identity) {

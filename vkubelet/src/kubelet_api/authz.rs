@@ -54,11 +54,7 @@ pub struct Authorizer {
 impl Authorizer {
     /// For the node of this name.
     pub fn new(client: Client, node: String) -> Self {
-        Self {
-            api: Api::all(client),
-            node,
-            known: Mutex::new(HashMap::new()),
-        }
+        Self { api: Api::all(client), node, known: Mutex::new(HashMap::new()) }
     }
 
     /// Allows or says why not.
@@ -90,10 +86,7 @@ impl Authorizer {
             .api
             .create(&PostParams::default(), &review)
             .await
-            .map_err(|source| AuthzError::CouldNotAsk {
-                user: identity.user.clone(),
-                source: Box::new(source),
-            })?;
+            .map_err(|source| AuthzError::CouldNotAsk { user: identity.user.clone(), source: Box::new(source) })?;
         let allowed = answer.status.is_some_and(|s| s.allowed && s.denied != Some(true));
         self.remember(question, allowed);
         Ok(allowed)

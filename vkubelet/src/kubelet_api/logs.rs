@@ -41,11 +41,7 @@ pub fn parse(query: &HashMap<String, String>, now_ns: i64) -> Result<LogsRequest
     };
     let stream = query.get("stream").cloned().unwrap_or_default();
     if !matches!(stream.as_str(), "" | "All" | "Stdout" | "Stderr") {
-        return Err(QueryError::Invalid {
-            name: "stream",
-            value: stream,
-            expected: "All, Stdout or Stderr",
-        });
+        return Err(QueryError::Invalid { name: "stream", value: stream, expected: "All, Stdout or Stderr" });
     }
     Ok(LogsRequest {
         follow: boolean(query, "follow")?,
@@ -64,11 +60,7 @@ fn boolean(query: &HashMap<String, String>, name: &'static str) -> Result<bool, 
     match query.get(name).map(|v| v.to_ascii_lowercase()).as_deref() {
         None | Some("0" | "false") => Ok(false),
         Some("" | "1" | "true") => Ok(true),
-        Some(value) => Err(QueryError::Invalid {
-            name,
-            value: value.to_owned(),
-            expected: "true or false",
-        }),
+        Some(value) => Err(QueryError::Invalid { name, value: value.to_owned(), expected: "true or false" }),
     }
 }
 
@@ -81,11 +73,7 @@ fn number(
     let Some(text) = query.get(name) else { return Ok(None) };
     match text.parse::<i64>() {
         Ok(value) if value >= least => Ok(Some(value)),
-        _ => Err(QueryError::Invalid {
-            name,
-            value: text.clone(),
-            expected,
-        }),
+        _ => Err(QueryError::Invalid { name, value: text.clone(), expected }),
     }
 }
 

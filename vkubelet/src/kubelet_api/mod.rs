@@ -37,10 +37,7 @@ pub async fn start(
 ) -> Result<SocketAddr, server::ServeError> {
     let tls = server::tls_config(tls)?;
     let listener = server::bind(listen).await?;
-    let address = listener.local_addr().map_err(|source| server::ServeError::Listen {
-        address: listen,
-        source,
-    })?;
+    let address = listener.local_addr().map_err(|source| server::ServeError::Listen { address: listen, source })?;
     let api = routes::Api {
         tokens: authn::Tokens::new(client.clone()),
         authorizer: authz::Authorizer::new(client, node_name.to_owned()),

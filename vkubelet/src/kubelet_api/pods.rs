@@ -34,13 +34,7 @@ fn with_status(entry: &Entry) -> Option<serde_json::Value> {
 #[async_trait]
 impl NodePods for HostedPods {
     fn pods(&self) -> Vec<serde_json::Value> {
-        self.access
-            .board()
-            .all()
-            .iter()
-            .filter(|entry| !entry.gone)
-            .filter_map(with_status)
-            .collect()
+        self.access.board().all().iter().filter(|entry| !entry.gone).filter_map(with_status).collect()
     }
 
     async fn logs(
@@ -49,17 +43,11 @@ impl NodePods for HostedPods {
         pod: &str,
         request: LogsRequest,
     ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, LogsError> {
-        let stream = self
-            .access
-            .logs(namespace, pod, request)
-            .await
-            .map_err(|error| match error {
-                AccessError::NotFound(message) => LogsError::NotFound(message),
-                AccessError::WrongState(message) => LogsError::NotAvailable(message),
-                AccessError::CouldNotAsk(message) => LogsError::CouldNotAsk(message),
-            })?;
-        Ok(stream
-            .map(|chunk| chunk.map(|c| c.data).map_err(std::io::Error::other))
-            .boxed())
+        let stream = self.access.logs(namespace, pod, request).await.map_err(|error| match error {
+            AccessError::NotFound(message) => LogsError::NotFound(message),
+            AccessError::WrongState(message) => LogsError::NotAvailable(message),
+            AccessError::CouldNotAsk(message) => LogsError::CouldNotAsk(message),
+        })?;
+        Ok(stream.map(|chunk| chunk.map(|c| c.data).map_err(std::io::Error::other)).boxed())
     }
 }

@@ -77,10 +77,7 @@ pub fn router(api: Arc<Api>) -> Router {
 }
 
 async fn gate(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let certificate = request
-        .extensions()
-        .get::<ConnectionIdentity>()
-        .and_then(|c| c.0.clone());
+    let certificate = request.extensions().get::<ConnectionIdentity>().and_then(|c| c.0.clone());
     let identity = match identify(&api, certificate, bearer(&request)).await {
         Ok(identity) => identity,
         Err(error @ (AuthnError::Missing | AuthnError::Refused)) => {
@@ -120,12 +117,7 @@ async fn pods(State(api): State<Arc<Api>>) -> Response {
 }
 
 async fn running_pods(State(api): State<Arc<Api>>) -> Response {
-    let running = api
-        .pods
-        .pods()
-        .into_iter()
-        .filter(|pod| pod["status"]["phase"] == "Running")
-        .collect();
+    let running = api.pods.pods().into_iter().filter(|pod| pod["status"]["phase"] == "Running").collect();
     Json(list(running)).into_response()
 }
 

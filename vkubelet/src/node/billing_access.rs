@@ -29,10 +29,7 @@ impl std::fmt::Debug for ClusterAuthorizer {
 impl ClusterAuthorizer {
     /// Asks through this client.
     pub fn new(client: Client) -> Self {
-        Self {
-            tokens: Tokens::new(client.clone()),
-            reviews: Api::all(client),
-        }
+        Self { tokens: Tokens::new(client.clone()), reviews: Api::all(client) }
     }
 }
 
@@ -59,32 +56,20 @@ fn review(identity: &Identity, namespace: Option<&str>) -> SubjectAccessReview {
 impl Authorizer for ClusterAuthorizer {
     async fn authenticate(&self, token: &str) -> Result<Identity, AuthError> {
         match self.tokens.identify(token).await {
-            Ok(identity) => Ok(Identity {
-                user: identity.user,
-                groups: identity.groups,
-            }),
+            Ok(identity) => Ok(Identity { user: identity.user, groups: identity.groups }),
             Err(AuthnError::Missing | AuthnError::Refused) => Err(AuthError::Unauthenticated),
             Err(AuthnError::CouldNotAsk { source }) => Err(AuthError::Unavailable(source)),
         }
     }
 
     async fn authorize(&self, identity: &Identity, namespace: Option<&str>) -> Result<(), AuthError> {
-        let asked = self
-            .reviews
-            .create(&PostParams::default(), &review(identity, namespace))
-            .await;
-        let status = asked
-            .map_err(|e| AuthError::Unavailable(Box::new(e)))?
-            .status
-            .unwrap_or_default();
+        let asked = self.reviews.create(&PostParams::default(), &review(identity, namespace)).await;
+        let status = asked.map_err(|e| AuthError::Unavailable(Box::new(e)))?.status.unwrap_or_default();
         if status.allowed && status.denied != Some(true) {
             return Ok(());
         }
         let what = namespace.map_or_else(|| "all namespaces".to_owned(), |n| format!("namespace {n}"));
-        Err(AuthError::Forbidden {
-            user: identity.user.clone(),
-            what,
-        })
+        Err(AuthError::Forbidden { user: identity.user.clone(), what })
     }
 }
 
@@ -94,10 +79,7 @@ mod tests {
 
     #[test]
     fn all_namespaces_are_asked_for_without_one() {
-        let identity = Identity {
-            user: "u".into(),
-            groups: vec![],
-        };
+        let identity = Identity { user: "u".into(), groups: vec![] };
         let of = |namespace| review(&identity, namespace).spec.resource_attributes.unwrap().namespace;
         assert_eq!(of(None), None);
         assert_eq!(of(Some("team")), Some("team".to_owned()));

@@ -95,23 +95,15 @@ async fn report(
     let Some(existing) = existing else {
         let created = api.create(&PostParams::default(), &node(settings, hosts, now)).await?;
         tracing::info!(node = %settings.name, "node registered");
-        return Ok(Written {
-            node_uid: created.uid().unwrap_or_default(),
-            status: created.status.unwrap_or_default(),
-        });
+        return Ok(Written { node_uid: created.uid().unwrap_or_default(), status: created.status.unwrap_or_default() });
     };
     let wanted = labels(settings, hosts);
     if wanted.iter().any(|(k, v)| existing.labels().get(k) != Some(v)) {
         let patch = serde_json::json!({"metadata": {"labels": wanted}});
-        api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(&patch))
-            .await?;
+        api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
     }
     let status = status(settings, hosts, previous.or(existing.status.as_ref()), now);
     let patch = serde_json::json!({"status": status});
-    api.patch_status(&settings.name, &PatchParams::default(), &Patch::Strategic(&patch))
-        .await?;
-    Ok(Written {
-        node_uid: existing.uid().unwrap_or_default(),
-        status,
-    })
+    api.patch_status(&settings.name, &PatchParams::default(), &Patch::Strategic(&patch)).await?;
+    Ok(Written { node_uid: existing.uid().unwrap_or_default(), status })
 }

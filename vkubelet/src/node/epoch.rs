@@ -46,9 +46,7 @@ impl LeaseEpoch {
             Some(mut lease) => {
                 let epoch = set_next(&mut lease, now);
                 // The object carries its resourceVersion: a write in between is a conflict.
-                api.replace(&self.node, &PostParams::default(), &lease)
-                    .await
-                    .map(|_| epoch)
+                api.replace(&self.node, &PostParams::default(), &lease).await.map(|_| epoch)
             }
         };
         match written {
@@ -59,21 +57,14 @@ impl LeaseEpoch {
     }
 
     fn failed(&self, source: Box<dyn std::error::Error + Send + Sync>) -> EpochError {
-        EpochError::Source {
-            from: format!("lease {NAMESPACE}/{}", self.node),
-            source,
-        }
+        EpochError::Source { from: format!("lease {NAMESPACE}/{}", self.node), source }
     }
 }
 
 /// Sets the next epoch: one more than the last, and not below the Unix time in seconds, so that a Lease that was deleted
 /// does not fall below what agents have seen.
 fn set_next(lease: &mut Lease, now: u64) -> u64 {
-    let last = lease
-        .annotations()
-        .get(ANNOTATION)
-        .and_then(|text| text.parse::<u64>().ok())
-        .unwrap_or_default();
+    let last = lease.annotations().get(ANNOTATION).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
     let next = now.max(last.saturating_add(1));
     lease.annotations_mut().insert(ANNOTATION.to_owned(), next.to_string());
     next

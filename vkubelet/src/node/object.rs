@@ -76,22 +76,14 @@ pub fn status(settings: &NodeSettings, hosts: &[HostStatus], previous: Option<&N
     let capacity = capacity(hosts);
     NodeStatus {
         addresses: Some(vec![
-            NodeAddress {
-                type_: "InternalIP".to_owned(),
-                address: settings.address.clone(),
-            },
-            NodeAddress {
-                type_: "Hostname".to_owned(),
-                address: settings.name.clone(),
-            },
+            NodeAddress { type_: "InternalIP".to_owned(), address: settings.address.clone() },
+            NodeAddress { type_: "Hostname".to_owned(), address: settings.name.clone() },
         ]),
         allocatable: Some(capacity.clone()),
         capacity: Some(capacity),
         conditions: Some(conditions(hosts, previous, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
-            kubelet_endpoint: Some(DaemonEndpoint {
-                port: i32::from(settings.kubelet_port),
-            }),
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(settings.kubelet_port) }),
         }),
         images: Some(images(hosts)),
         node_info: Some(node_info(settings, hosts)),
@@ -103,56 +95,25 @@ pub fn status(settings: &NodeSettings, hosts: &[HostStatus], previous: Option<&N
 pub fn capacity(hosts: &[HostStatus]) -> BTreeMap<String, Quantity> {
     let sum = |f: fn(&HostStatus) -> u64| hosts.iter().map(f).sum::<u64>();
     let milli = sum(|h| h.capacity_milli_cpu);
-    let cpu = if milli.is_multiple_of(1000) {
-        (milli / 1000).to_string()
-    } else {
-        format!("{milli}m")
-    };
+    let cpu = if milli.is_multiple_of(1000) { (milli / 1000).to_string() } else { format!("{milli}m") };
     BTreeMap::from([
         ("cpu".to_owned(), Quantity(cpu)),
-        (
-            "memory".to_owned(),
-            Quantity(format!("{}Ki", sum(|h| h.capacity_memory_bytes) / 1024)),
-        ),
-        (
-            "ephemeral-storage".to_owned(),
-            Quantity(format!("{}Ki", sum(|h| h.capacity_ephemeral_bytes) / 1024)),
-        ),
-        (
-            "pods".to_owned(),
-            Quantity(sum(|h| u64::from(h.capacity_pods)).to_string()),
-        ),
+        ("memory".to_owned(), Quantity(format!("{}Ki", sum(|h| h.capacity_memory_bytes) / 1024))),
+        ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", sum(|h| h.capacity_ephemeral_bytes) / 1024))),
+        ("pods".to_owned(), Quantity(sum(|h| u64::from(h.capacity_pods)).to_string())),
     ])
 }
 
 /// Conditions: pressure when every host is under it (one host with room can still take a pod), ready when a host is there.
 fn conditions(hosts: &[HostStatus], previous: Option<&NodeStatus>, now: Time) -> Vec<NodeCondition> {
     let pressed = |name: &str| {
-        !hosts.is_empty()
-            && hosts
-                .iter()
-                .all(|h| h.conditions.iter().any(|c| c.r#type == name && c.status))
+        !hosts.is_empty() && hosts.iter().all(|h| h.conditions.iter().any(|c| c.r#type == name && c.status))
     };
     let ready = !hosts.is_empty();
     let rows = [
-        (
-            "MemoryPressure",
-            pressed("MemoryPressure"),
-            "HostsHaveSufficientMemory",
-            "HostsHaveInsufficientMemory",
-        ),
-        (
-            "DiskPressure",
-            pressed("DiskPressure"),
-            "HostsHaveNoDiskPressure",
-            "HostsHaveDiskPressure",
-        ),
-        (
-            "PIDPressure",
-            pressed("PIDPressure"),
-            "HostsHaveSufficientPID",
-            "HostsHaveInsufficientPID",
-        ),
+        ("MemoryPressure", pressed("MemoryPressure"), "HostsHaveSufficientMemory", "HostsHaveInsufficientMemory"),
+        ("DiskPressure", pressed("DiskPressure"), "HostsHaveNoDiskPressure", "HostsHaveDiskPressure"),
+        ("PIDPressure", pressed("PIDPressure"), "HostsHaveSufficientPID", "HostsHaveInsufficientPID"),
         ("Ready", ready, "NoHostConnected", "HostsReady"),
     ];
     rows.into_iter()
@@ -253,13 +214,7 @@ mod tests {
     }
 
     fn condition<'a>(status: &'a NodeStatus, name: &str) -> &'a NodeCondition {
-        status
-            .conditions
-            .as_ref()
-            .unwrap()
-            .iter()
-            .find(|c| c.type_ == name)
-            .unwrap()
+        status.conditions.as_ref().unwrap().iter().find(|c| c.type_ == name).unwrap()
     }
 
     #[test]
@@ -290,11 +245,7 @@ mod tests {
     #[test]
     fn pressure_on_one_of_two_hosts_is_not_pressure_on_the_node() {
         let mut full = host(1000);
-        full.conditions.push(Condition {
-            r#type: "DiskPressure".into(),
-            status: true,
-            ..Condition::default()
-        });
+        full.conditions.push(Condition { r#type: "DiskPressure".into(), status: true, ..Condition::default() });
         let one = status(&settings(), &[full.clone(), host(1000)], None, at(1));
         assert_eq!(condition(&one, "DiskPressure").status, "False");
         let all = status(&settings(), &[full.clone(), full], None, at(1));
@@ -303,17 +254,11 @@ mod tests {
 
     #[test]
     fn images_are_listed_once_and_the_largest_first() {
-        let image = |name: &str, size| HostImage {
-            names: vec![name.into()],
-            size_bytes: size,
-        };
+        let image = |name: &str, size| HostImage { names: vec![name.into()], size_bytes: size };
         let (mut a, mut b) = (host(1), host(1));
         a.images = vec![image("small", 1), image("large", 9)];
         b.images = vec![image("large", 9)];
-        let names: Vec<_> = images(&[a, b])
-            .into_iter()
-            .map(|i| i.names.unwrap().remove(0))
-            .collect();
+        let names: Vec<_> = images(&[a, b]).into_iter().map(|i| i.names.unwrap().remove(0)).collect();
         assert_eq!(names, ["large", "small"]);
     }
 

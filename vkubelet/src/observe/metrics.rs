@@ -99,8 +99,7 @@ impl Collector for Pods {
             *phases.entry(phase).or_default() += 1;
         }
         let gauge = ConstGauge::new(0i64);
-        let mut family =
-            encoder.encode_descriptor("pods", "Pods by phase", None, gauge.metric_type())?;
+        let mut family = encoder.encode_descriptor("pods", "Pods by phase", None, gauge.metric_type())?;
         for (phase, count) in phases {
             let labels = [("phase", phase)];
             ConstGauge::new(count).encode(family.encode_family(&labels)?)?;

@@ -67,6 +67,7 @@ impl Controller {
             generations: Generations::new(epoch),
             cluster: settings.cluster,
             metrics: settings.metrics,
+            entered: CancellationToken::new(),
         };
         Self { shared: Arc::new(shared), sources: Arc::new(sources) }
     }
@@ -100,6 +101,7 @@ impl Controller {
         for pod in std::mem::take(&mut subscription.pods) {
             self.wake(&tracker, &stop, pod.uid());
         }
+        self.shared.entered.cancel();
         loop {
             let change = tokio::select! {
                 change = subscription.changes.recv() => change,

@@ -132,7 +132,8 @@ impl Sessions {
 
     #[tracing::instrument(name = "host", skip_all, fields(host.id = host.handle.host_id()))]
     async fn session(&self, host: ConnectedHost) {
-        self.shared.desired.complete().await;
+        // Before, absence means nothing, and statuses would find nobody.
+        self.shared.entered.cancelled().await;
         let handle = &host.handle;
         let mut pause = RETRY_FIRST;
         while let Err(status) = self.sync(handle).await {

@@ -64,12 +64,7 @@ impl Authorizer for Either {
     }
 }
 
-pub(super) fn doors(
-    store: &Arc<dyn Store>,
-    token: BearerToken,
-    cluster: Option<kube::Client>,
-    hosts: &Hosts,
-) -> Doors {
+pub(super) fn doors(store: &Arc<dyn Store>, token: BearerToken, cluster: Option<kube::Client>, hosts: &Hosts) -> Doors {
     let plan = Arc::new(Plan::default());
     let billing = |authorizer: Arc<dyn Authorizer>| Billing {
         store: Arc::clone(store),

@@ -185,11 +185,8 @@ fn start_manifest(
     stop: &CancellationToken,
 ) -> Result<Option<ManifestSource>, RunError> {
     let Some(directory) = config.manifest_path.clone() else { return Ok(None) };
-    let settings = ManifestSettings {
-        directory,
-        state_dir: config.state_dir.clone(),
-        node_name: config.node_name.clone(),
-    };
+    let settings =
+        ManifestSettings { directory, state_dir: config.state_dir.clone(), node_name: config.node_name.clone() };
     ManifestSource::start(settings, desired.clone(), tracker, stop).map(Some).map_err(RunError::Manifest)
 }
 
@@ -203,9 +200,11 @@ fn serve(
     tracker: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<SocketAddr, RunError> {
-    let address = listener
-        .local_addr()
-        .map_err(|source| RunError::Place { verb: "ask the address of", path: PathBuf::from("a socket"), source })?;
+    let address = listener.local_addr().map_err(|source| RunError::Place {
+        verb: "ask the address of",
+        path: PathBuf::from("a socket"),
+        source,
+    })?;
     let stop = stop.clone();
     tracker.spawn(async move {
         // Open streams must not keep the daemon from ending.

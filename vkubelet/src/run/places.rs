@@ -63,7 +63,11 @@ pub(super) fn client_socket(config: &Config) -> Result<UnixListener, RunError> {
     let path = socket_path(config);
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
         let source = io::Error::from(io::ErrorKind::AddrInUse);
-        return Err(RunError::Place { verb: "listen (another vkubelet answers there: give --run-dir) on", path, source });
+        return Err(RunError::Place {
+            verb: "listen (another vkubelet answers there: give --run-dir) on",
+            path,
+            source,
+        });
     }
     let _ = fs::remove_file(&path);
     // Bound under a name that nobody knows until it is protected.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::desired::{Desired, DesiredPod};
@@ -32,6 +33,8 @@ pub(super) struct Shared {
     pub(super) generations: Generations,
     pub(super) cluster: ClusterSettings,
     pub(super) metrics: Metrics,
+    /// Every pod of the first complete lists has its entry on the board.
+    pub(super) entered: CancellationToken,
 }
 
 /// An intent and what it was made for.

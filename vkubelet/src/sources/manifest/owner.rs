@@ -221,13 +221,13 @@ impl Owner {
         let trusted = before.as_ref() == Some(&scan.identity) || !scan.files.is_empty() || self.pods.is_empty();
         let mut problems = scan.problems;
         if trusted {
-            if before.as_ref() != Some(&scan.identity) {
-                if let Err(error) = self.records.save_directory(&scan.identity) {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "the directory's identity could not be written down"
-                    );
-                }
+            if before.as_ref() != Some(&scan.identity)
+                && let Err(error) = self.records.save_directory(&scan.identity)
+            {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the directory's identity could not be written down"
+                );
             }
         } else {
             let message = "was replaced by an empty directory: its pods go on; put a manifest into it, or end them with `nodeless rm`";
