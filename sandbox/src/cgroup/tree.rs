@@ -70,6 +70,20 @@ impl Tree {
         }
     }
 
+    /// Removes PARENT from every hierarchy, once no pod is in it. Its own ancestors stay; removing what does not exist
+    /// succeeds.
+    pub fn remove(layout: &Layout, parent: &str) -> Result<(), CgroupError> {
+        let roots = layout.v1.iter().map(|hierarchy| &hierarchy.path).chain(&layout.unified);
+        for root in roots {
+            match std::fs::remove_dir(root.join(parent)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(CgroupError::Remove { name: parent.to_owned(), source }),
+            }
+        }
+        Ok(())
+    }
+
     /// The group that all pods are in.
     pub fn parent(&self) -> &Group {
         &self.parent

@@ -21,8 +21,8 @@ const START: Duration = Duration::from_secs(10);
 /// The host's keeper.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    config: Config,
-    client: Mutex<Option<Client<KeeperWire>>>,
+    pub(super) config: Config,
+    pub(super) client: Mutex<Option<Client<KeeperWire>>>,
 }
 
 impl Keeper {

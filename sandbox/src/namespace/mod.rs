@@ -14,6 +14,7 @@ mod events;
 mod exec;
 mod keeper;
 mod layout;
+mod reset;
 mod slots;
 mod sources;
 
