@@ -17,7 +17,7 @@ use super::netns::{self, NetnsError};
 use super::plug;
 
 /// How many addresses the bridge table learns at once.
-pub(super) const BLOCK: u32 = 256;
+const BLOCK: u32 = 256;
 
 /// The rules could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -113,8 +113,9 @@ pub(super) fn routed(bridge: &str, cidr: Ipv4Net) -> Vec<Value> {
     commands
 }
 
-/// The bridged part, without any address yet.
-pub(super) fn bridged(bridge: &str, cidr: Ipv4Net) -> Vec<Value> {
+/// The bridged part, with the addresses of these blocks: in one transaction, so that the pods of before an agent's restart
+/// are heard all the time.
+pub(super) fn bridged(bridge: &str, cidr: Ipv4Net, blocks: impl IntoIterator<Item = u32>) -> Vec<Value> {
     const FAMILY: &str = "bridge";
     let name = table(bridge);
     let mut commands = fresh(FAMILY, &name);
@@ -133,16 +134,24 @@ pub(super) fn bridged(bridge: &str, cidr: Ipv4Net) -> Vec<Value> {
         let from_port = compare("==", meta("iifname"), ports);
         commands.push(rule(FAMILY, &name, "prerouting", vec![from_port, json!({ "drop": null })]));
     }
+    commands.extend(blocks.into_iter().map(|block| ports(bridge, cidr, block)));
     commands
 }
 
-/// Lets these addresses speak from their ports.
-pub(super) fn ports(bridge: &str, addresses: impl Iterator<Item = Ipv4Addr>) -> Vec<Value> {
+/// The block that an address belongs to.
+pub(super) fn block_of(ip: Ipv4Addr) -> u32 {
+    u32::from(ip) / BLOCK
+}
+
+/// Lets the addresses of a block speak from their ports.
+pub(super) fn ports(bridge: &str, cidr: Ipv4Net, block: u32) -> Value {
+    let first = block * BLOCK;
+    let addresses = (0..BLOCK).map(|n| Ipv4Addr::from(first + n)).filter(|ip| cidr.contains(ip));
     let element = |ip: Ipv4Addr| {
         let mac = plug::mac(ip).map(|byte| format!("{byte:02x}")).join(":");
         json!({ "concat": [plug::link_name(ip), mac, ip] })
     };
     let elements: Vec<Value> = addresses.map(element).collect();
     let name = table(bridge);
-    vec![json!({ "add": { "element": { "family": "bridge", "table": name, "name": "ports", "elem": elements } } })]
+    json!({ "add": { "element": { "family": "bridge", "table": name, "name": "ports", "elem": elements } } })
 }

@@ -151,6 +151,11 @@ impl Journal {
         self.pool.of(sandbox)
     }
 
+    /// The address that the next new holder gets, if there is one left.
+    pub(super) fn next(&self) -> Option<Ipv4Addr> {
+        self.pool.peek().ok()
+    }
+
     pub(super) fn all(&self) -> Vec<(String, Ipv4Addr)> {
         self.pool.held().map(|(id, ip)| (id.clone(), *ip)).collect()
     }

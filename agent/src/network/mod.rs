@@ -129,7 +129,9 @@ impl Network {
     /// Opens the journal and makes the data plane ready. Repeating it on a ready one changes nothing.
     pub async fn open(config: NetworkConfig) -> Result<Network, NetworkError> {
         let journal = Journal::open(&config.state_dir, config.cidr).map_err(NetworkError::Journal)?;
-        let plane = Plane::open(&config).await.map_err(NetworkError::Plane)?;
+        let mut used: Vec<Ipv4Addr> = journal.all().into_iter().map(|(_, ip)| ip).collect();
+        used.extend(journal.next());
+        let plane = Plane::open(&config, &used).await.map_err(NetworkError::Plane)?;
         let unplugger = Unplugger::start(plane.handle().clone());
         let inner = Inner { journal: Mutex::new(journal), detaching: Mutex::default(), plane, unplugger };
         Ok(Network { inner: Arc::new(inner) })

@@ -75,7 +75,8 @@ pub(super) struct Plane {
 }
 
 impl Plane {
-    pub(super) async fn open(config: &NetworkConfig) -> Result<Plane, PlaneError> {
+    /// `used`: the addresses that are held, and the one that comes next.
+    pub(super) async fn open(config: &NetworkConfig, used: &[Ipv4Addr]) -> Result<Plane, PlaneError> {
         let (bridge, cidr) = (config.bridge.as_str(), config.cidr.trunc());
         check_name(bridge)?;
         let netns = match &config.data_plane {
@@ -93,11 +94,11 @@ impl Plane {
         forwarding.map_err(PlaneError::Enter)?.map_err(PlaneError::Forwarding)?;
         let socket = Socket { bridge: index, mtu, cidr, gateway };
         let mut plane = Plane { handle, netns, bridge: bridge.to_owned(), socket, known_blocks: None };
-        plane.write_rules(config.data_plane == DataPlane::Host).await?;
+        plane.write_rules(config.data_plane == DataPlane::Host, used).await?;
         Ok(plane)
     }
 
-    async fn write_rules(&mut self, required: bool) -> Result<(), PlaneError> {
+    async fn write_rules(&mut self, required: bool, used: &[Ipv4Addr]) -> Result<(), PlaneError> {
         let rules = firewall::routed(&self.bridge, self.socket.cidr);
         match firewall::apply(self.entry()?, "masquerade", rules).await {
             Ok(()) => {}
@@ -108,8 +109,10 @@ impl Plane {
             }
             Err(error) => return Err(PlaneError::Firewall(error)),
         }
-        match firewall::apply(self.entry()?, "anti-spoofing", firewall::bridged(&self.bridge, self.socket.cidr)).await {
-            Ok(()) => self.known_blocks = Some(tokio::sync::Mutex::default()),
+        let blocks: BTreeSet<u32> = used.iter().copied().map(firewall::block_of).collect();
+        let rules = firewall::bridged(&self.bridge, self.socket.cidr, blocks.iter().copied());
+        match firewall::apply(self.entry()?, "anti-spoofing", rules).await {
+            Ok(()) => self.known_blocks = Some(tokio::sync::Mutex::new(blocks)),
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
@@ -129,14 +132,12 @@ impl Plane {
     /// Enters the block of this address into the bridge table, once.
     async fn let_speak(&self, ip: Ipv4Addr) -> Result<(), PlugError> {
         let Some(known) = &self.known_blocks else { return Ok(()) };
-        let block = u32::from(ip) / firewall::BLOCK;
+        let block = firewall::block_of(ip);
         let mut known = known.lock().await;
         if known.contains(&block) {
             return Ok(());
         }
-        let first = block * firewall::BLOCK;
-        let addresses = (0..firewall::BLOCK).map(|n| Ipv4Addr::from(first + n));
-        let commands = firewall::ports(&self.bridge, addresses.filter(|ip| self.socket.cidr.contains(ip)));
+        let commands = vec![firewall::ports(&self.bridge, self.socket.cidr, block)];
         let failed =
             |source: io::Error| PlugError::Netlink { step: "allow addresses at", link: self.bridge.clone(), source };
         let entry = self.entry().map_err(|error| failed(io::Error::other(error)))?;

@@ -230,6 +230,8 @@ async fn privileged_what_a_killed_agent_left_is_reconciled() {
     assert_eq!(bench.ports(), 3);
 
     bench.reopen("10.88.0.0/24").await;
+    serve(&live, SocketAddr::new(kept.ip, 80));
+    call(&bench.plane, SocketAddr::new(kept.ip, 80)).expect("a live pod does not notice");
     let freed = bench.network().reconcile(&["live".to_owned()]).await.expect("reconcile");
     assert_eq!(freed.into_iter().collect::<BTreeSet<_>>(), ["dead".to_owned(), "recorded".to_owned()].into());
     assert_eq!(bench.ports(), 1);
