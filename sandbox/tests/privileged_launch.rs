@@ -51,8 +51,8 @@ async fn privileged_the_pid_told_is_the_hosts() {
     let host = Host::new().await;
     let id = host.sandbox("pid").await;
     let started = host.sandboxes().start(&id, &host.shell("main", "exec sleep 1000")).await.unwrap();
-    let command = std::fs::read_to_string(format!("/proc/{}/cmdline", started.pid)).unwrap();
-    assert_eq!(command, "sleep\x001000\0");
+    let command = || std::fs::read_to_string(format!("/proc/{}/cmdline", started.pid)).unwrap();
+    support::until("the program of that number is the container's", || command() == "sleep\x001000\0").await;
     let status = std::fs::read_to_string(format!("/proc/{}/status", started.pid)).unwrap();
     let uid = status.lines().find_map(|line| line.strip_prefix("Uid:\t")).unwrap();
     let uid: u32 = uid.split('\t').next().unwrap().parse().unwrap();
@@ -184,8 +184,8 @@ async fn privileged_containers_of_a_pod_share_network_memory_and_host_name() {
     let host = Host::new().await;
     let id = host.sandbox("sharing").await;
     host.script(&id, "writer", "echo shared > /dev/shm/note; chmod 600 /dev/shm/note").await;
-    let (_, log) = host.script(&id, "reader", "cat /dev/shm/note; hostname; readlink /proc/self/ns/net /proc/self/ns/ipc").await;
-    let (_, other) = host.script(&id, "third", "readlink /proc/self/ns/net /proc/self/ns/ipc; ip link show lo").await;
+    let (_, log) = host.script(&id, "reader", "cat /dev/shm/note; hostname; readlink /proc/self/ns/net; readlink /proc/self/ns/ipc").await;
+    let (_, other) = host.script(&id, "third", "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; ip link show lo").await;
     let lines: Vec<&str> = log.lines().collect();
     assert_eq!(lines[..2], ["shared", "sharing"]);
     let others: Vec<&str> = other.lines().collect();

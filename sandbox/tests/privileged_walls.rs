@@ -61,9 +61,7 @@ async fn privileged_roots_capabilities_are_the_default_nine_and_the_filter_is_on
     let host = Host::new().await;
     let id = host.sandbox("caps").await;
     let (_, log) = host.script(&id, "main", "grep -E 'Cap|Seccomp:|NoNewPrivs' /proc/self/status; ulimit -n; ulimit -c").await;
-    let nine = 0x5fbu64 & !0b1000_0000_0000 | 0;
     let expected: u64 = [0, 1, 3, 4, 5, 6, 7, 8, 10].iter().map(|n| 1u64 << n).sum();
-    let _ = nine;
     for name in ["CapPrm", "CapEff", "CapBnd"] {
         assert!(log.contains(&format!("{name}:\t{expected:016x}")), "{log}");
     }
@@ -99,7 +97,7 @@ async fn privileged_what_only_the_host_may_do_is_refused() {
         "ls /sys/firmware | grep .",
         "cat /proc/1/../../../etc/hostname",
     ];
-    let script = attempts.map(|attempt| format!("if {attempt} 2>/dev/null; then echo 'WENT THROUGH: {attempt}'; fi"));
+    let script = attempts.map(|attempt| format!("if ({attempt}) 2>/dev/null >/dev/null; then echo 'WENT THROUGH: {attempt}'; fi"));
     let mut spec = host.shell("main", &script.join("\n"));
     // Also with every capability that a namespace's root could have.
     host.run(&id, &spec).await;

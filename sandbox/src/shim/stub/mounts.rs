@@ -67,6 +67,8 @@ pub(crate) fn mount_defaults(
     let options =
         [("newinstance", None), ("ptmxmode", Some("0666")), ("mode", Some("0620")), ("gid", Some(group.as_str()))];
     let pts = mount::create("devpts", &options, mount::NOSUID | mount::NOEXEC).step("mount of /dev/pts")?;
+    let (uid, gid) = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
+    chownat(&pts, "", uid, gid, AtFlags::EMPTY_PATH).step("owner of /dev/pts")?;
     attach(&pts, dev, "pts", base)?;
     let shm = mount::clone_tree(shm, "", false).step("clone of the pod's shared memory")?;
     attach(&shm, dev, "shm", base)?;

@@ -27,6 +27,9 @@ pub(crate) fn mount_all(
         if !volume.destination.is_absolute() || volume.destination == Path::new("/") {
             return Err(Refusal::Invalid { message: format!("mount path {destination} is not an absolute path below /") });
         }
+        if ["/proc", "/sys"].iter().any(|kernel| volume.destination.starts_with(kernel)) {
+            return Err(in_the_kernel(&volume.destination));
+        }
         if let Some(what) = prepare(volume, source, user)? {
             degraded.push(what);
         }
@@ -64,8 +67,11 @@ fn prepare(volume: &spec::Mount, source: &OwnedFd, user: &OwnedFd) -> Result<Opt
 fn refuse_kernel_file_systems(target: &OwnedFd, destination: &Path) -> Result<(), Refusal> {
     let kind = fstatfs(target.as_fd()).step("file system of a mount point")?.f_type;
     if KERNEL_FILE_SYSTEMS.contains(&kind) {
-        let message = format!("mount path {} leads into a file system of the kernel's", destination.display());
-        return Err(Refusal::Invalid { message });
+        return Err(in_the_kernel(destination));
     }
     Ok(())
+}
+
+fn in_the_kernel(destination: &Path) -> Refusal {
+    Refusal::Invalid { message: format!("mount path {} leads into a file system of the kernel's", destination.display()) }
 }
