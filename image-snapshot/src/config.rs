@@ -67,11 +67,7 @@ impl Platform {
             "loongarch64" => ("loong64", ""),
             other => (other, ""),
         };
-        Self {
-            os: "linux".to_owned(),
-            architecture: architecture.to_owned(),
-            variant: variant.to_owned(),
-        }
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: variant.to_owned() }
     }
 }
 
@@ -124,10 +120,7 @@ pub struct Concurrency {
 
 impl Default for Concurrency {
     fn default() -> Self {
-        Self {
-            layers_per_image: 3,
-            layers_in_all: 6,
-        }
+        Self { layers_per_image: 3, layers_in_all: 6 }
     }
 }
 

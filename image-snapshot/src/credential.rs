@@ -134,10 +134,7 @@ fn entry((scope, auth): (String, DockerAuth)) -> Option<Result<Credential, Crede
 
 /// `https://index.docker.io/v1/` and friends to host and path.
 fn split_scope(scope: &str) -> (String, Option<String>) {
-    let bare = scope
-        .strip_prefix("https://")
-        .or_else(|| scope.strip_prefix("http://"))
-        .unwrap_or(scope);
+    let bare = scope.strip_prefix("https://").or_else(|| scope.strip_prefix("http://")).unwrap_or(scope);
     let (host, path) = match bare.split_once('/') {
         None => (bare, None),
         Some((host, path)) => (host, Some(path.trim_end_matches('/'))),
@@ -217,10 +214,7 @@ mod tests {
         let json = br#"{"auths":{"r.io":{"auth":"dTpwOnc="},"s.io":{"username":"x","password":"hunter2"},"t.io":{"identitytoken":"idt"},"u.io":{}}}"#;
         let all = Credential::from_docker_config_json(json).unwrap();
         assert_eq!(all.len(), 3);
-        assert_eq!(
-            all[0].auth,
-            RegistryAuth::Basic { username: "u".into(), password: Secret::new("p:w") }
-        );
+        assert_eq!(all[0].auth, RegistryAuth::Basic { username: "u".into(), password: Secret::new("p:w") });
         assert!(!format!("{all:?}").contains("hunter2"));
         assert!(Credential::from_docker_config_json(br#"{"auths":{"r":{"auth":"?"}}}"#).is_err());
     }

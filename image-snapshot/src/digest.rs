@@ -107,9 +107,7 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(s: &str) -> Result<Self, DigestError> {
-        let (algorithm, hex) = s
-            .split_once(':')
-            .ok_or_else(|| DigestError::NoAlgorithm(s.to_owned()))?;
+        let (algorithm, hex) = s.split_once(':').ok_or_else(|| DigestError::NoAlgorithm(s.to_owned()))?;
         let algorithm = match algorithm {
             "sha256" => Algorithm::Sha256,
             "sha512" => Algorithm::Sha512,
@@ -118,15 +116,9 @@ impl FromStr for Digest {
         let want = algorithm.hex_len();
         let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         if hex.len() != want || !hex.bytes().all(is_hex) {
-            return Err(DigestError::BadHex {
-                value: hex.to_owned(),
-                want,
-            });
+            return Err(DigestError::BadHex { value: hex.to_owned(), want });
         }
-        Ok(Self {
-            algorithm,
-            hex: hex.to_owned(),
-        })
+        Ok(Self { algorithm, hex: hex.to_owned() })
     }
 }
 
@@ -181,10 +173,7 @@ mod tests {
     #[test]
     fn a_digest_survives_a_round_trip_and_anything_else_is_refused() {
         let d = Digest::sha256(b"");
-        assert_eq!(
-            d.to_string(),
-            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
+        assert_eq!(d.to_string(), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         assert_eq!(d.to_string().parse::<Digest>().unwrap(), d);
         for bad in [
             "",
@@ -204,9 +193,6 @@ mod tests {
         let a = Digest::sha256(b"a");
         let b = Digest::sha256(b"b");
         assert_eq!(Digest::chain(None, &a), a);
-        assert_eq!(
-            Digest::chain(Some(&a), &b),
-            Digest::sha256(format!("{a} {b}").as_bytes())
-        );
+        assert_eq!(Digest::chain(Some(&a), &b), Digest::sha256(format!("{a} {b}").as_bytes()));
     }
 }

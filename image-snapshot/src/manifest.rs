@@ -12,14 +12,10 @@ use crate::{Digest, ImageConfig, Platform};
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
-const INDEXES: [&str; 2] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
-const MANIFESTS: [&str; 2] = [
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
+const INDEXES: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+const MANIFESTS: [&str; 2] =
+    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
 const LAYERS: [&str; 10] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
@@ -233,7 +229,9 @@ impl Manifest {
 /// The entry of an index that fits `platform` best.
 pub fn choose<'a>(entries: &'a [Descriptor], platform: &Platform) -> Result<&'a Descriptor, ManifestError> {
     let usable = |d: &&Descriptor| {
-        d.media_type.is_empty() || INDEXES.contains(&d.media_type.as_str()) || MANIFESTS.contains(&d.media_type.as_str())
+        d.media_type.is_empty()
+            || INDEXES.contains(&d.media_type.as_str())
+            || MANIFESTS.contains(&d.media_type.as_str())
     };
     let score = |d: &Descriptor| match &d.platform {
         // Not said: the configuration will tell.

@@ -143,11 +143,7 @@ impl Merged {
         };
         match self.layers[leaf.layer].read_all(&leaf.inode, max_bytes).map_err(damaged)? {
             Some(bytes) => Ok(Some(bytes)),
-            None => Err(RootfsError::TooLarge {
-                path: path.to_owned(),
-                size: leaf.inode.size,
-                limit: max_bytes,
-            }),
+            None => Err(RootfsError::TooLarge { path: path.to_owned(), size: leaf.inode.size, limit: max_bytes }),
         }
     }
 

@@ -88,7 +88,9 @@ pub enum ReferenceError {
         repository: String,
     },
     /// A path component breaks the grammar.
-    #[error("image name {name:?}: repository component {component:?} is not [a-z0-9]+ joined by '.', '_', '__' or dashes")]
+    #[error(
+        "image name {name:?}: repository component {component:?} is not [a-z0-9]+ joined by '.', '_', '__' or dashes"
+    )]
     Repository {
         /// The whole name.
         name: String,
@@ -230,10 +232,7 @@ impl FromStr for Reference {
 }
 
 fn parse_local(whole: &str, kind: LocalKind, rest: &str) -> Result<LocalReference, ReferenceError> {
-    let bad_path = || ReferenceError::LocalPath {
-        name: whole.to_owned(),
-        scheme: kind.scheme(),
-    };
+    let bad_path = || ReferenceError::LocalPath { name: whole.to_owned(), scheme: kind.scheme() };
     // The name begins at the first colon after the last slash of the path; docker archives name images with
     // slashes, so there the first colon of all decides.
     let colon = match kind {
@@ -247,10 +246,7 @@ fn parse_local(whole: &str, kind: LocalKind, rest: &str) -> Result<LocalReferenc
         Some(i) => (&rest[..i], Some(&rest[i + 1..])),
         None => (rest, None),
     };
-    let clean = path.starts_with('/')
-        && path.len() > 1
-        && !path.contains('\0')
-        && path.split('/').all(|c| c != "..");
+    let clean = path.starts_with('/') && path.len() > 1 && !path.contains('\0') && path.split('/').all(|c| c != "..");
     if !clean {
         return Err(bad_path());
     }
@@ -260,17 +256,10 @@ fn parse_local(whole: &str, kind: LocalKind, rest: &str) -> Result<LocalReferenc
             _ => is_tag(name),
         };
         if !ok {
-            return Err(ReferenceError::Tag {
-                name: whole.to_owned(),
-                tag: name.to_owned(),
-            });
+            return Err(ReferenceError::Tag { name: whole.to_owned(), tag: name.to_owned() });
         }
     }
-    Ok(LocalReference {
-        kind,
-        path: PathBuf::from(path),
-        name: name.map(str::to_owned),
-    })
+    Ok(LocalReference { kind, path: PathBuf::from(path), name: name.map(str::to_owned) })
 }
 
 fn parse_registry(s: &str) -> Result<RegistryReference, ReferenceError> {
@@ -333,12 +322,7 @@ fn parse_registry(s: &str) -> Result<RegistryReference, ReferenceError> {
         (None, Some(_)) => None,
         (None, None) => Some(DEFAULT_TAG.to_owned()),
     };
-    Ok(RegistryReference {
-        registry: registry.to_owned(),
-        repository,
-        tag,
-        digest,
-    })
+    Ok(RegistryReference { registry: registry.to_owned(), repository, tag, digest })
 }
 
 fn looks_like_host(s: &str) -> bool {
@@ -390,9 +374,7 @@ fn is_component(s: &str) -> bool {
 /// `[\w][\w.-]{0,127}`
 fn is_tag(s: &str) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    s.len() <= MAX_TAG
-        && s.bytes().next().is_some_and(word)
-        && s.bytes().all(|b| word(b) || b == b'.' || b == b'-')
+    s.len() <= MAX_TAG && s.bytes().next().is_some_and(word) && s.bytes().all(|b| word(b) || b == b'.' || b == b'-')
 }
 
 #[cfg(test)]

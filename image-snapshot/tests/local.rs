@@ -1,4 +1,5 @@
 //! Images from directories, and from Debian's own tools and registry.
+#![allow(clippy::unwrap_used)] // A test program throughout.
 
 mod support;
 
@@ -39,7 +40,8 @@ async fn a_layout_is_read_by_tag_or_alone() {
 
 #[tokio::test]
 async fn a_pod_may_name_only_the_directories_that_the_host_allows() {
-    let (root, allowed, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (root, allowed, other) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for dir in [&allowed, &other] {
         Made::simple(b"x").write_layout(&dir.path().join("image"), "1");
     }
@@ -97,8 +99,11 @@ async fn verify_finds_a_rotten_layer_and_the_next_pull_mends_it() {
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, &rotten).unwrap();
     let verdicts = images.verify().await.unwrap();
-    let damaged: Vec<_> =
-        verdicts.iter().filter(|(_, v)| *v != image_snapshot::store::Verdict::Sound).map(|(id, _)| id.clone()).collect();
+    let damaged: Vec<_> = verdicts
+        .iter()
+        .filter(|(_, v)| *v != image_snapshot::store::Verdict::Sound)
+        .map(|(id, _)| id.clone())
+        .collect();
     assert_eq!(damaged.len(), 1);
     assert!(!images.discard(&damaged[0]).await.unwrap(), "in use");
     drop(image);

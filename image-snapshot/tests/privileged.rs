@@ -1,5 +1,6 @@
 //! The kernel and GNU tar as judges: what an overlay of our layers shows must be what `tar -x` of the stack of archives gives.
 //! Needs root. Everything is mounted in private directories and taken down again.
+#![allow(clippy::unwrap_used)] // A test program throughout.
 
 #[path = "privileged/differential.rs"]
 mod differential;
@@ -56,15 +57,33 @@ fn privileged_a_real_tree_comes_out_as_gnu_tar_has_it() {
     let source = dir.path().join("source");
     tree::make_one_of_everything(&source);
     let lower = dir.path().join("lower.tar");
-    run(Command::new("tar").arg("-C").arg(&source).args(["--xattrs", "--xattrs-include=*", "--acls", "-cf"]).arg(&lower).arg("."));
+    run(Command::new("tar")
+        .arg("-C")
+        .arg(&source)
+        .args(["--xattrs", "--xattrs-include=*", "--acls", "-cf"])
+        .arg(&lower)
+        .arg("."));
     // A second layer that is a part of this machine: thousands of files, links and owners.
     let upper = dir.path().join("upper.tar");
-    run(Command::new("tar").args(["-C", "/", "--format=pax", "-cf"]).arg(&upper).args(["etc/alternatives", "usr/share/perl", "usr/share/zoneinfo", "usr/lib/python3"].iter().filter(|p| Path::new("/").join(p).exists())));
+    run(Command::new("tar").args(["-C", "/", "--format=pax", "-cf"]).arg(&upper).args(
+        ["etc/alternatives", "usr/share/perl", "usr/share/zoneinfo", "usr/lib/python3"]
+            .iter()
+            .filter(|p| Path::new("/").join(p).exists()),
+    ));
     let want = dir.path().join("want");
     std::fs::create_dir(&want).unwrap();
     for archive in [&lower, &upper] {
-        run(Command::new("tar").arg("-C").arg(&want).args(["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "-xpf"]).arg(archive));
+        run(Command::new("tar")
+            .arg("-C")
+            .arg(&want)
+            .args(["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "-xpf"])
+            .arg(archive));
     }
+    let one = dir.path().join("one");
+    std::fs::create_dir(&one).unwrap();
+    let overlay = Overlay::mount(&one, &layers(&one, std::slice::from_ref(&lower)).unwrap());
+    tree::compare(&tree::facts(overlay.path()), &tree::facts(&source), tree::DirTimes::Compared);
+    drop(overlay);
     let overlay = Overlay::mount(dir.path(), &layers(dir.path(), &[lower, upper]).unwrap());
     let (have, want) = (tree::facts(overlay.path()), tree::facts(&want));
     assert!(have.len() > 1000, "too small a sample: {}", have.len());

@@ -1,4 +1,5 @@
 //! Pulling from a registry that behaves, and from ones that do not.
+#![allow(clippy::unwrap_used)] // A test program throughout.
 
 mod support;
 
@@ -296,7 +297,10 @@ async fn unknown_names_are_told_in_the_registrys_words() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.chain().contains("MANIFEST_UNKNOWN"), "{}", error.chain());
     let error = pull(&images, "Not/A/Name").await.unwrap_err();
-    assert_eq!((error.kind(), error.reason(), error.is_retryable()), (ErrorKind::InvalidName, "InvalidImageName", false));
+    assert_eq!(
+        (error.kind(), error.reason(), error.is_retryable()),
+        (ErrorKind::InvalidName, "InvalidImageName", false)
+    );
     let error = images.ensure(request("127.0.0.1:1/x", PullPolicy::Never), |_| {}).await.unwrap_err();
     assert_eq!(error.reason(), "ErrImageNeverPull");
     let error = pull(&images, "127.0.0.1:1/x").await.unwrap_err();
@@ -493,13 +497,25 @@ async fn a_tags_manifest_must_have_the_digest_that_comes_with_it() {
 async fn images_that_contradict_themselves_are_refused() {
     let layer = || vec![(tar(&[File("x", b"1")]), Packing::Gzip)];
     let cases: Vec<(&str, ErrorKind, Made)> = vec![
-        ("diff id", ErrorKind::Corrupt, Made::new(&layer(), |c, _| {
-            c["rootfs"]["diff_ids"][0] = json!(image_snapshot::Digest::sha256(b"no").to_string());
-        })),
+        (
+            "diff id",
+            ErrorKind::Corrupt,
+            Made::new(&layer(), |c, _| {
+                c["rootfs"]["diff_ids"][0] = json!(image_snapshot::Digest::sha256(b"no").to_string());
+            }),
+        ),
         ("too few diff ids", ErrorKind::InvalidImage, Made::new(&layer(), |c, _| c["rootfs"]["diff_ids"] = json!([]))),
         ("platform", ErrorKind::InvalidImage, Made::new(&layer(), |c, _| c["architecture"] = json!("s390x"))),
-        ("media type", ErrorKind::InvalidImage, Made::new(&layer(), |_, m| m["layers"][0]["mediaType"] = json!("application/vnd.erofs.layer"))),
-        ("claims to be huge", ErrorKind::InvalidImage, Made::new(&layer(), |_, m| m["layers"][0]["size"] = json!(1_u64 << 50))),
+        (
+            "media type",
+            ErrorKind::InvalidImage,
+            Made::new(&layer(), |_, m| m["layers"][0]["mediaType"] = json!("application/vnd.erofs.layer")),
+        ),
+        (
+            "claims to be huge",
+            ErrorKind::InvalidImage,
+            Made::new(&layer(), |_, m| m["layers"][0]["size"] = json!(1_u64 << 50)),
+        ),
         ("no layers", ErrorKind::InvalidImage, Made::new(&[], |_, _| {})),
         ("both index and manifest", ErrorKind::InvalidImage, Made::new(&layer(), |_, m| m["manifests"] = json!([]))),
         ("hostile layer", ErrorKind::InvalidImage, Made::new(&[(bad_tar(), Packing::Gzip)], |_, _| {})),

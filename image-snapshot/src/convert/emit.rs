@@ -23,11 +23,7 @@ impl Staged {
         let entries = journal.len() as u64;
         let tree = Tree::build(&journal, lower)?;
         drop(journal);
-        let copies = tree
-            .copies
-            .iter()
-            .map(|leaf| copy_up(&mut writer, lower, leaf))
-            .collect::<Result<Vec<_>, _>>()?;
+        let copies = tree.copies.iter().map(|leaf| copy_up(&mut writer, lower, leaf)).collect::<Result<Vec<_>, _>>()?;
         let mut plan = Plan { tree: &tree, lower, copies, whiteout: None, links: BTreeMap::new(), dirs: Vec::new() };
         plan.collect(&mut writer)?;
         let content = writer.content();

@@ -61,7 +61,8 @@ fn ours(image: Vec<u8>) -> BTreeMap<Vec<u8>, Facts> {
             mtime: (inode.mtime, inode.mtime_nsec),
             nlink: inode.nlink,
             content: if inode.is_dir() { Vec::new() } else { fs.read_all(&inode, 1 << 30).unwrap().unwrap() },
-            device: is_device.then_some(((inode.rdev >> 8) & 0xfff, (inode.rdev & 0xff) | ((inode.rdev >> 12) & !0xff))),
+            device: is_device
+                .then_some(((inode.rdev >> 8) & 0xfff, (inode.rdev & 0xff) | ((inode.rdev >> 12) & !0xff))),
             xattrs: fs.xattrs(&inode).unwrap(),
         };
         if inode.is_dir() {
@@ -85,7 +86,12 @@ fn fsck(stack: &Stack, layer: usize) {
     }
     let file = stack.save(layer);
     let output = Command::new("fsck.erofs").arg("--extract").arg(file.path()).output().unwrap();
-    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn judge(stack: &Stack) {
@@ -134,14 +140,20 @@ fn rich() -> Vec<u8> {
 fn all_judges_read_what_we_wrote() {
     let stack = Stack::of(&[
         rich(),
-        Tar::new().file(".wh.small", b"").file("bin/.wh..wh..opq", b"").file("bin/new", b"").hardlink("hard", "big").end(),
+        Tar::new()
+            .file(".wh.small", b"")
+            .file("bin/.wh..wh..opq", b"")
+            .file("bin/new", b"")
+            .hardlink("hard", "big")
+            .end(),
     ]);
     judge(&stack);
     let facts = ours(stack.bytes(0));
     assert_eq!(facts[&b"/bin/su"[..]].mtime, (4_000_000_000, 123_456_789));
     assert_eq!(facts[&b"/bin/su"[..]].permissions, 0o4755);
     assert_eq!(facts[&b"/bin/su"[..]].owner.0, 4_000_000_000);
-    let names: Vec<_> = facts[&b"/bin/ping"[..]].xattrs.keys().map(|k| String::from_utf8_lossy(k).into_owned()).collect();
+    let names: Vec<_> =
+        facts[&b"/bin/ping"[..]].xattrs.keys().map(|k| String::from_utf8_lossy(k).into_owned()).collect();
     assert_eq!(names, ["security.capability", "user.note"], "the overlay's own names are not the archive's to set");
     assert_eq!(facts[&b"/attrs"[..]].xattrs[&b"user.huge"[..]].len(), 60_000);
     assert_eq!(facts[&b"/disk"[..]].device, Some((259, 70_000)));

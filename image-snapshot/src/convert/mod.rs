@@ -29,6 +29,7 @@ use std::{fs::File, io::Read, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    Digest,
     erofs::{ErofsFile, FileDigest},
     merged::Merged,
 };
@@ -56,6 +57,17 @@ pub struct Converted {
 pub fn convert(input: impl Read, below: &[Arc<File>], out: File, limits: &Limits) -> Result<Converted, ConvertError> {
     let (staged, _) = stage::stage(input, out, limits)?;
     staged.finish(&open_below(below)?)
+}
+
+/// The same for a blob: decompresses it (gzip, zstd or plain, by its first bytes) and checks the uncompressed digest.
+pub fn convert_blob(
+    blob: impl Read + Send + 'static,
+    diff_id: &Digest,
+    below: &[Arc<File>],
+    out: File,
+    limits: &Limits,
+) -> Result<Converted, ConvertError> {
+    stage_blob(blob, diff_id, out, limits)?.finish(&open_below(below)?)
 }
 
 /// The view of some layers.

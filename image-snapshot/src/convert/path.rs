@@ -74,7 +74,9 @@ mod tests {
         assert_eq!(parts(b"/etc/x").unwrap(), [&b"etc"[..], b"x"]);
         assert_eq!(parts(b"./").unwrap().len(), 0);
         assert_eq!(parts(b"..a/...").unwrap(), [&b"..a"[..], b"..."]);
-        for bad in [&b""[..], b"..", b"a/..", b"../a", b"/../a", b"a\0b", &[b'x'; 256], &[b'a'; 5000], &b"a/".repeat(300)] {
+        for bad in
+            [&b""[..], b"..", b"a/..", b"../a", b"/../a", b"a\0b", &[b'x'; 256], &[b'a'; 5000], &b"a/".repeat(300)]
+        {
             assert!(parts(bad).is_err(), "{}", lossy(bad));
         }
     }

@@ -101,7 +101,9 @@ mod tests {
 
     #[test]
     fn lengths_must_be_right() {
-        for bad in [&b"8 path=a\n"[..], b"13 path=a\nb\n", b"x path=a\n", b"10 path=ab\n", b"+1 a=b\n", b"5 a=b", b"6 =bc\n"] {
+        for bad in
+            [&b"8 path=a\n"[..], b"13 path=a\nb\n", b"x path=a\n", b"10 path=ab\n", b"+1 a=b\n", b"5 a=b", b"6 =bc\n"]
+        {
             assert!(Pax::parse(bad).is_err(), "{:?}", String::from_utf8_lossy(bad));
         }
     }

@@ -1,7 +1,7 @@
 //! The threads of one conversion:
 //!
 //! ```text
-//!   blob chunks ──> [layer-inflate] ──> [caller: diff id, tar, layout] ──> [layer-write: write, hash]
+//!   blob chunks ──> [layer-inflate] ──> [caller: diff id, tar, layout] ──> [layer-write: write, sum]
 //!                     bounded               bounded, buffers reused          bounded, buffers reused
 //! ```
 
@@ -35,21 +35,16 @@ pub(crate) fn stage_blob(
     let taken = Arc::new(AtomicU64::new(0));
     let (filled, pieces) = sync_channel(DEPTH);
     let (give_back, empties) = sync_channel(DEPTH + 2);
-    let inflate = Inflate {
-        blob: Counted { inner: blob, count: taken.clone() },
-        taken,
-        limits: limits.clone(),
-        filled,
-        empties,
-    };
+    let inflate =
+        Inflate { blob: Counted { inner: blob, count: taken.clone() }, taken, limits: limits.clone(), filled, empties };
     let thread = std::thread::Builder::new()
         .name("layer-inflate".into())
         .spawn(move || inflate.run())
         .map_err(|source| ConvertError::Helper { what: "start a thread for", source })?;
     let pieces = Pieces { pieces, give_back, current: Vec::new(), at: 0, hasher: Hasher::new(diff_id.algorithm()) };
-    let result = stage(pieces, out, limits).and_then(|(staged, mut rest)| {
+    let result = stage(pieces, out, limits).map(|(staged, mut rest)| {
         rest.drain();
-        Ok((staged, rest))
+        (staged, rest)
     });
     match result {
         Ok((staged, rest)) => {

@@ -27,11 +27,8 @@ pub struct Staged {
 
 /// Reads an uncompressed archive and writes its contents to `out`. The reader is left behind the end-of-archive marker.
 pub(super) fn stage<R: Read>(input: R, out: File, limits: &Limits) -> Result<(Staged, R), ConvertError> {
-    let mut stage = Stage {
-        writer: Writer::new(out).map_err(ConvertError::Write)?,
-        journal: Journal::default(),
-        limits,
-    };
+    let mut stage =
+        Stage { writer: Writer::new(out).map_err(ConvertError::Write)?, journal: Journal::default(), limits };
     let mut tar = TarStream::new(input, limits.clone());
     while let Some(entry) = tar.next()? {
         stage.take(&entry, &mut tar)?;

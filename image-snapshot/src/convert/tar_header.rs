@@ -168,7 +168,7 @@ mod tests {
             (b"\x80\0\0\0\x02\0\0\0\0\0\0\0", Ok(2 << 56)),
             (b"0000648\0", Err(())),
             (b"-000001\0", Err(())),
-            (b"\0\0006440\0", Err(())),
+            (b"\x00\x006440\0\0", Err(())),
             (b"\xbf\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", Err(())),
         ];
         for (field, want) in table {

@@ -140,7 +140,11 @@ impl<R: Read> TarStream<R> {
         if block == [0; RECORD] {
             // The end is two zero records. After a single one GNU tar stops and Go complains.
             let more = read_or_end(&mut self.input, &mut block)?;
-            return if more && block != [0; RECORD] { Err(self.bad("data after a single zero record")) } else { Ok(None) };
+            return if more && block != [0; RECORD] {
+                Err(self.bad("data after a single zero record"))
+            } else {
+                Ok(None)
+            };
         }
         self.count += 1;
         if self.count > self.limits.entries.saturating_mul(4) {

@@ -200,9 +200,7 @@ impl<'a> Tree<'a> {
         if name.len() > 255 {
             return Err(place(name, "component longer than 255 bytes"));
         }
-        let fresh = |opaque| {
-            Node::Dir(DirNode { parent: dir, meta: plain_dir(), named: true, below: None, opaque })
-        };
+        let fresh = |opaque| Node::Dir(DirNode { parent: dir, meta: plain_dir(), named: true, below: None, opaque });
         if let Some(id) = self.child(dir, name) {
             return Ok(match self.node(id) {
                 Node::Dir(_) => Step::Dir(id),

@@ -47,7 +47,7 @@ pub(crate) fn file_type(mode: u16) -> u8 {
 
 /// Linux' on-disk device number: 12 bits of major, 20 of minor. `None`: does not fit.
 pub(crate) fn encode_dev(major: u32, minor: u32) -> Option<u32> {
-    (major < 1 << 12 && minor < 1 << 20).then(|| (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
+    (major < 1 << 12 && minor < 1 << 20).then_some((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
 
 /// The superblock, 128 bytes.

@@ -5,8 +5,8 @@ use std::{cmp::Ordering, fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use super::{
     format::{
-        BLOCK, BLOCK_BITS, DIRENT, INODE_COMPACT, INODE_EXTENDED, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, NAME_MAX, S_IFCHR,
-        S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SB_OFFSET, SB_SIZE, SLOT, get16, get32, get64,
+        BLOCK, BLOCK_BITS, DIRENT, INODE_COMPACT, INODE_EXTENDED, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, NAME_MAX,
+        S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SB_OFFSET, SB_SIZE, SLOT, get16, get32, get64,
     },
     xattr::{self, Xattrs},
 };
@@ -146,11 +146,7 @@ impl ErofsFile {
         if get32(&sb, 80) != 0 {
             return damaged("has features that we never write");
         }
-        Ok(Self {
-            file,
-            meta_base: u64::from(get32(&sb, 40)) << BLOCK_BITS,
-            root: u64::from(get16(&sb, 14)),
-        })
+        Ok(Self { file, meta_base: u64::from(get32(&sb, 40)) << BLOCK_BITS, root: u64::from(get16(&sb, 14)) })
     }
 
     /// Number of the root directory's inode.
@@ -219,10 +215,7 @@ impl ErofsFile {
     pub(crate) fn xattrs(&self, inode: &Inode) -> Result<Xattrs, ReadError> {
         let mut body = vec![0; inode.xattr_len];
         read(&*self.file, &mut body, inode.xattr_at)?;
-        xattr::decode(&body).ok_or(ReadError::Damaged {
-            nid: inode.nid,
-            problem: "extended attributes do not parse",
-        })
+        xattr::decode(&body).ok_or(ReadError::Damaged { nid: inode.nid, problem: "extended attributes do not parse" })
     }
 
     /// Reads content from `offset` on; short only at the end of the file.

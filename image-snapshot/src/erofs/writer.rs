@@ -6,9 +6,7 @@ use crate::convert::ConvertError;
 
 use super::{
     dirent::Layout,
-    format::{
-        BLOCK, INODE_EXTENDED, NLINK_OFFSET, RawInode, ROOT_NID, ROOT_OFFSET, SB_OFFSET, SLOT, superblock,
-    },
+    format::{BLOCK, INODE_EXTENDED, NLINK_OFFSET, ROOT_NID, ROOT_OFFSET, RawInode, SB_OFFSET, SLOT, superblock},
     sink::{FileDigest, Sink},
     xattr,
 };
@@ -108,12 +106,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(file: File) -> io::Result<Self> {
-        Ok(Self {
-            sink: Sink::new(file)?,
-            segments: vec![Segment::new()],
-            inodes: 0,
-            content: 0,
-        })
+        Ok(Self { sink: Sink::new(file)?, segments: vec![Segment::new()], inodes: 0, content: 0 })
     }
 
     /// Where the next streamed content will begin. The position is always at a block's start between calls.
@@ -207,21 +200,14 @@ impl Writer {
     }
 
     /// Writes the directories (the first is the root) and link counts above one, and closes the image. Its size and digest.
-    pub(crate) fn finish(
-        mut self,
-        dirs: &[DirPlan<'_>],
-        links: &[(InodeRef, u32)],
-    ) -> io::Result<(u64, FileDigest)> {
+    pub(crate) fn finish(mut self, dirs: &[DirPlan<'_>], links: &[(InodeRef, u32)]) -> io::Result<(u64, FileDigest)> {
         self.flush_segment()?;
         for (inode, count) in links {
             self.set_links(*inode, *count)?;
         }
         let mut segment = Segment::new();
-        let placed: Vec<PlacedDir> = dirs
-            .iter()
-            .enumerate()
-            .map(|(i, dir)| PlacedDir::plan(dir, (i > 0).then_some(&mut segment)))
-            .collect();
+        let placed: Vec<PlacedDir> =
+            dirs.iter().enumerate().map(|(i, dir)| PlacedDir::plan(dir, (i > 0).then_some(&mut segment))).collect();
         let data_base = self.sink.position();
         let data_blocks: u64 = placed.iter().map(PlacedDir::blocks).sum();
         let base = data_base + data_blocks * BLOCK as u64;
@@ -234,7 +220,8 @@ impl Writer {
         let mut data = Vec::new();
         let mut start = data_base;
         for (i, (dir, place)) in dirs.iter().zip(&placed).enumerate() {
-            let bytes = place.layout.encode(dir.entries.iter().map(|(name, target, kind)| (*name, nid(*target), *kind)));
+            let bytes =
+                place.layout.encode(dir.entries.iter().map(|(name, target, kind)| (*name, nid(*target), *kind)));
             let out = if i == 0 { &mut block0[ROOT_OFFSET..] } else { &mut segment.blocks[place.at..] };
             place.write(dir, &bytes, block_number(start)?, out);
             data.extend_from_slice(&bytes[..place.whole]);
@@ -311,4 +298,4 @@ fn block_number(at: u64) -> io::Result<u32> {
     u32::try_from(at / BLOCK as u64).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))
 }
 
-const _: () = assert!(ROOT_OFFSET % SLOT == 0);
+const _: () = assert!(ROOT_OFFSET.is_multiple_of(SLOT));

@@ -94,7 +94,8 @@ mod tests {
 
     #[test]
     fn names_go_to_the_prefix_that_linux_uses() {
-        let table: [(&[u8], Option<(u8, &[u8])>); 7] = [
+        type Want = Option<(u8, &'static [u8])>;
+        let table: [(&[u8], Want); 7] = [
             (b"user.a", Some((1, b"a"))),
             (b"system.posix_acl_access", Some((2, b""))),
             (b"system.posix_acl_default", Some((3, b""))),

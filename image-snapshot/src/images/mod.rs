@@ -151,10 +151,7 @@ impl Images {
     /// gave them. Fails if one is gone. Blocking, brief.
     pub fn adopt(&self, layers: &[String]) -> Result<Lease, ImageError> {
         let missing = |id: &str| store_error(StoreError::LayerMissing { id: id.to_owned() });
-        let ids: Vec<Digest> = layers
-            .iter()
-            .map(|id| id.parse().map_err(|_| missing(id)))
-            .collect::<Result<_, _>>()?;
+        let ids: Vec<Digest> = layers.iter().map(|id| id.parse().map_err(|_| missing(id))).collect::<Result<_, _>>()?;
         let lease = self.inner.leases.take(ids);
         for id in lease.layers() {
             if self.inner.store.layer(id).map_err(store_error)?.is_none() {
@@ -208,7 +205,8 @@ impl Images {
         }
         let inner = self.inner.clone();
         let _records = self.inner.records.lock().await;
-        let removed = blocking(move || inner.store.collect(|id, remove| inner.leases.unless_leased(id, remove))).await?;
+        let removed =
+            blocking(move || inner.store.collect(|id, remove| inner.leases.unless_leased(id, remove))).await?;
         Ok(GcReport { removed: removed.layers, freed: removed.bytes, leased: removed.leased })
     }
 

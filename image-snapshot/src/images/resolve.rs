@@ -27,7 +27,8 @@ pub(super) async fn resolve(
     platform: &Platform,
     limits: &Limits,
 ) -> Result<Resolved, ImageError> {
-    let fetch = |source: SourceError| ImageError::Manifest { reference: reference.to_owned(), source: Arc::new(source) };
+    let fetch =
+        |source: SourceError| ImageError::Manifest { reference: reference.to_owned(), source: Arc::new(source) };
     let malformed =
         |source: ManifestError| ImageError::Malformed { reference: reference.to_owned(), source: Arc::new(source) };
     let mut document = match source.top().await.map_err(fetch)? {

@@ -52,7 +52,9 @@ fn documents_must_be_one_thing_and_what_they_say() {
     assert!(matches!(Document::parse(index.as_bytes(), Some(INDEXES[1])), Ok(Document::Index(_))));
     let both = format!(r#"{{"config":{d},"layers":[{d}],"manifests":[{d}]}}"#);
     let lies = format!(r#"{{"mediaType":"{}","config":{d},"layers":[{d}]}}"#, INDEXES[0]);
-    for (text, content_type) in [(&both, None), (&lies, None), (&index, Some(MANIFESTS[0])), (&manifest, Some(INDEXES[0]))] {
+    for (text, content_type) in
+        [(&both, None), (&lies, None), (&index, Some(MANIFESTS[0])), (&manifest, Some(INDEXES[0]))]
+    {
         assert!(matches!(Document::parse(text.as_bytes(), content_type), Err(ManifestError::Ambiguous(_))), "{text}");
     }
     assert!(matches!(Document::parse(br#"{"schemaVersion":1,"fsLayers":[]}"#, None), Err(ManifestError::MediaType(_))));
@@ -73,18 +75,21 @@ fn a_manifest_is_checked_before_anything_is_fetched() {
     let manifest = |layers| Manifest { config: layer("", 10), layers };
     assert!(manifest(vec![layer(LAYERS[1], 5)]).check(&limits).is_ok());
     assert!(matches!(manifest(vec![]).check(&limits), Err(ManifestError::NoLayers)));
-    assert!(matches!(manifest(vec![layer(LAYERS[1], 5); 129]).check(&limits), Err(ManifestError::TooManyLayers { .. })));
+    assert!(matches!(
+        manifest(vec![layer(LAYERS[1], 5); 129]).check(&limits),
+        Err(ManifestError::TooManyLayers { .. })
+    ));
     assert!(matches!(manifest(vec![layer(LAYERS[1], 1 << 40)]).check(&limits), Err(ManifestError::TooLarge { .. })));
-    assert!(matches!(manifest(vec![layer("application/vnd.erofs", 5)]).check(&limits), Err(ManifestError::MediaType(_))));
+    assert!(matches!(
+        manifest(vec![layer("application/vnd.erofs", 5)]).check(&limits),
+        Err(ManifestError::MediaType(_))
+    ));
 }
 
 #[test]
 fn a_configuration_may_be_full_of_nulls_and_strangers() {
     let diff = Digest::sha256(b"");
-    let manifest = Manifest {
-        config: entry("", "", None, "c"),
-        layers: vec![entry("", "", None, "l")],
-    };
+    let manifest = Manifest { config: entry("", "", None, "c"), layers: vec![entry("", "", None, "l")] };
     let json = format!(
         r#"{{"os":"linux","architecture":"amd64","config":{{"Env":null,"Cmd":["a"],"Volumes":{{"/v":{{}}}},"Entrypoint":null,"Labels":null,
             "ExposedPorts":{{"80/tcp":{{}}}},"StopSignal":"","Healthcheck":{{"Test":["x"]}}}},"rootfs":{{"type":"layers","diff_ids":["{diff}"]}},"history":[1]}}"#
@@ -94,7 +99,13 @@ fn a_configuration_may_be_full_of_nulls_and_strangers() {
     assert_eq!(config.run.volumes, ["/v"]);
     assert_eq!(config.run.exposed_ports, ["80/tcp"]);
     assert_eq!(config.run.stop_signal, None);
-    assert!(matches!(Config::parse(json.as_bytes(), &manifest, &platform("arm64", "")), Err(ManifestError::WrongPlatform { .. })));
+    assert!(matches!(
+        Config::parse(json.as_bytes(), &manifest, &platform("arm64", "")),
+        Err(ManifestError::WrongPlatform { .. })
+    ));
     let two = Manifest { layers: vec![manifest.layers[0].clone(); 2], ..manifest };
-    assert!(matches!(Config::parse(json.as_bytes(), &two, &platform("amd64", "")), Err(ManifestError::LayerCount { .. })));
+    assert!(matches!(
+        Config::parse(json.as_bytes(), &two, &platform("amd64", "")),
+        Err(ManifestError::LayerCount { .. })
+    ));
 }

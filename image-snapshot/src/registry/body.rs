@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn details_are_short_clean_and_optional() {
-        let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest\u001b[31m unknown","detail":{"Tag":"x"}}]}"#;
+        let body =
+            br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest\u001b[31m unknown","detail":{"Tag":"x"}}]}"#;
         assert_eq!(detail(body), ": MANIFEST_UNKNOWN: manifest[31m unknown");
         assert_eq!(detail(b"<html>"), "");
         let long = format!(r#"{{"errors":[{{"code":"{}"}}]}}"#, "x".repeat(10_000));

@@ -30,6 +30,9 @@ const MAX_CUTS: u32 = 50;
 /// Credentials with the name under which the store remembers them.
 pub(crate) type Named = (Credential, String);
 
+/// Hears of a failure that will be tried again, and of the pause before.
+pub(crate) type Notice = Box<dyn Fn(&SourceError, std::time::Duration) + Send + Sync>;
+
 /// Those that speak of `image`, the most exact first, else in their order.
 pub(crate) fn select<'a>(all: &'a [Named], image: &RegistryReference) -> Vec<&'a Named> {
     let mut found: Vec<&Named> = all.iter().filter(|(c, _)| c.matches(image)).collect();
@@ -43,7 +46,7 @@ pub(crate) struct Session {
     image: RegistryReference,
     endpoints: Vec<Peer>,
     access: Mutex<Access>,
-    notice: Box<dyn Fn(&SourceError, std::time::Duration) + Send + Sync>,
+    notice: Notice,
 }
 
 /// An endpoint and how we stand with it.
@@ -72,7 +75,7 @@ impl Session {
         registries: Arc<Registries>,
         image: RegistryReference,
         credentials: &[Named],
-        notice: Box<dyn Fn(&SourceError, std::time::Duration) + Send + Sync>,
+        notice: Notice,
     ) -> Self {
         let peer = |endpoint: Endpoint| {
             // A mirror gets only what is meant for it.
@@ -119,9 +122,7 @@ impl Session {
     /// Notes by which right an answer was given.
     async fn proved(&self, peer: &Peer, used: &Standing) {
         let right = match (&used.header, &peer.candidates[used.candidate]) {
-            (Some(_), Some((_, fingerprint))) => {
-                Access { public: false, credentials: [fingerprint.clone()].into() }
-            }
+            (Some(_), Some((_, fingerprint))) => Access { public: false, credentials: [fingerprint.clone()].into() },
             _ => Access { public: true, ..Access::default() },
         };
         {

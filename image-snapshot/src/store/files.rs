@@ -105,10 +105,8 @@ pub(super) fn remove(path: &Path) -> Result<bool, StoreError> {
 /// Paths in a directory, sorted.
 pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let entries = fs::read_dir(dir).map_err(StoreError::io("list", dir))?;
-    let mut out = entries
-        .map(|e| e.map(|e| e.path()))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(StoreError::io("list", dir))?;
+    let mut out =
+        entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>().map_err(StoreError::io("list", dir))?;
     out.sort();
     Ok(out)
 }

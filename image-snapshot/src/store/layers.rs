@@ -97,8 +97,8 @@ impl Store {
         let target = self.layer_path(&record.id);
         file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(StoreError::io("protect", ingest.path()))?;
         file.sync_all().map_err(StoreError::io("sync", ingest.path()))?;
-        let json = serde_json::to_vec_pretty(record)
-            .map_err(|source| StoreError::Record { path: target.clone(), source })?;
+        let json =
+            serde_json::to_vec_pretty(record).map_err(|source| StoreError::Record { path: target.clone(), source })?;
         self.place(&self.layer_record_path(&record.id), &json)?;
         ingest.place(&target)
     }

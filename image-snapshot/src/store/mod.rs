@@ -36,8 +36,8 @@ use std::{
 use crate::ErrorKind;
 
 pub use collect::Removed;
-pub use layers::{LayerRecord, Verdict};
 pub(crate) use files::Ingest;
+pub use layers::{LayerRecord, Verdict};
 pub(crate) use refs::{Access, RefRecord};
 
 /// Layout that this program reads and writes.

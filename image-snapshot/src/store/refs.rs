@@ -95,6 +95,8 @@ impl Store {
 
 fn parse(path: &std::path::Path, json: &[u8]) -> Option<RefRecord> {
     serde_json::from_slice(json)
-        .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "a name's record is damaged and is left out"))
+        .inspect_err(
+            |error| tracing::warn!(path = %path.display(), %error, "a name's record is damaged and is left out"),
+        )
         .ok()
 }

@@ -1,7 +1,10 @@
 use std::os::unix::fs::FileExt as _;
 
 use super::*;
-use crate::{Digest, testing::{Stack, Tar}};
+use crate::{
+    Digest,
+    testing::{Stack, Tar},
+};
 
 fn open(dir: &tempfile::TempDir) -> Store {
     Store::open(dir.path()).unwrap()
@@ -128,9 +131,8 @@ fn collection_keeps_what_refs_and_leases_need() {
     store.put_blob(&record.config, b"config").unwrap();
     store.put_blob(&Digest::sha256(b"old manifest"), b"old manifest").unwrap();
     store.set_ref(&record).unwrap();
-    let removed = store
-        .collect(|id, remove| if *id == leased.id { Ok(false) } else { remove().map(|()| true) })
-        .unwrap();
+    let removed =
+        store.collect(|id, remove| if *id == leased.id { Ok(false) } else { remove().map(|()| true) }).unwrap();
     assert_eq!(removed, Removed { layers: vec![loose.id.clone()], bytes: loose.bytes, leased: 1 });
     assert!(store.layer(&named.id).unwrap().is_some() && store.layer(&leased.id).unwrap().is_some());
     assert!(store.blob(&record.config).unwrap().is_some());

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
-    os::unix::{ffi::OsStrExt as _, fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink}},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink},
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -129,7 +132,8 @@ pub(crate) fn make_one_of_everything(root: &Path) {
     node("fifo", FileType::Fifo, 0);
     node("char", FileType::CharacterDevice, makedev(1, 7));
     node("block", FileType::BlockDevice, makedev(259, 70_000));
-    let set = |name: &str, key: &str, value: &[u8]| lsetxattr(root.join(name), key, value, XattrFlags::empty()).unwrap();
+    let set =
+        |name: &str, key: &str, value: &[u8]| lsetxattr(root.join(name), key, value, XattrFlags::empty()).unwrap();
     // VFS_CAP_REVISION_2 with CAP_NET_RAW; binary, with a newline in it.
     set("setuid", "security.capability", &[1, 0, 0, 2, 0, 0x20, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     set("dir/odd", "trusted.thing", b"for root only");

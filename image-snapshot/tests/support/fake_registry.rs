@@ -14,39 +14,39 @@ use tokio::{
 use super::images::Made;
 
 #[derive(Debug, Clone)]
-pub struct Request {
-    pub method: String,
-    pub path: String,
-    pub headers: BTreeMap<String, String>,
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) headers: BTreeMap<String, String>,
     /// How many requests with this method and path came before.
-    pub earlier: usize,
+    pub(crate) earlier: usize,
 }
 
 /// An answer, and how much of it really leaves.
 #[derive(Debug, Clone, Default)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
     /// Close the connection after this many bytes of the body.
-    pub cut: Option<usize>,
+    pub(crate) cut: Option<usize>,
     /// Say nothing more after this many bytes of the body (0: not even the status).
-    pub hang: Option<usize>,
+    pub(crate) hang: Option<usize>,
     /// Send byte by byte with this pause in milliseconds.
-    pub drip: Option<u64>,
+    pub(crate) drip: Option<u64>,
 }
 
 impl Reply {
-    pub fn status(status: u16) -> Self {
+    pub(crate) fn status(status: u16) -> Self {
         Self { status, ..Self::default() }
     }
 
-    pub fn with(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    pub fn body(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn body(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.body = bytes.into();
         self
     }
@@ -56,8 +56,8 @@ type Hook = dyn Fn(&Request) -> Option<Reply> + Send + Sync;
 
 /// Serves images; `hook` may answer instead.
 #[derive(Clone)]
-pub struct FakeRegistry {
-    pub address: SocketAddr,
+pub(crate) struct FakeRegistry {
+    pub(crate) address: SocketAddr,
     state: Arc<State>,
 }
 
@@ -69,7 +69,7 @@ struct State {
 }
 
 impl FakeRegistry {
-    pub async fn start(hook: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(hook: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let state = Arc::new(State {
@@ -87,28 +87,28 @@ impl FakeRegistry {
         Self { address, state }
     }
 
-    pub async fn plain() -> Self {
+    pub(crate) async fn plain() -> Self {
         Self::start(|_| None).await
     }
 
     /// Makes an image pullable; gives its name.
-    pub fn push(&self, repository: &str, tag: &str, image: &Made) -> String {
+    pub(crate) fn push(&self, repository: &str, tag: &str, image: &Made) -> String {
         self.state.blobs.lock().expect("lock").extend(image.blobs.clone());
         self.state.tags.lock().expect("lock").insert(format!("{repository}:{tag}"), image.manifest.clone());
         format!("{}/{repository}:{tag}", self.address)
     }
 
     /// Requests so far, `METHOD path`.
-    pub fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         let log = self.state.log.lock().expect("lock");
         log.iter().map(|r| format!("{} {}", r.method, r.path)).collect()
     }
 
-    pub fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.state.log.lock().expect("lock").clone()
     }
 
-    pub fn count(&self, part: &str) -> usize {
+    pub(crate) fn count(&self, part: &str) -> usize {
         self.log().iter().filter(|l| l.contains(part)).count()
     }
 }
@@ -174,9 +174,8 @@ async fn send(write: &mut (impl AsyncWriteExt + Unpin), request: &Request, reply
 fn answer(state: &State, request: &Request) -> Reply {
     let path = request.path.split('?').next().unwrap_or_default();
     let Some(rest) = path.strip_prefix("/v2/") else { return Reply::status(404) };
-    let unknown = || {
-        Reply::status(404).body(r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#)
-    };
+    let unknown =
+        || Reply::status(404).body(r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#);
     let blobs = state.blobs.lock().expect("lock");
     if let Some((repository, which)) = rest.split_once("/manifests/") {
         let tags = state.tags.lock().expect("lock");

@@ -6,7 +6,7 @@ use image_snapshot::Digest;
 use serde_json::json;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Packing {
+pub(crate) enum Packing {
     Plain,
     Gzip,
     Zstd,
@@ -14,17 +14,17 @@ pub enum Packing {
 
 /// An image as a registry or layout holds it.
 #[derive(Clone, Default)]
-pub struct Made {
-    pub blobs: BTreeMap<String, Vec<u8>>,
-    pub manifest: String,
-    pub config: String,
-    pub layers: Vec<String>,
+pub(crate) struct Made {
+    pub(crate) blobs: BTreeMap<String, Vec<u8>>,
+    pub(crate) manifest: String,
+    pub(crate) config: String,
+    pub(crate) layers: Vec<String>,
 }
 
-pub struct File<'a>(pub &'a str, pub &'a [u8]);
+pub(crate) struct File<'a>(pub(crate) &'a str, pub(crate) &'a [u8]);
 
 /// An archive of files, in order.
-pub fn tar(files: &[File<'_>]) -> Vec<u8> {
+pub(crate) fn tar(files: &[File<'_>]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for File(path, content) in files {
         let mut header = tar::Header::new_gnu();
@@ -37,7 +37,7 @@ pub fn tar(files: &[File<'_>]) -> Vec<u8> {
     builder.into_inner().expect("tar")
 }
 
-pub fn pack(bytes: &[u8], packing: Packing) -> Vec<u8> {
+pub(crate) fn pack(bytes: &[u8], packing: Packing) -> Vec<u8> {
     match packing {
         Packing::Plain => bytes.to_vec(),
         Packing::Zstd => zstd::encode_all(bytes, 3).expect("zstd"),
@@ -51,7 +51,10 @@ pub fn pack(bytes: &[u8], packing: Packing) -> Vec<u8> {
 
 impl Made {
     /// Lowest layer first. `change` may spoil the configuration or the manifest.
-    pub fn new(layers: &[(Vec<u8>, Packing)], change: impl FnOnce(&mut serde_json::Value, &mut serde_json::Value)) -> Self {
+    pub(crate) fn new(
+        layers: &[(Vec<u8>, Packing)],
+        change: impl FnOnce(&mut serde_json::Value, &mut serde_json::Value),
+    ) -> Self {
         let mut made = Self::default();
         let mut descriptors = Vec::new();
         let mut diff_ids = Vec::new();
@@ -88,18 +91,18 @@ impl Made {
         made
     }
 
-    pub fn simple(content: &[u8]) -> Self {
+    pub(crate) fn simple(content: &[u8]) -> Self {
         Self::new(&[(tar(&[File("bin/sh", b"#!"), File("content", content)]), Packing::Gzip)], |_, _| {})
     }
 
-    pub fn put(&mut self, bytes: Vec<u8>) -> String {
+    pub(crate) fn put(&mut self, bytes: Vec<u8>) -> String {
         let digest = Digest::sha256(&bytes).to_string();
         self.blobs.insert(digest.clone(), bytes);
         digest
     }
 
     /// Writes it as `oci-layout:PATH:tag`.
-    pub fn write_layout(&self, path: &Path, tag: &str) {
+    pub(crate) fn write_layout(&self, path: &Path, tag: &str) {
         let blobs = path.join("blobs/sha256");
         std::fs::create_dir_all(&blobs).expect("mkdir");
         for (digest, bytes) in &self.blobs {

@@ -1,8 +1,8 @@
 //! Images and registries for tests.
 #![allow(dead_code)] // Each test program uses its own part.
 
-pub mod fake_registry;
-pub mod images;
+pub(crate) mod fake_registry;
+pub(crate) mod images;
 
 use std::{
     path::Path,
@@ -11,12 +11,12 @@ use std::{
 };
 
 use image_snapshot::{
-    Credential, EnsureRequest, Image, ImageError, Images, ImagesConfig, LocalAccess, Progress, PullPolicy, RegistryAuth,
-    Secret, Timeouts,
+    Credential, EnsureRequest, Image, ImageError, Images, ImagesConfig, LocalAccess, Progress, PullPolicy,
+    RegistryAuth, Secret, Timeouts,
 };
 
 /// Impatient settings.
-pub fn config(root: &Path) -> ImagesConfig {
+pub(crate) fn config(root: &Path) -> ImagesConfig {
     // Another test of this program may have been first.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut config = ImagesConfig::new(root);
@@ -30,32 +30,27 @@ pub fn config(root: &Path) -> ImagesConfig {
     config
 }
 
-pub fn open(root: &Path) -> Images {
+pub(crate) fn open(root: &Path) -> Images {
     Images::open(config(root)).expect("open store")
 }
 
-pub fn request(reference: &str, policy: PullPolicy) -> EnsureRequest {
-    EnsureRequest {
-        reference: reference.to_owned(),
-        policy,
-        credentials: Vec::new(),
-        local: LocalAccess::Trusted,
-    }
+pub(crate) fn request(reference: &str, policy: PullPolicy) -> EnsureRequest {
+    EnsureRequest { reference: reference.to_owned(), policy, credentials: Vec::new(), local: LocalAccess::Trusted }
 }
 
-pub fn basic(scope: &str, username: &str, password: &str) -> Credential {
+pub(crate) fn basic(scope: &str, username: &str, password: &str) -> Credential {
     Credential {
         scope: scope.to_owned(),
         auth: RegistryAuth::Basic { username: username.to_owned(), password: Secret::new(password) },
     }
 }
 
-pub async fn pull(images: &Images, reference: &str) -> Result<Image, ImageError> {
+pub(crate) async fn pull(images: &Images, reference: &str) -> Result<Image, ImageError> {
     images.ensure(request(reference, PullPolicy::Always), |_| {}).await
 }
 
 /// Pulls and keeps what was told on the way.
-pub async fn pull_watched(images: &Images, reference: &str) -> (Result<Image, ImageError>, Vec<Progress>) {
+pub(crate) async fn pull_watched(images: &Images, reference: &str) -> (Result<Image, ImageError>, Vec<Progress>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let keep = seen.clone();
     let result = images
@@ -66,7 +61,7 @@ pub async fn pull_watched(images: &Images, reference: &str) -> (Result<Image, Im
 }
 
 /// Files in the store besides its own bookkeeping.
-pub fn leftovers(root: &Path) -> Vec<String> {
+pub(crate) fn leftovers(root: &Path) -> Vec<String> {
     let mut out = Vec::new();
     for dir in ["ingest", "layers/sha256", "blobs/sha256", "refs"] {
         for entry in std::fs::read_dir(root.join(dir)).expect("list") {

@@ -23,7 +23,8 @@ fn sample() -> Vec<u8> {
 fn plain_gzip_and_zstd_give_the_same_layer() {
     let tar = sample();
     let halves = [gzip(&tar[..5000]), gzip(&tar[5000..])].concat();
-    let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3][..], &zstd::encode_all(&tar[..], 3).unwrap()].concat();
+    let skippable =
+        [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3][..], &zstd::encode_all(&tar[..], 3).unwrap()].concat();
     for blob in [tar.clone(), gzip(&tar), zstd::encode_all(&tar[..], 3).unwrap(), halves, skippable] {
         assert_eq!(run(blob, &tar, &Limits::default()).unwrap(), 2_000_000);
     }
@@ -80,7 +81,10 @@ fn bombs_are_stopped_early() {
     let error = run(bomb, b"", &limits).unwrap_err();
     assert!(matches!(error, ConvertError::Limit { what: "times compression", .. }), "{error:?}");
     let big = zstd::encode_all(Zeros(200 << 20), 1).unwrap();
-    assert!(matches!(run(big, b"", &Limits { ratio: 1 << 40, ..limits.clone() }), Err(ConvertError::Limit { what: "uncompressed bytes", .. })));
+    assert!(matches!(
+        run(big, b"", &Limits { ratio: 1 << 40, ..limits.clone() }),
+        Err(ConvertError::Limit { what: "uncompressed bytes", .. })
+    ));
     // A window of 1 GiB would be allocated by whoever believes the header.
     let mut wide = zstd::Encoder::new(Vec::new(), 1).unwrap();
     wide.window_log(30).unwrap();

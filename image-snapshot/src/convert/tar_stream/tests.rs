@@ -65,7 +65,10 @@ fn a_global_header_may_comment_but_not_command() {
 #[test]
 fn ids_beyond_what_linux_has_are_refused() {
     for id in ["4294967295", "4294967296", "99999999999"] {
-        assert!(matches!(refused(Tar::new().pax("uid", id.as_bytes()).file("a", b"").end()), ConvertError::Header { .. }));
+        assert!(matches!(
+            refused(Tar::new().pax("uid", id.as_bytes()).file("a", b"").end()),
+            ConvertError::Header { .. }
+        ));
     }
     assert!(Stack::default().push(&Tar::new().pax("uid", b"4294967294").file("a", b"").end()).is_ok());
 }

@@ -122,10 +122,8 @@ fn a_whiteout_and_the_same_name_in_one_layer_keep_the_new_one_in_either_order() 
 
 #[test]
 fn a_directory_that_was_only_passed_through_goes_with_its_whiteout() {
-    let stack = Stack::of(&[
-        Tar::new().file("d/e/x", b"").end(),
-        Tar::new().file("d/e/.wh.x", b"").file(".wh.d", b"").end(),
-    ]);
+    let stack =
+        Stack::of(&[Tar::new().file("d/e/x", b"").end(), Tar::new().file("d/e/.wh.x", b"").file(".wh.d", b"").end()]);
     assert_eq!(paths(&stack), ["/"]);
 }
 
@@ -168,7 +166,9 @@ fn hard_links_share_an_inode_also_with_a_file_below() {
 
 #[test]
 fn hard_links_to_nothing_directories_or_themselves() {
-    for bad in [Tar::new().hardlink("a", "none"), Tar::new().dir("d", 0o755).hardlink("a", "d"), Tar::new().hardlink("a", "a")] {
+    for bad in
+        [Tar::new().hardlink("a", "none"), Tar::new().dir("d", 0o755).hardlink("a", "d"), Tar::new().hardlink("a", "a")]
+    {
         assert!(matches!(Stack::default().push(&bad.end()), Err(ConvertError::Place { .. })));
     }
     let stack = Stack::of(&[Tar::new().file("a", b"1").hardlink("a", "a").end()]);
