@@ -178,6 +178,8 @@ pub struct Metered {
 pub trait Metering: Send + Sync {
     /// Durable before it returns. Starting what runs changes nothing and returns its start.
     async fn start(&self, interval: &Interval) -> Result<Metered, PortError>;
+    /// A last look at what the sandbox has used, while it can still be seen. Best effort, and never for long.
+    async fn look(&self, _sandbox: &SandboxId) {}
     /// Durable before it returns. Stopping what does not run succeeds.
     async fn stop(&self, sandbox: &SandboxId) -> Result<Metered, PortError>;
     /// After an agent restart: these still live and go on; every other open interval is closed.

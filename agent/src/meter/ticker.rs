@@ -52,12 +52,15 @@ impl Meter {
     /// Takes a look at every open sandbox, all at once, as far as [`LOOK`] lets it.
     pub(super) async fn sample(&self) {
         let open = self.book().open();
-        let looks = open.iter().map(|sandbox_id| async move {
-            if let Ok(Some(used)) = tokio::time::timeout(LOOK, self.used.used(sandbox_id)).await {
-                let now = self.clock.now();
-                self.book().look(sandbox_id, used, now);
-            }
-        });
-        futures::future::join_all(looks).await;
+        futures::future::join_all(open.iter().map(|sandbox_id| self.look(sandbox_id))).await;
+    }
+
+    /// Takes a look at one sandbox now, as far as [`LOOK`] lets it: to be called before a sandbox is destroyed, so that what it has used since
+    /// the last tick is known when it is stopped.
+    pub async fn look(&self, sandbox_id: &str) {
+        if let Ok(Some(used)) = tokio::time::timeout(LOOK, self.used.used(sandbox_id)).await {
+            let now = self.clock.now();
+            self.book().look(sandbox_id, used, now);
+        }
     }
 }

@@ -144,6 +144,13 @@ pub enum ReadError {
     },
 }
 
+impl ReadError {
+    /// Records that were promised are gone or damaged: a human must act. The others may pass, or are the caller's mistake.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Gone { .. } | Self::Ahead { .. } | Self::Damaged { .. })
+    }
+}
+
 /// Why an acknowledgement was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum AckError {

@@ -53,6 +53,8 @@ enum State {
 struct Sandbox {
     boot: u64,
     started: u64,
+    /// When the answer to its start was taken.
+    held_since: u64,
     /// Proven up to here at least.
     proven: u64,
     state: State,
@@ -112,7 +114,10 @@ impl Oracle {
             0..4 if held.len() < 40 => {
                 let id = format!("s{:05}", self.sandboxes.len());
                 agent.send(&format!("start {id}"));
-                self.sandboxes.insert(id, Sandbox { boot: self.boot, started: 0, proven: 0, state: State::Starting });
+                self.sandboxes.insert(
+                    id,
+                    Sandbox { boot: self.boot, started: 0, held_since: 0, proven: 0, state: State::Starting },
+                );
             }
             0..7 if !held.is_empty() => {
                 let id = &held[usize::try_from(random.below(held.len() as u64)).expect("a small number")];
@@ -144,7 +149,8 @@ impl Oracle {
         match words.as_slice() {
             ["started", id, start] => {
                 let sandbox = self.sandboxes.get_mut(*id).expect("a known sandbox");
-                (sandbox.started, sandbox.proven, sandbox.state) = (at(start), at(start), State::Held);
+                (sandbox.started, sandbox.proven, sandbox.held_since) = (at(start), at(start), now());
+                sandbox.state = State::Held;
             }
             ["stopped", id, end] => {
                 let sandbox = self.sandboxes.get_mut(*id).expect("a known sandbox");
@@ -168,7 +174,7 @@ impl Oracle {
                 let asked = self.ticks.remove(0);
                 for sandbox in self.sandboxes.values_mut() {
                     // Whatever was held when the tick was asked for is proven by it.
-                    if matches!(sandbox.state, State::Held) && sandbox.started < asked {
+                    if matches!(sandbox.state, State::Held) && sandbox.held_since < asked {
                         sandbox.proven = sandbox.proven.max(asked);
                     }
                 }
@@ -202,7 +208,7 @@ impl Oracle {
     pub(crate) fn one_more(&mut self, agent: &mut Child) {
         let id = "last".to_owned();
         agent.send(&format!("start {id}"));
-        let sandbox = Sandbox { boot: self.boot, started: 0, proven: 0, state: State::Starting };
+        let sandbox = Sandbox { boot: self.boot, started: 0, held_since: 0, proven: 0, state: State::Starting };
         self.sandboxes.insert(id.clone(), sandbox);
         self.wait(agent, |oracle| oracle.sandboxes[&id].state == State::Held);
     }

@@ -285,6 +285,7 @@ impl PodTask {
 
 /// Destroys, stops the bill, frees the address; each until it succeeds.
 async fn let_go(world: &World, id: &SandboxId) -> Metered {
+    world.meter.look(id).await;
     retry("destroy the sandbox", || async {
         match world.sandboxes.destroy(id).await {
             Ok(()) | Err(SandboxError::NotFound { .. }) => Ok(()),
