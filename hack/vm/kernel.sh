@@ -1,0 +1,83 @@
+# shellcheck shell=bash
+# A Debian cloud kernel for guests, in the cache; nothing is installed on this machine.
+#
+#   vm_kernel CACHE SERIES     SERIES: 6.1 or 6.12; sets vm_kernel_dir (vmlinuz, modules/, version)
+
+vm_kernel() {
+    local cache=$1/vm series=$2 package dir
+    package=$(vm_kernel_package "$series") || return 1
+    dir=$cache/$package
+    if ! [[ -e $dir/complete ]]; then
+        echo "vm: fetching $package" >&2
+        rm -rf "$dir"
+        mkdir -p "$dir/unpacked"
+        (cd "$dir" && apt-get -q download "$package" >/dev/null 2>&1) || {
+            echo "vm: cannot download $package" >&2
+            return 1
+        }
+        dpkg-deb -x "$dir"/*.deb "$dir/unpacked"
+        rm "$dir"/*.deb
+        mv "$dir"/unpacked/boot/vmlinuz-* "$dir/vmlinuz"
+        basename "$dir"/unpacked/lib/modules/* >"$dir/version"
+        busybox depmod -b "$dir/unpacked" "$(cat "$dir/version")"
+        touch "$dir/complete"
+    fi
+    # shellcheck disable=SC2034 # for the caller
+    vm_kernel_dir=$dir
+}
+
+# The newest kernel package of a series that apt knows.
+vm_kernel_package() {
+    local series=$1 pattern found
+    case $series in
+    6.1) pattern='^linux-image-6\.1\.0-[0-9]+-cloud-amd64$' ;;
+    6.12) pattern='^linux-image-6\.12\.[0-9]+(\+deb12)?-cloud-amd64(-unsigned)?$' ;;
+    *)
+        echo "vm: no kernel series $series (6.1, 6.12)" >&2
+        return 1
+        ;;
+    esac
+    found=$(apt-cache pkgnames linux-image- | grep -E "$pattern" | sort -V | tail -n 1)
+    if [[ -z $found ]]; then
+        apt-get -q update >/dev/null 2>&1 || true
+        found=$(apt-cache pkgnames linux-image- | grep -E "$pattern" | sort -V | tail -n 1)
+    fi
+    [[ -n $found ]] || {
+        echo "vm: apt knows no cloud kernel $series" >&2
+        return 1
+    }
+    echo "$found"
+}
+
+# vm_modules DIR TO NAME...: copies modules and what they need, and writes TO/order, the order of loading
+vm_modules() {
+    local dir=$1 to=$2 version name
+    shift 2
+    version=$(cat "$dir/version")
+    mkdir -p "$to"
+    : >"$to/order"
+    for name in "$@"; do
+        vm_module "$dir/unpacked/lib/modules/$version" "$to" "$name"
+    done
+}
+
+vm_module() {
+    local tree=$1 to=$2 name=$3 line file need
+    # Built in, or not there: the guest says so when it misses it.
+    line=$(grep -E "/$name\.ko:" "$tree/modules.dep" | head -n 1) || return 0
+    file=${line%%:*}
+    # What is named last is needed first.
+    for need in $(tr ' ' '\n' <<<"${line#*:}" | tac); do
+        vm_copy_module "$tree" "$to" "$need"
+    done
+    vm_copy_module "$tree" "$to" "$file"
+}
+
+vm_copy_module() {
+    local tree=$1 to=$2 file=$3
+    [[ $file == /* ]] || file=$tree/$file
+    file=$tree/${file##*/lib/modules/"${tree##*/}"/}
+    [[ -e $to/$(basename "$file") ]] && return
+    cp "$file" "$to/"
+    basename "$file" >>"$to/order"
+}
