@@ -1,5 +1,7 @@
 //! `vkubelet`: the virtual node's daemon.
 
+use std::process::ExitCode;
+
 use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,7 +10,18 @@ use vkubelet::config::{Cli, Command, Config, RunFlags, TokenCommand};
 use vkubelet::hosts::tokens::{self, TokenOptions};
 use vkubelet::{hosts, observe, run};
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain of causes on one line; a backtrace helps nobody who runs a daemon.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> anyhow::Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = Cli::parse();
     match cli.command {
@@ -27,7 +40,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn daemon(flags: RunFlags) -> anyhow::Result<()> {
-    let config = Config::load(flags).context("configuration")?;
+    let config = Config::load(flags)?;
     observe::init(config.log_format);
     tracing::info!(?config, "vkubelet starts");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
@@ -44,6 +57,6 @@ fn daemon(flags: RunFlags) -> anyhow::Result<()> {
             tracing::info!("asked to end");
             asked.cancel();
         });
-        Box::pin(run::run(config, stop)).await.context("vkubelet")
+        Box::pin(run::run(config, stop)).await.map_err(anyhow::Error::from)
     })
 }

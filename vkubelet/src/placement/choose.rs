@@ -30,6 +30,8 @@ pub struct Amounts {
     pub milli_cpu: u64,
     /// Bytes.
     pub memory_bytes: u64,
+    /// Bytes of disk.
+    pub ephemeral_bytes: u64,
     /// Pods.
     pub pods: u32,
 }
@@ -43,6 +45,7 @@ enum Misfit {
     TooManyPods,
     Cpu,
     Memory,
+    Ephemeral,
 }
 
 impl Misfit {
@@ -54,6 +57,7 @@ impl Misfit {
             Self::TooManyPods => "full of pods",
             Self::Cpu => "with insufficient cpu",
             Self::Memory => "with insufficient memory",
+            Self::Ephemeral => "with insufficient ephemeral-storage",
         }
     }
 }
@@ -122,6 +126,9 @@ fn misfits_of(request: &Request, host: &HostView) -> Vec<Misfit> {
     if !fits(host.used.memory_bytes, request.memory_bytes, host.capacity.memory_bytes) {
         misfits.push(Misfit::Memory);
     }
+    if !fits(host.used.ephemeral_bytes, request.ephemeral_bytes, host.capacity.ephemeral_bytes) {
+        misfits.push(Misfit::Ephemeral);
+    }
     misfits
 }
 
@@ -156,8 +163,8 @@ mod tests {
             id: id.to_owned(),
             ready: true,
             architecture: "amd64".to_owned(),
-            capacity: Amounts { milli_cpu: cpu, memory_bytes: 1 << 30, pods: 10 },
-            used: Amounts { milli_cpu: used, memory_bytes: 0, pods: 0 },
+            capacity: Amounts { milli_cpu: cpu, memory_bytes: 1 << 30, pods: 10, ..Amounts::default() },
+            used: Amounts { milli_cpu: used, memory_bytes: 0, pods: 0, ..Amounts::default() },
             sandbox_kinds: ["namespace".to_owned()].into(),
             images: BTreeSet::new(),
         }

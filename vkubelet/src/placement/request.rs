@@ -10,6 +10,8 @@ use super::quantity::{self, QuantityError};
 /// The RuntimeClass that asks for the microVM sandbox.
 pub const MICROVM_RUNTIME_CLASS: &str = "nodeless-vm";
 
+const EPHEMERAL: &str = "ephemeral-storage";
+
 /// What one pod needs of a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
@@ -17,6 +19,8 @@ pub struct Request {
     pub milli_cpu: u64,
     /// Bytes.
     pub memory_bytes: u64,
+    /// Bytes of writable layers, logs and emptyDirs.
+    pub ephemeral_bytes: u64,
     /// `amd64`, `arm64`; `None`: any.
     pub architecture: Option<String>,
     /// `namespace` or `microvm`.
@@ -34,14 +38,15 @@ pub struct RequestError {
     source: QuantityError,
 }
 
-type Resources = (u64, u64);
+/// Processor, memory, ephemeral storage.
+type Resources = (u64, u64, u64);
 
 impl Request {
     /// Sums up a pod: max(containers + sidecars, each init container with the sidecars before it), or the pod-level
     /// requests where given, plus overhead.
     pub fn of(pod: &Pod) -> Result<Self, RequestError> {
         let Some(spec) = &pod.spec else { return Ok(Self::default()) };
-        let (milli_cpu, memory_bytes) = resources(spec)?;
+        let (milli_cpu, memory_bytes, ephemeral_bytes) = resources(spec)?;
         let architecture = spec.node_selector.as_ref().and_then(|s| s.get("kubernetes.io/arch")).cloned();
         let microvm = spec.runtime_class_name.as_deref() == Some(MICROVM_RUNTIME_CLASS);
         let init = spec.init_containers.iter().flatten();
@@ -52,6 +57,7 @@ impl Request {
         Ok(Self {
             milli_cpu,
             memory_bytes,
+            ephemeral_bytes,
             architecture,
             sandbox_kind: if microvm { "microvm" } else { "namespace" }.to_owned(),
             images,
@@ -60,12 +66,12 @@ impl Request {
 }
 
 fn resources(spec: &PodSpec) -> Result<Resources, RequestError> {
-    let mut sum = (0, 0);
+    let mut sum = (0, 0, 0);
     for (i, container) in spec.containers.iter().enumerate() {
         sum = add(sum, of_container(container, &format!("spec.containers[{i}]"))?);
     }
-    let mut sidecars = (0, 0);
-    let mut peak = (0, 0);
+    let mut sidecars = (0, 0, 0);
+    let mut peak = (0, 0, 0);
     for (i, container) in spec.init_containers.iter().flatten().enumerate() {
         let own = of_container(container, &format!("spec.initContainers[{i}]"))?;
         if container.restart_policy.as_deref() == Some("Always") {
@@ -79,22 +85,24 @@ fn resources(spec: &PodSpec) -> Result<Resources, RequestError> {
     if let Some(pod_level) = &spec.resources {
         let cpu = amount(pod_level, "cpu", "spec.resources")?;
         let memory = amount(pod_level, "memory", "spec.resources")?;
-        total = (cpu.unwrap_or(total.0), memory.unwrap_or(total.1));
+        total = (cpu.unwrap_or(total.0), memory.unwrap_or(total.1), total.2);
     }
     if let Some(overhead) = &spec.overhead {
         let cpu = read(overhead, "cpu", "spec.overhead")?.unwrap_or(0);
         let memory = read(overhead, "memory", "spec.overhead")?.unwrap_or(0);
-        total = add(total, (cpu, memory));
+        let ephemeral = read(overhead, EPHEMERAL, "spec.overhead")?.unwrap_or(0);
+        total = add(total, (cpu, memory, ephemeral));
     }
     Ok(total)
 }
 
 fn of_container(container: &Container, path: &str) -> Result<Resources, RequestError> {
-    let Some(resources) = &container.resources else { return Ok((0, 0)) };
+    let Some(resources) = &container.resources else { return Ok((0, 0, 0)) };
     let path = format!("{path}.resources");
     let cpu = amount(resources, "cpu", &path)?.unwrap_or(0);
     let memory = amount(resources, "memory", &path)?.unwrap_or(0);
-    Ok((cpu, memory))
+    let ephemeral = amount(resources, EPHEMERAL, &path)?.unwrap_or(0);
+    Ok((cpu, memory, ephemeral))
 }
 
 /// The request; a limit without a request is the request, as the API server defaults it.
@@ -117,11 +125,11 @@ fn read(map: &BTreeMap<String, Quantity>, name: &str, path: &str) -> Result<Opti
 }
 
 fn add(a: Resources, b: Resources) -> Resources {
-    (a.0.saturating_add(b.0), a.1.saturating_add(b.1))
+    (a.0.saturating_add(b.0), a.1.saturating_add(b.1), a.2.saturating_add(b.2))
 }
 
 fn max(a: Resources, b: Resources) -> Resources {
-    (a.0.max(b.0), a.1.max(b.1))
+    (a.0.max(b.0), a.1.max(b.1), a.2.max(b.2))
 }
 
 /// An image name as hosts report it: `busybox` is `docker.io/library/busybox:latest`. Names of other transports

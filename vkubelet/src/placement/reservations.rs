@@ -94,7 +94,12 @@ impl Reservations {
 }
 
 fn amounts(request: &Request) -> Amounts {
-    Amounts { milli_cpu: request.milli_cpu, memory_bytes: request.memory_bytes, pods: 1 }
+    Amounts {
+        milli_cpu: request.milli_cpu,
+        memory_bytes: request.memory_bytes,
+        ephemeral_bytes: request.ephemeral_bytes,
+        pods: 1,
+    }
 }
 
 fn with_reserved(host: &HostView, pods: &HashMap<String, (String, Amounts)>) -> HostView {
@@ -102,11 +107,13 @@ fn with_reserved(host: &HostView, pods: &HashMap<String, (String, Amounts)>) -> 
     for (_, held) in pods.values().filter(|(on, _)| *on == host.id) {
         reserved.milli_cpu = reserved.milli_cpu.saturating_add(held.milli_cpu);
         reserved.memory_bytes = reserved.memory_bytes.saturating_add(held.memory_bytes);
+        reserved.ephemeral_bytes = reserved.ephemeral_bytes.saturating_add(held.ephemeral_bytes);
         reserved.pods = reserved.pods.saturating_add(held.pods);
     }
     let mut view = host.clone();
     view.used.milli_cpu = view.used.milli_cpu.max(reserved.milli_cpu);
     view.used.memory_bytes = view.used.memory_bytes.max(reserved.memory_bytes);
+    view.used.ephemeral_bytes = view.used.ephemeral_bytes.max(reserved.ephemeral_bytes);
     view.used.pods = view.used.pods.max(reserved.pods);
     view
 }
@@ -119,7 +126,7 @@ mod tests {
         HostView {
             id: id.to_owned(),
             ready: true,
-            capacity: Amounts { milli_cpu: cpu, memory_bytes: 1 << 30, pods: 10 },
+            capacity: Amounts { milli_cpu: cpu, memory_bytes: 1 << 30, pods: 10, ..Amounts::default() },
             sandbox_kinds: ["namespace".to_owned()].into(),
             ..HostView::default()
         }

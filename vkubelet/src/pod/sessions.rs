@@ -64,7 +64,12 @@ impl Sessions {
                     self.disconnected(host_id, connection, &tracker, &stop);
                 }
                 Ok(HostEvent::Refused { host_id, code, message }) => {
-                    tracing::warn!(host.id = host_id, code = code.name(), message, "a host was refused or refuses us");
+                    tracing::warn!(
+                        host.id = host_id,
+                        code = code.name(),
+                        detail = message,
+                        "a host was refused or refuses us"
+                    );
                 }
                 Err(broadcast::error::RecvError::Lagged(_)) => self.list(&mut known, &tracker, &stop),
                 Err(broadcast::error::RecvError::Closed) => return,
@@ -138,10 +143,10 @@ impl Sessions {
         let mut pause = RETRY_FIRST;
         while let Err(status) = self.sync(handle).await {
             if status.is_fenced() {
-                tracing::error!(message = status.message(), "another vkubelet has taken over this host");
+                tracing::error!(detail = status.message(), "another vkubelet has taken over this host");
                 return;
             }
-            tracing::warn!(code = %status.error_code(), message = status.message(), "complete-set sync failed; trying again");
+            tracing::warn!(code = %status.error_code(), detail = status.message(), "complete-set sync failed; trying again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MOST);
         }
@@ -178,7 +183,7 @@ impl Sessions {
             tracing::error!(
                 host.id = host,
                 pods = ?reply.held_pods,
-                message = reply.message,
+                detail = reply.message,
                 "the agent holds a mass deletion: these pods are not desired any more and have no deletion mark"
             );
         }
@@ -231,7 +236,7 @@ impl Sessions {
                         }
                     }
                 }
-                Err(status) => tracing::warn!(message = status.message(), "statuses cannot be followed; trying again"),
+                Err(status) => tracing::warn!(detail = status.message(), "statuses cannot be followed; trying again"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MOST);
@@ -266,7 +271,7 @@ impl Sessions {
                             .or_insert(seq);
                     }
                 }
-                Err(status) => tracing::warn!(message = status.message(), "events cannot be followed; trying again"),
+                Err(status) => tracing::warn!(detail = status.message(), "events cannot be followed; trying again"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MOST);
@@ -307,11 +312,14 @@ fn view(id: &str, status: &HostStatus, up: bool) -> HostView {
         capacity: Amounts {
             milli_cpu: status.capacity_milli_cpu,
             memory_bytes: status.capacity_memory_bytes,
+            ephemeral_bytes: status.capacity_ephemeral_bytes,
             pods: status.capacity_pods,
         },
         used: Amounts {
             milli_cpu: status.allocated_milli_cpu,
             memory_bytes: status.allocated_memory_bytes,
+            // Not told by hosts: what is reserved here counts.
+            ephemeral_bytes: 0,
             pods: status.allocated_pods,
         },
         sandbox_kinds: status.sandbox_kinds.iter().cloned().collect(),

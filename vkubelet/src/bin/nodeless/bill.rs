@@ -22,7 +22,7 @@ pub(crate) async fn bill(connection: &Connection, order: &BillOrder, output: Out
         None => all(connection, order.namespace.as_deref()).await?,
     };
     if output == Output::Json {
-        return table::json(&List { items: records });
+        return table::json(&records);
     }
     let rows: Vec<Vec<String>> = records.iter().map(row).collect();
     let head = ["NAMESPACE", "POD", "STATE", "BILLED", "HELD FOR", "CPU", "MEMORY", "CPU USED", "COST"];

@@ -11,7 +11,7 @@ use crate::table;
 pub(crate) async fn hosts(connection: &Connection, output: Output) -> Result<(), Failure> {
     let list: List<HostItem> = connection.json(Method::GET, "/v1/hosts").await?;
     if output == Output::Json {
-        return table::json(&list);
+        return table::json(&list.items);
     }
     if list.items.is_empty() {
         eprintln!(

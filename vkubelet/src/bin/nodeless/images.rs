@@ -29,7 +29,7 @@ pub(crate) async fn images(
 async fn list(connection: &Connection, output: Output) -> Result<u8, Failure> {
     let list: List<ImageItem> = connection.json(Method::GET, "/v1/images").await?;
     if output == Output::Json {
-        return table::json(&list).map(|()| 0);
+        return table::json(&list.items).map(|()| 0);
     }
     let now = jiff::Timestamp::now().as_second();
     let row = |image: &ImageItem| {
@@ -58,7 +58,7 @@ async fn pull(connection: &Connection, order: &PullOrder, output: Output) -> Res
     }
     bars.finish();
     if output == Output::Json {
-        table::json(&List { items: last.values().cloned().collect() })?;
+        table::json(&last.values().collect::<Vec<_>>())?;
     }
     let mut code = 0;
     for progress in last.values() {
@@ -78,7 +78,7 @@ async fn remove(connection: &Connection, image: &str, host: Option<&str>, output
     query.extend(host.map(|host| ("host", host)));
     let list: List<RemovedItem> = connection.json(Method::DELETE, &target(&["v1", "images"], &query)).await?;
     if output == Output::Json {
-        return table::json(&list).map(|()| 0);
+        return table::json(&list.items).map(|()| 0);
     }
     let mut code = 0;
     for item in list.items {

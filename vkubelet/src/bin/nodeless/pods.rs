@@ -20,7 +20,7 @@ pub(crate) async fn ps(connection: &Connection, order: &PsOrder, output: Output)
     let mut list: List<PodItem> = connection.json(Method::GET, "/v1/pods").await?;
     list.items.retain(|pod| order.namespace.as_ref().is_none_or(|n| *n == pod.namespace));
     if output == Output::Json {
-        return table::json(&list);
+        return table::json(&list.items);
     }
     let mut head = vec!["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE"];
     if order.wide {
@@ -103,7 +103,9 @@ pub(crate) async fn rm(connection: &Connection, order: &RmOrder) -> Result<(), F
             match tokio::time::timeout(REMOVED_WITHIN, gone).await {
                 Ok(result) => result?,
                 Err(_) => {
-                    return Err(Failure::Talk(format!("pod {pod} is still there; `nodeless describe {pod}` says more")));
+                    return Err(Failure::Talk(format!(
+                        "pod {pod} is still there; `nodeless describe {pod}` says more"
+                    )));
                 }
             }
         }

@@ -3,6 +3,7 @@
 mod prepare;
 mod tell;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -66,6 +67,8 @@ pub(super) struct Task {
     retry_after: Duration,
     last_words: String,
     start_counted: bool,
+    /// What was told of references that do not stop the pod.
+    warned: HashSet<String>,
 }
 
 /// Runs until nothing is left of the pod.
@@ -112,6 +115,7 @@ impl Task {
             retry_after: RETRY_FIRST,
             last_words: String::new(),
             start_counted: false,
+            warned: HashSet::new(),
             shared,
             ports,
             pod,
@@ -426,3 +430,6 @@ fn now_unix() -> i64 {
 fn now_text() -> String {
     jiff::Timestamp::from_second(now_unix()).map(|t| t.to_string()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,7 +52,7 @@ impl Task {
                 true
             }
             Err(Unplaced::Unfit { reason, message }) => {
-                self.wait_for(reason, reason, &message, "");
+                self.wait_for(reason, "WaitingForHost", &message, "");
                 false
             }
             Err(Unplaced::NotRecorded(error)) => {
@@ -74,7 +74,9 @@ impl Task {
         match outcome {
             Outcome::Resolved(resolution) => {
                 for warning in &resolution.warnings {
-                    self.event(EventType::Warning, warning.reason, &warning.message, &warning.field);
+                    if self.warned.insert(warning.message.clone()) {
+                        self.event(EventType::Warning, warning.reason, &warning.message, &warning.field);
+                    }
                 }
                 if self.resolution.as_ref().is_none_or(|old| old.resolved != resolution.resolved) {
                     self.resolution_number += 1;

@@ -34,7 +34,7 @@ impl Task {
 
     /// An agent will not run it. Lack of room undoes the placement (the agent never had the pod); anything else is final.
     pub(super) fn take_refusal(&mut self, refusal: &Refusal) {
-        tracing::warn!(reason = refusal.reason, message = refusal.message, "the agent refused the pod");
+        tracing::warn!(reason = refusal.reason, detail = refusal.message, "the agent refused the pod");
         self.shared.metrics.refused(&refusal.reason);
         self.event(EventType::Warning, &refusal.reason, &refusal.message, "");
         if self.presence == Presence::Present {

@@ -143,7 +143,7 @@ impl EventSink for ManifestSource {
                     pod.namespace = pod.namespace,
                     pod.name = pod.name,
                     reason,
-                    message,
+                    detail = message,
                     field_path,
                     "event"
                 );
@@ -154,7 +154,7 @@ impl EventSink for ManifestSource {
                     pod.namespace = pod.namespace,
                     pod.name = pod.name,
                     reason,
-                    message,
+                    detail = message,
                     field_path,
                     "event"
                 );
