@@ -48,8 +48,8 @@ pub struct Attempt {
     pub created: bool,
     /// It runs.
     pub running: bool,
-    /// It may still run, or run again: a follower of its log waits.
-    pub alive: bool,
+    /// It is being started.
+    pub starting: bool,
 }
 
 impl Posted {

@@ -21,28 +21,35 @@
 //! | [`service`] | the gRPC service `Agent`; thin |
 //! | [`observe`] | metrics, health |
 //! | [`meter`], [`spool`] | usage: what is held, since when, durably; kept until vkubelet has stored it |
+//! | [`reset`] | takes the host out of service |
 //! | [`ports`] | the traits by which a pod task acts on the world |
 //!
 //! This crate may not know: the Kubernetes API server, prices, how an image is stored, how a namespace is made. It never forks.
 
 pub mod board;
 pub mod clock;
+pub mod config;
 pub mod errors;
 pub mod events;
 pub mod host;
+pub mod images;
 pub mod intent;
 pub mod ledger;
 pub mod link;
 pub mod logs;
 pub mod meter;
+pub mod metering;
 pub mod network;
 pub mod observe;
 pub mod pod;
 pub mod ports;
 pub mod quantity;
 pub mod recover;
+pub mod reset;
 pub mod resolved;
 pub mod roster;
+pub mod run;
+pub mod service;
 pub mod spool;
 #[cfg(test)]
 mod testing;

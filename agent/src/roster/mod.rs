@@ -191,6 +191,12 @@ impl Roster {
                 tracing::info!(pod.uid = uid, generation = intent.generation, "a pod that is not here and is not to be started");
                 let _ = sender.send(Ok(()));
             }
+            // Generation 0 only says that the pod is wanted: what it refers to has not been looked up yet.
+            None if intent.generation == 0 => drop(sender.send(Ok(()))),
+            None if intent.has_ended() => {
+                self.post_ended(&intent);
+                let _ = sender.send(Ok(()));
+            }
             None => self.begin(inner, intent, sender),
         }
         Ok(Waiting { uid, answer })
@@ -216,6 +222,21 @@ impl Roster {
         inner.pods.insert(uid, PodTask::spawn(self.world.clone(), intent, record, beginning));
     }
 
+    /// A pod that ended in a life of this host that nobody here remembers: it is never started again.
+    fn post_ended(&self, intent: &Intent) {
+        let status = intent.raw.get("status").map(ToString::to_string).unwrap_or_default();
+        self.world.board.post(Posted {
+            uid: intent.uid.clone(),
+            namespace: intent.namespace().to_owned(),
+            name: intent.name().to_owned(),
+            generation: intent.generation,
+            status_json: status.into_bytes().into(),
+            terminated: true,
+            deleting: intent.deletion.is_some(),
+            ..Posted::default()
+        });
+    }
+
     /// Admission: what this version cannot do, then what this host has no room for.
     fn judge(&self, intent: &Intent) -> (Option<Verdict>, Vec<(&'static str, String)>) {
         let found = refusals::find(intent);
@@ -237,13 +258,14 @@ impl Roster {
     }
 
     /// The complete desired set. Pods that are not in it and carry no deletion mark are removed, unless the brake holds.
-    pub async fn sync(&self, epoch: u64, intents: Vec<Intent>) -> Result<Synced, RosterError> {
+    /// `unreadable`: pods that are wanted, too, but came damaged; nothing is done about them.
+    pub async fn sync(&self, epoch: u64, intents: Vec<Intent>, unreadable: &[String]) -> Result<Synced, RosterError> {
         let mut inner = self.inner.lock().await;
         self.fence_locked(&mut inner, epoch).await?;
         if inner.recovering {
             return Err(RosterError::Recovering);
         }
-        let wanted: BTreeSet<String> = intents.iter().map(|i| i.uid.clone()).collect();
+        let wanted: BTreeSet<String> = intents.iter().map(|i| &i.uid).chain(unreadable).cloned().collect();
         let posted = self.world.board.all();
         let running: Vec<&Posted> = posted.iter().filter(|p| !p.terminated).collect();
         let unwanted: Vec<String> = running
@@ -307,7 +329,10 @@ impl Roster {
     }
 
     async fn forget_locked(&self, inner: &mut Inner, uid: &str) -> Result<bool, RosterError> {
-        let Some(handle) = inner.pods.get(uid) else { return Ok(true) };
+        let Some(handle) = inner.pods.get(uid) else {
+            self.world.board.remove(uid);
+            return Ok(true);
+        };
         let (sender, answer) = oneshot::channel();
         let asked = handle.requests.send(Request::Forget(sender)).await.is_ok();
         let forgotten = !asked || answer.await.unwrap_or(true);

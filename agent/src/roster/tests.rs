@@ -267,12 +267,12 @@ async fn the_brake_holds_a_sync_that_would_remove_too_many() {
         roster.apply(1, intent(json(n), 1)).await.unwrap();
         until(&roster, &format!("u{n}"), |p| runs(p)).await;
     }
-    let synced = roster.sync(2, vec![intent(json(0), 1)]).await.unwrap();
+    let synced = roster.sync(2, vec![intent(json(0), 1)], &[]).await.unwrap();
     assert_eq!(synced.held, ["u1", "u2", "u3", "u4", "u5"]);
     assert_eq!(rig.sandboxes.ids().len(), 6);
     // With a mark on each they go, and a few may go without.
     let marked: Vec<Intent> = (0..3).map(|n| deleted(json(n), 2, 0)).collect();
-    let synced = roster.sync(2, marked).await.unwrap();
+    let synced = roster.sync(2, marked, &[]).await.unwrap();
     assert_eq!(synced, Synced::default());
     for n in 0..6 {
         until(&roster, &format!("u{n}"), |p| p.terminated).await;

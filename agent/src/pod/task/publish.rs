@@ -32,7 +32,7 @@ impl PodTask {
             number: c.attempt,
             created: c.created,
             running: matches!(c.run, Run::Running { .. }),
-            alive: c.run != Run::Done && !terminated,
+            starting: c.run == Run::Starting,
         };
         let containers = self
             .plan

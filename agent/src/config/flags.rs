@@ -1,0 +1,161 @@
+//! The command line, the environment and the file: one shape.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
+
+use super::LogFormat;
+
+/// The agent of Nodeless: runs pods on this host.
+#[derive(Debug, Parser)]
+#[command(name = "nodeless-agent", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon.
+    Run(Box<RunFlags>),
+    /// Enrol this host with a vkubelet, once.
+    Join(JoinFlags),
+    /// Take this host out of service: kill every pod, leave nothing in the kernel. Give it the flags of `run`.
+    Reset(Box<RunFlags>),
+    /// Convert one image layer, unprivileged; started by the daemon.
+    #[command(hide = true)]
+    ConvertLayer,
+}
+
+/// Flags of `join`.
+#[derive(Debug, Args)]
+pub struct JoinFlags {
+    /// HOST:PORT of vkubelet's agent listener.
+    pub vkubelet: String,
+    /// The join token that `vkubelet token create` printed.
+    #[arg(long, env = "NODELESS_JOIN_TOKEN", hide_env_values = true)]
+    pub token: String,
+    /// Hash of vkubelet's CA, as `vkubelet ca-hash` prints it (sha256:HEX).
+    #[arg(long, env = "NODELESS_CA_HASH")]
+    pub ca_hash: String,
+    /// What must survive a restart.
+    #[arg(long, env = "NODELESS_STATE_DIR", default_value = super::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// This host's id [default: made from the machine id].
+    #[arg(long, env = "NODELESS_HOST_ID")]
+    pub host_id: Option<String>,
+}
+
+/// Every setting of the daemon. All are optional here; see [`super::Config`] for defaults.
+#[derive(Debug, Default, Clone, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RunFlags {
+    /// TOML file with these same keys; flags and environment decide over it.
+    #[arg(long, env = "NODELESS_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// What must survive a restart [default: /var/lib/nodeless].
+    #[arg(long, env = "NODELESS_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Sockets, sandboxes, secrets; on a tmpfs [default: /run/nodeless].
+    #[arg(long, env = "NODELESS_RUN_DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// HOST:PORT of vkubelet's agent listener [default: as joined].
+    #[arg(long, env = "NODELESS_VKUBELET")]
+    pub vkubelet: Option<String>,
+    /// This host's id; must be the one that it joined with [default: as joined].
+    #[arg(long, env = "NODELESS_HOST_ID")]
+    pub host_id: Option<String>,
+    /// Network namespace (path) in which bridge, links and rules live, or `host` [default: host].
+    #[arg(long, env = "NODELESS_DATA_PLANE_NETNS")]
+    pub data_plane_netns: Option<String>,
+    /// The pods' subnet [default: 10.88.0.0/16].
+    #[arg(long, env = "NODELESS_POD_CIDR")]
+    pub pod_cidr: Option<String>,
+    /// Name of the bridge [default: nodeless0].
+    #[arg(long, env = "NODELESS_BRIDGE")]
+    pub bridge: Option<String>,
+    /// Cgroup under which all pods live [default: nodeless].
+    #[arg(long, env = "NODELESS_CGROUP_PARENT")]
+    pub cgroup_parent: Option<String>,
+    /// The nodeless-shim program [default: beside this program, then in PATH].
+    #[arg(long, env = "NODELESS_SHIM")]
+    pub shim: Option<PathBuf>,
+    /// Warm sandboxes kept ready [default: 4].
+    #[arg(long, env = "NODELESS_POOL_SIZE")]
+    pub pool_size: Option<usize>,
+    /// Metrics and health [default: 127.0.0.1:10272].
+    #[arg(long, env = "NODELESS_HTTP_LISTEN")]
+    pub http_listen: Option<SocketAddr>,
+    /// The host's resolver file [default: /etc/resolv.conf].
+    #[arg(long, env = "NODELESS_RESOLV_CONF")]
+    pub resolv_conf: Option<PathBuf>,
+    /// Registry HOST[:PORT] spoken to in plain HTTP; may be repeated (loopback always is).
+    #[arg(long, env = "NODELESS_INSECURE_REGISTRY", value_delimiter = ',')]
+    pub insecure_registry: Option<Vec<String>>,
+    /// Directory below which pods of the cluster may name `oci-layout:` images; may be repeated.
+    #[arg(long, env = "NODELESS_ALLOW_OCI_LAYOUT", value_delimiter = ',')]
+    pub allow_oci_layout: Option<Vec<PathBuf>>,
+    /// CPU that pods may request together, as a quantity [default: the host's].
+    #[arg(long, env = "NODELESS_CAPACITY_CPU")]
+    pub capacity_cpu: Option<String>,
+    /// Memory that pods may request together, as a quantity [default: the host's].
+    #[arg(long, env = "NODELESS_CAPACITY_MEMORY")]
+    pub capacity_memory: Option<String>,
+    /// Pods at once [default: 110].
+    #[arg(long, env = "NODELESS_MAX_PODS")]
+    pub max_pods: Option<u32>,
+    /// Processes and threads of one pod [default: 32768].
+    #[arg(long, env = "NODELESS_PIDS_LIMIT")]
+    pub pids_limit: Option<u64>,
+    /// How log lines look [default: text].
+    #[arg(long, env = "NODELESS_LOG_FORMAT", value_enum)]
+    pub log_format: Option<LogFormat>,
+}
+
+impl RunFlags {
+    /// What is not set here is taken from `file`.
+    #[must_use]
+    pub fn over(self, file: Self) -> Self {
+        macro_rules! first {
+            ($($field:ident),* $(,)?) => { Self { config: self.config, $($field: self.$field.or(file.$field)),* } };
+        }
+        first!(
+            state_dir,
+            run_dir,
+            vkubelet,
+            host_id,
+            data_plane_netns,
+            pod_cidr,
+            bridge,
+            cgroup_parent,
+            shim,
+            pool_size,
+            http_listen,
+            resolv_conf,
+            insecure_registry,
+            allow_oci_layout,
+            capacity_cpu,
+            capacity_memory,
+            max_pods,
+            pids_limit,
+            log_format,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

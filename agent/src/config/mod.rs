@@ -1,0 +1,260 @@
+//! Configuration: file (TOML, `--config`), environment (`NODELESS_*`) and flags, read once into a typed [`Config`].
+//!
+//! A flag decides over the environment, the environment over the file, the file over the default. Unknown keys are refused.
+//! No secret is in here, so that a [`Config`] may be logged.
+
+mod flags;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use agent_api::identity::HostId;
+use ipnet::Ipv4Net;
+
+pub use flags::{Cli, Command, JoinFlags, RunFlags};
+
+use crate::network::DataPlane;
+use crate::quantity::{QuantityError, milli, whole};
+
+/// Default of `--state-dir`.
+pub const STATE_DIR: &str = "/var/lib/nodeless";
+const RUN_DIR: &str = "/run/nodeless";
+const POOL_SIZE: usize = 4;
+const MAX_PODS: u32 = 110;
+const PIDS_LIMIT: u64 = 32_768;
+const SHIM: &str = "nodeless-shim";
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the agent runs with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What must survive. 0711.
+    pub state_dir: PathBuf,
+    /// What a reboot may empty.
+    pub run_dir: PathBuf,
+    /// Decides over the address remembered by the join.
+    pub vkubelet: Option<String>,
+    /// Where bridge, links and rules live.
+    pub data_plane: DataPlane,
+    /// The pods' subnet.
+    pub pod_cidr: Ipv4Net,
+    /// The bridge's name.
+    pub bridge: String,
+    /// Cgroup under which all pods live.
+    pub cgroup_parent: String,
+    /// The `nodeless-shim` program.
+    pub shim: PathBuf,
+    /// Warm sandboxes.
+    pub pool_size: usize,
+    /// `/metrics`, `/healthz`, `/readyz`.
+    pub http_listen: SocketAddr,
+    /// The host's resolver file.
+    pub resolv_conf: PathBuf,
+    /// Registries spoken to in plain HTTP.
+    pub insecure_registries: Vec<String>,
+    /// Directories that pods may name in `oci-layout:` references.
+    pub oci_layouts: Vec<PathBuf>,
+    /// CPU to give, in thousandths; the host's own when absent.
+    pub capacity_milli_cpu: Option<u64>,
+    /// Memory to give, in bytes; the host's own when absent.
+    pub capacity_memory: Option<u64>,
+    /// Pods at once.
+    pub max_pods: u32,
+    /// Processes of one pod.
+    pub pids_limit: u64,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("could not read the configuration file {path:?}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not what it should be; the message names key and line.
+    #[error("configuration file {path:?} is not valid")]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A quantity is none.
+    #[error("--{flag} is not a quantity")]
+    Quantity {
+        /// Which flag.
+        flag: &'static str,
+        /// Why.
+        #[source]
+        source: QuantityError,
+    },
+    /// A value that cannot be.
+    #[error("--{flag}: {problem}")]
+    Value {
+        /// Which flag.
+        flag: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads the file, if one is named, and checks everything.
+    pub fn load(flags: RunFlags) -> Result<Self, ConfigError> {
+        let file = match &flags.config {
+            None => RunFlags::default(),
+            Some(path) => {
+                let read = std::fs::read_to_string(path);
+                let text = read.map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+                toml::from_str(&text)
+                    .map_err(|source| ConfigError::Parse { path: path.clone(), source: Box::new(source) })?
+            }
+        };
+        Self::check(flags.over(file))
+    }
+
+    fn check(flags: RunFlags) -> Result<Self, ConfigError> {
+        let quantity = |flag, text: Option<String>, parse: fn(&str) -> Result<u64, QuantityError>| {
+            text.map(|t| parse(&t)).transpose().map_err(|source| ConfigError::Quantity { flag, source })
+        };
+        let wrong = |flag, problem: String| ConfigError::Value { flag, problem };
+        let absolute = |flag, path: Option<PathBuf>, default: &str| {
+            let path = path.unwrap_or_else(|| PathBuf::from(default));
+            if path.is_absolute() {
+                Ok(path)
+            } else {
+                std::env::current_dir().map(|dir| dir.join(path)).map_err(|error| wrong(flag, error.to_string()))
+            }
+        };
+        let bridge = flags.bridge.unwrap_or_else(|| "nodeless0".to_owned());
+        if bridge.is_empty() || bridge.len() > 15 || bridge.contains(['/', ' ']) {
+            return Err(wrong("bridge", format!("{bridge:?} is not 1 to 15 bytes without '/' and spaces")));
+        }
+        let cgroup_parent = flags.cgroup_parent.unwrap_or_else(|| "nodeless".to_owned());
+        if cgroup_parent.is_empty() || cgroup_parent.starts_with('/') || cgroup_parent.split('/').any(|p| p == ".." || p.is_empty()) {
+            return Err(wrong("cgroup-parent", format!("{cgroup_parent:?} is not a relative path")));
+        }
+        let cidr = flags.pod_cidr.unwrap_or_else(|| "10.88.0.0/16".to_owned());
+        let pod_cidr: Ipv4Net = cidr.parse().map_err(|_| wrong("pod-cidr", format!("{cidr:?} is not ADDRESS/PREFIX")))?;
+        if pod_cidr.prefix_len() > 30 {
+            return Err(wrong("pod-cidr", format!("{cidr} is smaller than a /30")));
+        }
+        let data_plane = match flags.data_plane_netns.as_deref() {
+            None | Some("host") => DataPlane::Host,
+            Some(path) if path.starts_with('/') => DataPlane::Netns(PathBuf::from(path)),
+            Some(other) => return Err(wrong("data-plane-netns", format!("{other:?} is neither host nor an absolute path"))),
+        };
+        if let Some(text) = &flags.host_id {
+            HostId::new(text.clone()).map_err(|error| wrong("host-id", error.to_string()))?;
+        }
+        Ok(Self {
+            state_dir: absolute("state-dir", flags.state_dir, STATE_DIR)?,
+            run_dir: absolute("run-dir", flags.run_dir, RUN_DIR)?,
+            vkubelet: flags.vkubelet,
+            data_plane,
+            pod_cidr,
+            bridge,
+            cgroup_parent,
+            shim: shim(flags.shim).ok_or_else(|| {
+                wrong("shim", format!("{SHIM} is neither beside this program nor in PATH; name it with --shim"))
+            })?,
+            pool_size: flags.pool_size.unwrap_or(POOL_SIZE),
+            http_listen: flags.http_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 10_272))),
+            resolv_conf: flags.resolv_conf.unwrap_or_else(|| PathBuf::from("/etc/resolv.conf")),
+            insecure_registries: flags.insecure_registry.unwrap_or_default(),
+            oci_layouts: flags.allow_oci_layout.unwrap_or_default(),
+            capacity_milli_cpu: quantity("capacity-cpu", flags.capacity_cpu, milli)?,
+            capacity_memory: quantity("capacity-memory", flags.capacity_memory, whole)?,
+            max_pods: flags.max_pods.unwrap_or(MAX_PODS),
+            pids_limit: flags.pids_limit.unwrap_or(PIDS_LIMIT),
+            log_format: flags.log_format.unwrap_or_default(),
+        })
+    }
+}
+
+/// The one named, else beside this program, else in `PATH`.
+fn shim(named: Option<PathBuf>) -> Option<PathBuf> {
+    if named.is_some() {
+        return named;
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(|dir| dir.join(SHIM)));
+    let in_path = std::env::var_os("PATH").into_iter().flat_map(|path| {
+        std::env::split_paths(&path).map(|dir| dir.join(SHIM)).collect::<Vec<_>>()
+    });
+    beside.into_iter().chain(in_path).find(|path| path.is_file())
+}
+
+/// This host's id unless one is given: from the machine id, so that it stays the same.
+pub fn default_host_id(machine_id: &Path, hostname: &str) -> Option<HostId> {
+    use sha2::Digest as _;
+    let text = std::fs::read_to_string(machine_id).unwrap_or_default();
+    let seed = if text.trim().is_empty() { hostname } else { text.trim() };
+    let hash = hex::encode(&sha2::Sha256::digest(format!("nodeless host {seed}"))[..8]);
+    HostId::new(format!("host-{hash}")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags() -> RunFlags {
+        RunFlags { shim: Some("/shim".into()), ..RunFlags::default() }
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let config = Config::check(flags()).unwrap();
+        assert_eq!(config.state_dir, Path::new("/var/lib/nodeless"));
+        assert_eq!(config.run_dir, Path::new("/run/nodeless"));
+        assert_eq!((config.pool_size, config.max_pods, config.bridge.as_str()), (4, 110, "nodeless0"));
+        assert_eq!(config.pod_cidr.to_string(), "10.88.0.0/16");
+        assert_eq!(config.http_listen.to_string(), "127.0.0.1:10272");
+        assert_eq!(config.data_plane, DataPlane::Host);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name_and_a_flag_decides_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.toml");
+        std::fs::write(&path, "pool-sise = 3\n").unwrap();
+        let error = Config::load(RunFlags { config: Some(path.clone()), ..flags() }).unwrap_err();
+        assert!(crate::errors::chain(&error).contains("pool-sise"), "{}", crate::errors::chain(&error));
+        std::fs::write(&path, "pool-size = 3\nbridge = \"b\"\n").unwrap();
+        let config = Config::load(RunFlags { config: Some(path), pool_size: Some(7), ..flags() }).unwrap();
+        assert_eq!((config.pool_size, config.bridge.as_str()), (7, "b"));
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_by_flag() {
+        for (wrong, flag) in [
+            (RunFlags { pod_cidr: Some("10.0.0.0".into()), ..flags() }, "pod-cidr"),
+            (RunFlags { pod_cidr: Some("10.0.0.0/31".into()), ..flags() }, "pod-cidr"),
+            (RunFlags { bridge: Some("a-name-that-is-too-long".into()), ..flags() }, "bridge"),
+            (RunFlags { cgroup_parent: Some("../x".into()), ..flags() }, "cgroup-parent"),
+            (RunFlags { data_plane_netns: Some("x".into()), ..flags() }, "data-plane-netns"),
+            (RunFlags { capacity_cpu: Some("lots".into()), ..flags() }, "capacity-cpu"),
+            (RunFlags { host_id: Some("Not OK".into()), ..flags() }, "host-id"),
+        ] {
+            let error = Config::check(wrong).unwrap_err();
+            assert!(error.to_string().contains(flag), "{error}");
+        }
+    }
+}

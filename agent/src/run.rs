@@ -1,0 +1,314 @@
+//! Puts the agent together, runs it, and takes it apart in the right order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_api::transport::agent_routes;
+use image_snapshot::{Converter, Images, ImagesConfig, LocalSources};
+use sandbox::contract::Sandboxes;
+use sandbox::namespace::{Config as SandboxConfig, NamespaceSandboxes};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::board::Board;
+use crate::clock::Now;
+use crate::config::Config;
+use crate::errors::chain;
+use crate::events::Journal;
+use crate::host::admission::Room;
+use crate::host::facts::{self, Facts, FactsError};
+use crate::images::ImageStore;
+use crate::ledger::{Ledger, LedgerError};
+use crate::link::{self, IdentityError, LinkConfig, LinkState};
+use crate::meter::{Meter, MeterConfig, MeterError};
+use crate::metering::{Counters, PodMeter};
+use crate::network::{Network, NetworkConfig, NetworkError};
+use crate::observe::{self, Metrics};
+use crate::pod::spec::HostFacts;
+use crate::pod::spec::resources::Amounts;
+use crate::pod::task::World;
+use crate::pod::volumes::atomic;
+use crate::pod::volumes::disk::{self, VolumeError};
+use crate::pod::volumes::dns::Resolver;
+use crate::ports::ImageSource as _;
+use crate::recover::{self, RecoverError};
+use crate::roster::Roster;
+use crate::service::Service;
+
+/// How long sandboxes may fail to be listed at start.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Not root.
+    #[error("the agent must run as root: it makes namespaces, mounts and control groups")]
+    NotRoot,
+    /// A directory could not be made.
+    #[error("could not make directory {path:?}")]
+    Directory {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host has not joined, or its identity cannot be read.
+    #[error("this host's identity")]
+    Identity(#[source] IdentityError),
+    /// The id given is not the one in the certificate.
+    #[error("--host-id {given} is not the id that this host joined with, {joined}")]
+    OtherHost {
+        /// By flag.
+        given: String,
+        /// By certificate.
+        joined: String,
+    },
+    /// The port for metrics and health is not to be had.
+    #[error("could not listen on {address} (--http-listen)")]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// /proc cannot be read.
+    #[error("could not learn about this host")]
+    Facts(#[source] FactsError),
+    /// Secrets would reach a disk.
+    #[error("could not keep secrets in memory only")]
+    Secrets(#[source] VolumeError),
+    /// The ledger.
+    #[error("could not open the ledger")]
+    Ledger(#[source] LedgerError),
+    /// The network.
+    #[error("could not open the pods' network")]
+    Network(#[source] NetworkError),
+    /// The sandboxes.
+    #[error("could not open the sandboxes")]
+    Sandboxes(#[source] sandbox::contract::SandboxError),
+    /// The images.
+    #[error("could not open the image store")]
+    Images(#[source] image_snapshot::ImageError),
+    /// The meter.
+    #[error("could not open the usage meter")]
+    Meter(#[source] MeterError),
+    /// What was there before could not be taken back.
+    #[error("could not recover this host's pods")]
+    Recover(#[source] RecoverError),
+    /// A thread ended early.
+    #[error("starting was interrupted")]
+    Interrupted,
+}
+
+fn directory(path: &std::path::Path, mode: u32) -> Result<(), RunError> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    let made = made.and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)));
+    made.map_err(|source| RunError::Directory { path: path.to_owned(), source })
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RunError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| RunError::Interrupted)
+}
+
+/// What the parts of a running agent are.
+struct Parts {
+    sandboxes: NamespaceSandboxes,
+    roster: Arc<Roster>,
+    meter: Arc<Meter>,
+    service: Service,
+}
+
+/// Runs until `stop` is cancelled. Pods go on running afterwards.
+pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToken) -> Result<(), RunError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(RunError::NotRoot);
+    }
+    let identity = link::load(&config.state_dir).map_err(RunError::Identity)?;
+    if let Some(given) = host_id.filter(|given| *given != identity.host_id.as_str()) {
+        return Err(RunError::OtherHost { given, joined: identity.host_id.to_string() });
+    }
+    let listener = TcpListener::bind(config.http_listen).await;
+    let listener = listener.map_err(|source| RunError::Listen { address: config.http_listen, source })?;
+    let http = listener.local_addr().map_err(|source| RunError::Listen { address: config.http_listen, source })?;
+    directory(&config.state_dir, 0o711)?;
+    directory(&config.run_dir, 0o711)?;
+    let metrics = Arc::new(Metrics::default());
+    let router = observe::router(metrics.clone());
+    let http_stop = stop.clone();
+    let http_task = tokio::spawn(async move {
+        let served = axum::serve(listener, router).with_graceful_shutdown(http_stop.cancelled_owned()).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "metrics and health are not served any more");
+        }
+    });
+    let parts = Box::pin(assemble(&config, identity.host_id.as_str(), metrics)).await?;
+    let meter = parts.meter.clone();
+    let meter_stop = CancellationToken::new();
+    let ticking = meter_stop.clone();
+    let meter_task = tokio::spawn(async move { meter.run(ticking).await });
+    write_addresses(&config, http)?;
+    tracing::info!(host.id = %identity.host_id, %http, "the agent is ready");
+    let link_config = LinkConfig {
+        identity,
+        vkubelet: config.vkubelet.clone(),
+        state_dir: config.state_dir.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let (state, _) = watch::channel(LinkState::default());
+    Box::pin(link::serve(link_config, agent_routes(parts.service.clone()), state, stop.clone())).await;
+    stop.cancelled().await;
+    meter_stop.cancel();
+    Box::pin(close(&config, parts)).await;
+    let _ = meter_task.await;
+    let _ = http_task.await;
+    Ok(())
+}
+
+async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Result<Parts, RunError> {
+    let facts = Arc::new(blocking(Facts::read).await?.map_err(RunError::Facts)?);
+    let run_dir = config.run_dir.clone();
+    let mounted = blocking(move || disk::secure_secrets(&run_dir)).await?.map_err(RunError::Secrets)?;
+    if mounted {
+        tracing::info!(run_dir = ?config.run_dir, "the run directory is not in memory: secrets got a tmpfs of their own");
+    }
+    let state_dir = config.state_dir.clone();
+    let (ledger, epoch) = blocking(move || {
+        let ledger = Ledger::open(&state_dir)?;
+        let epoch = ledger.epoch()?;
+        Ok((ledger, epoch))
+    })
+    .await?
+    .map_err(RunError::Ledger)?;
+    let network = Network::open(network_config(config)).await.map_err(RunError::Network)?;
+    let sandboxes = NamespaceSandboxes::open(sandbox_config(config)).await.map_err(RunError::Sandboxes)?;
+    let mut images_config = ImagesConfig::new(config.state_dir.join("images"));
+    images_config.insecure_registries.clone_from(&config.insecure_registries);
+    match std::env::current_exe() {
+        // Untrusted archives are parsed by a process without privileges.
+        Ok(program) => {
+            images_config.converter = Converter::Program { program, args: vec!["convert-layer".to_owned()] };
+        }
+        Err(error) => tracing::warn!(%error, "this program cannot be found: layers are converted in the agent itself"),
+    }
+    if !config.oci_layouts.is_empty() {
+        images_config.local_sources = LocalSources::Under(config.oci_layouts.clone());
+    }
+    let images = blocking(move || Images::open(images_config)).await?.map_err(RunError::Images)?;
+    let images = ImageStore::new(images, Some(sandboxes.clone()));
+    let shared: Arc<dyn Sandboxes> = Arc::new(sandboxes.clone());
+    let counters = Arc::new(Counters::new(shared.clone(), network.clone()));
+    let meter_config = meter_config(config, host_id);
+    let meter = Arc::new(blocking(move || Meter::open(meter_config, counters)).await?.map_err(RunError::Meter)?);
+    let room = room(config, &facts);
+    let world = Arc::new(World {
+        sandboxes: shared,
+        images: Arc::new(images.clone()),
+        network: Arc::new(network),
+        meter: Arc::new(PodMeter(meter.clone())),
+        ledger,
+        // Numbers of an earlier agent must not come again.
+        journal: Journal::starting_after(Now::read().wall_ns / 1_000_000),
+        board: Board::default(),
+        metrics,
+        host: HostFacts { ips: facts.addresses.clone(), capacity: room.amounts, pids_limit: config.pids_limit },
+        resolver: resolver(config),
+        state_dir: config.state_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        boot_id: facts.boot_id.clone(),
+    });
+    let survivors = recover::run_patiently(&world, PATIENCE).await.map_err(RunError::Recover)?;
+    tracing::info!(pods = survivors.len(), epoch, "pods of before are taken back");
+    let roster = Arc::new(Roster::new(world.clone(), room, epoch));
+    roster.recovered(survivors).await;
+    world.images.allow_collection();
+    let service = Service {
+        roster: roster.clone(),
+        images,
+        meter: meter.clone(),
+        facts,
+        host_id: host_id.to_owned(),
+        pod_cidr: config.pod_cidr.to_string(),
+    };
+    Ok(Parts { sandboxes, roster, meter, service })
+}
+
+pub(crate) fn network_config(config: &Config) -> NetworkConfig {
+    NetworkConfig {
+        state_dir: config.state_dir.join("network"),
+        data_plane: config.data_plane.clone(),
+        cidr: config.pod_cidr,
+        bridge: config.bridge.clone(),
+    }
+}
+
+pub(crate) fn sandbox_config(config: &Config) -> SandboxConfig {
+    SandboxConfig {
+        run_dir: config.run_dir.clone(),
+        state_dir: config.state_dir.join("sandboxes"),
+        shim_program: config.shim.clone(),
+        cgroup_parent: config.cgroup_parent.clone(),
+        layer_dirs: vec![config.state_dir.join("images")],
+        pool_size: config.pool_size,
+    }
+}
+
+pub(crate) fn meter_config(config: &Config, host_id: &str) -> MeterConfig {
+    MeterConfig::new(config.state_dir.join("spool"), host_id.to_owned())
+}
+
+fn room(config: &Config, facts: &Facts) -> Room {
+    let disk = facts::disk(&config.state_dir).map_or(0, |(_, all)| all);
+    Room {
+        amounts: Amounts {
+            milli_cpu: config.capacity_milli_cpu.unwrap_or(facts.cpus * 1000),
+            memory: config.capacity_memory.unwrap_or(facts.memory),
+            ephemeral: disk,
+        },
+        pods: config.max_pods,
+    }
+}
+
+/// The resolver that pods get; one on the host's loopback is of no use to them.
+fn resolver(config: &Config) -> Resolver {
+    const UPLINK: &str = "/run/systemd/resolve/resolv.conf";
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).map(|text| Resolver::parse(&text));
+    let found = read(&config.resolv_conf).unwrap_or_else(|error| {
+        tracing::warn!(%error, path = ?config.resolv_conf, "the host's resolver file cannot be read");
+        Resolver::default()
+    });
+    if found.is_loopback_only() {
+        return read(std::path::Path::new(UPLINK)).unwrap_or(found);
+    }
+    found
+}
+
+fn write_addresses(config: &Config, http: std::net::SocketAddr) -> Result<(), RunError> {
+    let path = config.run_dir.join("addresses.json");
+    let text = serde_json::json!({ "http": http.to_string() }).to_string();
+    atomic::write_file(&path, text.as_bytes(), 0o644).map_err(|error| RunError::Directory {
+        path,
+        source: std::io::Error::other(chain(&error)),
+    })
+}
+
+/// Pods stay. When there are none, nothing stays.
+async fn close(config: &Config, parts: Parts) {
+    let empty = parts.roster.world().board.all().iter().all(|posted| posted.terminated);
+    parts.roster.close().await;
+    let _ = std::fs::remove_file(config.run_dir.join("addresses.json"));
+    if !empty {
+        tracing::info!("the agent ends; its pods go on");
+        return;
+    }
+    if let Err(error) = parts.sandboxes.drain_pool().await {
+        tracing::warn!(error = chain(&error), "warm sandboxes were not cleared");
+    }
+    if let Err(error) = disk::release_secrets(&config.run_dir) {
+        tracing::warn!(error = chain(&error), "the place for secrets was not cleared");
+    }
+    tracing::info!("the agent ends; nothing runs");
+}

@@ -1,0 +1,213 @@
+//! `kubectl exec`: a further process in a running container, its streams over one gRPC stream.
+
+use std::os::fd::OwnedFd;
+
+use agent_api::codes::Code;
+use agent_api::proto::{self, exec_input::Input, exec_output::Output};
+use bytes::Bytes;
+use rustix::pipe::{PipeFlags, pipe_with};
+use sandbox::contract::{ExecProcess, SandboxError, Stdio};
+use sandbox::spec::ExecSpec;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::Status;
+
+use super::logs::named;
+use super::{Answers, Service, answers};
+use crate::errors::chain;
+
+/// What is read from the process at once.
+const CHUNK: usize = 32 << 10;
+/// Terminal size when the client says none.
+const SIZE: (u16, u16) = (80, 24);
+const SIGKILL: i32 = 9;
+
+type Out = mpsc::Sender<Result<proto::ExecOutput, Status>>;
+
+fn output(output: Output) -> Result<proto::ExecOutput, Status> {
+    Ok(proto::ExecOutput { output: Some(output) })
+}
+
+impl Service {
+    pub(super) async fn run_exec(
+        &self,
+        mut inputs: impl Stream<Item = Result<proto::ExecInput, Status>> + Unpin + Send + 'static,
+    ) -> Result<Answers<proto::ExecOutput>, Status> {
+        let start = match inputs.next().await.transpose()?.and_then(|input| input.input) {
+            Some(Input::Start(start)) => start,
+            _ => return Err(Code::InvalidArgument.status("an exec must open with its start")),
+        };
+        if start.command.is_empty() {
+            return Err(Code::InvalidArgument.status("an exec without a command"));
+        }
+        let world = self.roster.world();
+        let posted = world
+            .board
+            .get(&start.uid)
+            .ok_or_else(|| Code::NotFound.status(format!("pod {} is not on this host", start.uid)))?;
+        let container = named(&posted, &start.container)?;
+        let running = posted.containers.get(&container).is_some_and(|c| c.running);
+        let (true, Some(sandbox)) = (running, posted.sandbox.clone()) else {
+            return Err(Code::WrongState
+                .status(format!("container \"{container}\" of pod \"{}\" is not running", posted.name)));
+        };
+        let size = start.size.map_or(SIZE, |size| (short(size.columns), short(size.rows)));
+        let spec = ExecSpec {
+            container,
+            args: start.command,
+            env: if start.tty { vec![("TERM".to_owned(), "xterm".to_owned())] } else { Vec::new() },
+            cwd: None,
+            tty: start.tty.then_some(size),
+        };
+        let (theirs, ours) = streams(start.stdin, start.stdout, start.stderr && !start.tty)
+            .map_err(|error| Code::Internal.status(format!("pipes could not be made: {error}")))?;
+        let (out, stream) = answers();
+        match world.sandboxes.exec(&sandbox, &spec, theirs).await {
+            Ok(process) => {
+                tokio::spawn(attend(process, ours, inputs, out));
+            }
+            Err(SandboxError::Exec { message, code }) => {
+                let exit = proto::ExecExit { code, error: message };
+                let _ = out.send(output(Output::Exit(exit))).await;
+            }
+            Err(error @ SandboxError::NotFound { .. }) => return Err(Code::WrongState.status(chain(&error))),
+            Err(error @ SandboxError::Invalid { .. }) => return Err(Code::InvalidArgument.status(chain(&error))),
+            Err(error) => return Err(Code::Internal.status(chain(&error))),
+        }
+        Ok(stream)
+    }
+}
+
+fn short(value: u32) -> u16 {
+    u16::try_from(value).unwrap_or(u16::MAX)
+}
+
+struct Ours {
+    stdin: Option<pipe::Sender>,
+    stdout: Option<pipe::Receiver>,
+    stderr: Option<pipe::Receiver>,
+}
+
+fn streams(stdin: bool, stdout: bool, stderr: bool) -> std::io::Result<(Stdio, Ours)> {
+    let pair = || pipe_with(PipeFlags::CLOEXEC);
+    let mut theirs = Stdio::default();
+    let mut ours = Ours { stdin: None, stdout: None, stderr: None };
+    if stdin {
+        let (read, write) = pair()?;
+        theirs.stdin = Some(read);
+        ours.stdin = Some(pipe::Sender::from_owned_fd(nonblocking(write)?)?);
+    }
+    if stdout {
+        let (read, write) = pair()?;
+        theirs.stdout = Some(write);
+        ours.stdout = Some(pipe::Receiver::from_owned_fd(nonblocking(read)?)?);
+    }
+    if stderr {
+        let (read, write) = pair()?;
+        theirs.stderr = Some(write);
+        ours.stderr = Some(pipe::Receiver::from_owned_fd(nonblocking(read)?)?);
+    }
+    Ok((theirs, ours))
+}
+
+/// Our end only: the two ends of a pipe are separate descriptions.
+fn nonblocking(fd: OwnedFd) -> std::io::Result<OwnedFd> {
+    let flags = rustix::fs::fcntl_getfl(&fd)?;
+    rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+    Ok(fd)
+}
+
+async fn attend(
+    mut process: Box<dyn ExecProcess>,
+    ours: Ours,
+    mut inputs: impl Stream<Item = Result<proto::ExecInput, Status>> + Unpin + Send,
+    out: Out,
+) {
+    if out.send(output(Output::Started(proto::ExecStarted {}))).await.is_err() {
+        let _ = process.signal(SIGKILL).await;
+        return;
+    }
+    let stdout = tokio::spawn(relay(ours.stdout, out.clone(), Output::Stdout));
+    let stderr = tokio::spawn(relay(ours.stderr, out.clone(), Output::Stderr));
+    // Written by a task of its own: a process that does not read must not keep a resize waiting.
+    let (stdin, to_write) = mpsc::channel::<Bytes>(4);
+    let writer = tokio::spawn(write(ours.stdin, to_write));
+    let mut stdin = Some(stdin);
+    let mut gone = false;
+    let mut more = true;
+    let exit = loop {
+        tokio::select! {
+            exit = process.wait() => break exit,
+            () = out.closed(), if !gone => {
+                gone = true;
+                let _ = process.signal(SIGKILL).await;
+            }
+            input = inputs.next(), if more => match input.and_then(Result::ok).and_then(|i| i.input) {
+                Some(Input::Stdin(bytes)) => {
+                    if let Some(sender) = &stdin {
+                        // Waits for a slow process, but not beyond its end.
+                        tokio::select! {
+                            sent = sender.send(bytes) => if sent.is_err() { stdin = None },
+                            exit = process.wait() => break exit,
+                            () = out.closed(), if !gone => {
+                                gone = true;
+                                let _ = process.signal(SIGKILL).await;
+                            }
+                        }
+                    }
+                }
+                Some(Input::StdinEof(_)) => stdin = None,
+                Some(Input::Resize(size)) => {
+                    if let Err(error) = process.resize(short(size.columns), short(size.rows)).await {
+                        tracing::debug!(error = chain(&error), "terminal was not resized");
+                    }
+                }
+                Some(Input::Start(_)) => {}
+                None => {
+                    more = false;
+                    stdin = None;
+                }
+            },
+        }
+    };
+    drop(stdin);
+    writer.abort();
+    // Everything that the process wrote goes out before its exit does. A child that it left behind may hold the pipes open.
+    let drained = async {
+        let _ = stdout.await;
+        let _ = stderr.await;
+    };
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(10), drained).await;
+    let exit = match exit {
+        Ok(exit) => proto::ExecExit { code: exit.code, error: String::new() },
+        Err(error) => proto::ExecExit { code: -1, error: chain(&error) },
+    };
+    let _ = out.send(output(Output::Exit(exit))).await;
+}
+
+async fn relay(source: Option<pipe::Receiver>, out: Out, wrap: fn(Bytes) -> Output) {
+    let Some(mut source) = source else { return };
+    let mut buffer = bytes::BytesMut::with_capacity(CHUNK);
+    loop {
+        buffer.reserve(CHUNK);
+        match source.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {
+                if out.send(output(wrap(buffer.split().freeze()))).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn write(sink: Option<pipe::Sender>, mut bytes: mpsc::Receiver<Bytes>) {
+    let Some(mut sink) = sink else { return };
+    while let Some(bytes) = bytes.recv().await {
+        if sink.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! How the host does: capacity, what is taken of it, conditions, images.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use agent_api::proto;
+
+use super::{Answers, Service, answers};
+use crate::host::admission::taken;
+use crate::host::facts;
+
+/// Changes are gathered for this long before they are told.
+const GATHER: Duration = Duration::from_millis(500);
+/// Conditions are looked at this often.
+const LOOK: Duration = Duration::from_secs(10);
+/// Below this part of the memory a kubelet speaks of pressure (its 100 MiB on an ordinary host).
+const MEMORY_LOW: u64 = 100 << 20;
+/// Below this part of the disk, in percent.
+const DISK_LOW_PERCENT: u64 = 10;
+/// Images told to the scheduler, the largest first.
+const MOST_IMAGES: usize = 50;
+
+impl Service {
+    pub(super) async fn host_status(&self) -> proto::HostStatus {
+        let world = self.roster.world();
+        let room = self.roster.room();
+        let posted = world.board.all();
+        let (used, pods) = taken(&posted);
+        world.metrics.pods(pods as usize);
+        let facts = &self.facts;
+        proto::HostStatus {
+            capacity_milli_cpu: room.amounts.milli_cpu,
+            capacity_memory_bytes: room.amounts.memory,
+            capacity_ephemeral_bytes: room.amounts.ephemeral,
+            capacity_pods: room.pods,
+            allocated_milli_cpu: used.milli_cpu,
+            allocated_memory_bytes: used.memory,
+            allocated_pods: pods,
+            architecture: facts.architecture.clone(),
+            kernel_version: facts.kernel_version.clone(),
+            os_image: facts.os_image.clone(),
+            hostname: facts.hostname.clone(),
+            addresses: world.host.ips.clone(),
+            pod_cidr: self.pod_cidr.clone(),
+            labels: BTreeMap::from([
+                ("kubernetes.io/arch".to_owned(), facts.architecture.clone()),
+                ("kubernetes.io/os".to_owned(), "linux".to_owned()),
+                ("kubernetes.io/hostname".to_owned(), facts.hostname.clone()),
+            ])
+            .into_iter()
+            .collect(),
+            conditions: self.conditions(),
+            images: self.host_images().await,
+            sandbox_kinds: vec!["namespace".to_owned()],
+            cgroup_layout: facts.cgroup_layout.clone(),
+            boot_id: facts.boot_id.clone(),
+            machine_id: facts.machine_id.clone(),
+            system_uuid: facts.system_uuid.clone(),
+        }
+    }
+
+    fn conditions(&self) -> Vec<proto::Condition> {
+        let low_memory = facts::available_memory().is_some_and(|bytes| bytes < MEMORY_LOW);
+        let low_disk = facts::disk(&self.roster.world().state_dir)
+            .is_some_and(|(free, all)| free.saturating_mul(100) < all.saturating_mul(DISK_LOW_PERCENT));
+        let one = |name: &str, status: bool, (yes, no): (&str, &str), (yes_text, no_text): (&str, &str)| {
+            let (reason, message) = if status { (yes, yes_text) } else { (no, no_text) };
+            proto::Condition {
+                r#type: name.to_owned(),
+                status,
+                reason: reason.to_owned(),
+                message: message.to_owned(),
+            }
+        };
+        let ready = self.roster.world().metrics.is_ready();
+        vec![
+            one(
+                "MemoryPressure",
+                low_memory,
+                ("KubeletHasInsufficientMemory", "KubeletHasSufficientMemory"),
+                ("kubelet has insufficient memory available", "kubelet has sufficient memory available"),
+            ),
+            one(
+                "DiskPressure",
+                low_disk,
+                ("KubeletHasDiskPressure", "KubeletHasNoDiskPressure"),
+                ("kubelet has disk pressure", "kubelet has no disk pressure"),
+            ),
+            one(
+                "PIDPressure",
+                false,
+                ("KubeletHasInsufficientPID", "KubeletHasSufficientPID"),
+                ("kubelet has insufficient PID available", "kubelet has sufficient PID available"),
+            ),
+            one(
+                "Ready",
+                ready,
+                ("KubeletReady", "KubeletNotReady"),
+                ("kubelet is posting ready status", "the agent is recovering its pods"),
+            ),
+        ]
+    }
+
+    async fn host_images(&self) -> Vec<proto::HostImage> {
+        let mut list = self.images.images().list().await.unwrap_or_default();
+        list.sort_by_key(|image| std::cmp::Reverse(image.size));
+        list.truncate(MOST_IMAGES);
+        list.into_iter()
+            .map(|image| proto::HostImage { names: vec![image.repo_digest, image.reference], size_bytes: image.size })
+            .collect()
+    }
+
+    pub(super) fn host_changes(&self) -> Answers<proto::HostStatus> {
+        let service = self.clone();
+        let (sender, stream) = answers();
+        tokio::spawn(async move {
+            let mut changes = service.roster.world().board.changes();
+            let mut last = None;
+            loop {
+                changes.borrow_and_update();
+                let status = service.host_status().await;
+                if last.as_ref() != Some(&status) {
+                    last = Some(status.clone());
+                    if sender.send(Ok(status)).await.is_err() {
+                        return;
+                    }
+                }
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(LOOK) => {}
+                    () = sender.closed() => return,
+                }
+                tokio::time::sleep(GATHER).await;
+            }
+        });
+        stream
+    }
+}
