@@ -158,7 +158,7 @@ impl HostHandle {
 
     /// The boots of which the host still has usage records.
     pub async fn usage_boots(&self) -> Result<proto::UsageBootsReply, Status> {
-        within(ANSWER, self.client().usage_boots(proto::UsageBootsRequest::default())).await
+        within(ANSWER, self.client().usage_boots(proto::UsageBootsRequest { epoch: self.inner.epoch })).await
     }
 
     /// Usage records of a boot after a sequence number; with `follow` also each new one.
