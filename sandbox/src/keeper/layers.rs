@@ -84,13 +84,15 @@ pub(super) struct LoopDevices {
     dev: Option<OwnedFd>,
     /// The kernel does not mount files, or is not to be asked.
     only_way: bool,
+    /// Read around the page cache; no longer once it was found not to work.
+    direct: bool,
 }
 
 impl LoopDevices {
     /// Opens the host's /dev.
     pub(super) fn open(force: bool) -> Self {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        Self { dev: openat(CWD, "/dev", flags, Mode::empty()).ok(), only_way: force }
+        Self { dev: openat(CWD, "/dev", flags, Mode::empty()).ok(), only_way: force, direct: true }
     }
 
     /// Binds a file to a free device. The device frees itself when its last user (the mount) is gone.
@@ -100,7 +102,7 @@ impl LoopDevices {
         for _ in 0..LOOP_TRIES {
             let number = loop_device::free_number(control.as_fd())?;
             let device = openat(dev, format!("loop{number}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            match loop_device::configure(device.as_fd(), file.as_fd()) {
+            match loop_device::configure(device.as_fd(), file.as_fd(), self.direct) {
                 Ok(()) => return Ok(device),
                 // Somebody else took it first.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
@@ -208,8 +210,21 @@ impl Layers {
                 Err(error) => return Err(("EROFS mount", error)),
             }
         }
-        let device = self.loop_devices.attach(file).map_err(|error| ("loop device", error))?;
-        erofs(&device).map_err(|error| ("EROFS mount of the loop device", error))
+        let devices = &mut self.loop_devices;
+        let mounted = devices.attach(file).map_err(|error| ("loop device", error)).map(|device| erofs(&device))?;
+        match mounted {
+            // Some file systems (an overlay on tmpfs) say that they can do direct I/O and then cannot.
+            Err(error) if devices.direct && error.raw_os_error() == Some(libc::EIO) => {
+                devices.direct = false;
+                let device = devices.attach(file).map_err(|error| ("loop device", error))?;
+                let root = erofs(&device);
+                // Had it failed either way, the file would be at fault, not direct I/O.
+                devices.direct = root.is_err();
+                root
+            }
+            other => other,
+        }
+        .map_err(|error| ("EROFS mount of the loop device", error))
     }
 }
 

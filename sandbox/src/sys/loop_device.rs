@@ -45,15 +45,16 @@ pub(crate) fn free_number(control: BorrowedFd<'_>) -> io::Result<u32> {
     u32::try_from(number).map_err(|_| io::Error::last_os_error())
 }
 
-/// Binds `file` to `device`, read-only, to be freed with its last user; around the page cache (which the mount has of its
-/// own) where the file's file system can do that. `EBUSY`: the device is not free any more.
-pub(crate) fn configure(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
-    match try_configure(device, file, READ_ONLY | AUTOCLEAR | DIRECT_IO) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            try_configure(device, file, READ_ONLY | AUTOCLEAR)
+/// Binds `file` to `device`, read-only, to be freed with its last user; with `direct`, around the page cache (which the
+/// mount has of its own) where the file's file system says that it can. `EBUSY`: the device is not free any more.
+pub(crate) fn configure(device: BorrowedFd<'_>, file: BorrowedFd<'_>, direct: bool) -> io::Result<()> {
+    if direct {
+        match try_configure(device, file, READ_ONLY | AUTOCLEAR | DIRECT_IO) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            other => return other,
         }
-        other => other,
     }
+    try_configure(device, file, READ_ONLY | AUTOCLEAR)
 }
 
 fn try_configure(device: BorrowedFd<'_>, file: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
