@@ -73,7 +73,7 @@ where
     };
     let written = tokio::time::timeout(WELCOME, verdict.write(&mut stream)).await;
     if let Preamble::Refused { code, message } = &verdict {
-        tracing::warn!(host.id = host_id, %peer, code = %code, message, "refused a host's connection");
+        tracing::warn!(host.id = host_id, %peer, code = %code, reason = message, "refused a host's connection");
         context.connections.refused(host_id, *code, message);
         // The line must arrive before the end: TLS says goodbye in order.
         let _ = tokio::time::timeout(WELCOME, tokio::io::AsyncWriteExt::shutdown(&mut stream)).await;
@@ -108,7 +108,7 @@ where
         }
         Err(status) => {
             let code = status.error_code();
-            tracing::error!(host.id = host_id, code = %code, message = status.message(), "the agent refused our greeting");
+            tracing::error!(host.id = host_id, code = %code, reason = status.message(), "the agent refused our greeting");
             context.connections.refused(host_id, code, status.message());
             caller.link().close();
             None
@@ -181,7 +181,7 @@ async fn follow(context: &SessionContext, handle: &HostHandle) {
                 Err(status) => {
                     tracing::debug!(
                         host.id = handle.host_id(),
-                        message = status.message(),
+                        reason = status.message(),
                         "cannot watch the host's status"
                     );
                 }

@@ -206,7 +206,9 @@ impl Sessions {
         for entry in self.shared.board.all() {
             let uid = entry.pod.uid().to_owned();
             if entry.host.as_deref() == Some(host) {
-                let intent = entry.intent.map_or_else(|| intent::keep(&entry.pod), |intent| (*intent).clone());
+                // The intent of a pod that has ended since is not to be said again: an agent that lost it would start it.
+                let current = entry.intent.filter(|intent| intent.delete || !entry.pod.is_terminal());
+                let intent = current.map_or_else(|| intent::keep(&entry.pod), |intent| (*intent).clone());
                 set.insert(uid, intent);
             } else if entry.host.is_some() {
                 set.remove(&uid);
