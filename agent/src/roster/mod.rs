@@ -186,11 +186,6 @@ impl Roster {
                     inner.pods.remove(&uid);
                 }
             }
-            // "Keep what you have", or one that has ended for good elsewhere: nothing to keep, nothing to start.
-            None if intent.generation == 0 || intent.has_ended() => {
-                tracing::info!(pod.uid = uid, generation = intent.generation, "a pod that is not here and is not to be started");
-                let _ = sender.send(Ok(()));
-            }
             // Generation 0 only says that the pod is wanted: what it refers to has not been looked up yet.
             None if intent.generation == 0 => drop(sender.send(Ok(()))),
             None if intent.has_ended() => {
