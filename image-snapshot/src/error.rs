@@ -74,7 +74,7 @@ pub enum ImageError {
 }
 
 /// The closed set of answers that a caller decides by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum ErrorKind {
     /// Not an image name.
     InvalidName,

@@ -36,6 +36,9 @@ pub(crate) enum Node {
     Leaf(Leaf),
 }
 
+/// Paths by layer and inode.
+pub(crate) type LinkedNames = std::collections::HashMap<(usize, u64), Vec<Vec<u8>>>;
+
 impl Dir {
     /// The inode whose owner, mode and times show.
     pub(crate) fn inode(&self) -> &Inode {
@@ -111,6 +114,26 @@ impl Merged {
             }
         }
         Ok(seen.into_iter().filter_map(|(name, shown)| shown.then_some(name)).collect())
+    }
+
+    /// All names, in order, of files that have more than one.
+    pub(crate) fn linked_names(&self) -> Result<LinkedNames, ReadError> {
+        let mut out = LinkedNames::new();
+        let mut todo: Vec<(Vec<u8>, Dir)> = self.root()?.map(|root| (Vec::new(), root)).into_iter().collect();
+        while let Some((path, dir)) = todo.pop() {
+            for name in self.names(&dir)? {
+                let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
+                let path = [&path, slash, &name].concat();
+                match self.lookup(&dir, &name)? {
+                    Some(Node::Dir(dir)) => todo.push((path, dir)),
+                    Some(Node::Leaf(leaf)) if leaf.inode.nlink > 1 => {
+                        out.entry((leaf.layer, leaf.inode.nid)).or_default().push(path);
+                    }
+                    Some(Node::Leaf(_)) | None => {}
+                }
+            }
+        }
+        Ok(out)
     }
 
     /// Owner, mode, times and attributes, without the overlay's own mark.

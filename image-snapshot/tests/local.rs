@@ -129,6 +129,104 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
     drop((images, mounted));
 }
 
+/// The example program beside this test's own.
+fn converter() -> std::path::PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let path = exe.parent().and_then(Path::parent).unwrap().join("examples/layer-converter");
+    assert!(path.exists(), "{path:?} is missing: a run of all of this package's tests builds it");
+    path
+}
+
+fn helped(root: &Path) -> Images {
+    let mut config = config(root);
+    config.converter = image_snapshot::Converter::Program { program: converter(), args: vec![] };
+    Images::open(config).unwrap()
+}
+
+#[tokio::test]
+async fn a_confined_helper_makes_the_same_bytes() {
+    let layout = tempfile::tempdir().unwrap();
+    let layers = [
+        (tar(&[File("lib/a", &[1; 3_000_000]), File("b", b"2")]), Packing::Gzip),
+        (tar(&[File("lib/c", b"3")]), Packing::Zstd),
+        (tar(&[File(".wh.b", b"")]), Packing::Plain),
+    ];
+    Made::new(&layers, |_, _| {}).write_layout(layout.path(), "1");
+    let name = format!("oci-layout:{}", layout.path().display());
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let one = pull(&open(here.path()), &name).await.unwrap();
+    let other = pull(&helped(there.path()), &name).await.unwrap();
+    assert_eq!(one.rootfs.layers.len(), 3);
+    for (a, b) in one.rootfs.layers.iter().zip(&other.rootfs.layers) {
+        assert!(std::fs::read(&a.path).unwrap() == std::fs::read(&b.path).unwrap());
+    }
+}
+
+/// Killed and reaped whatever happens.
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_helper_has_given_up_its_privileges_before_it_looks_at_anything() {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let (_ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let child = Reaped(Command::new(converter()).stdin(Stdio::from(theirs)).spawn().unwrap());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let status = loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.0.id())).unwrap();
+        if status.contains("Seccomp:\t2") {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "{status}");
+        std::thread::yield_now();
+    };
+    for wanted in ["NoNewPrivs:\t1", "CapEff:\t0000000000000000", "Threads:\t1"] {
+        assert!(status.contains(wanted), "{wanted}: {status}");
+    }
+    if rustix::process::geteuid().is_root() {
+        assert!(status.contains("Uid:\t65534\t65534\t65534\t65534"), "{status}");
+        assert!(status.contains("Groups:\t \n"), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_helper_refuses_with_the_same_class_and_leaves_nothing() {
+    let layer = || vec![(tar(&[File("x", &[7; 500_000])]), Packing::Gzip)];
+    let wrong_diff_id = Made::new(&layer(), |c, _| {
+        c["rootfs"]["diff_ids"][0] = image_snapshot::Digest::sha256(b"no").to_string().into();
+    });
+    let hostile = Made::new(&[(tar(&[File("a", b""), File("a/b", b"")]), Packing::Gzip)], |_, _| {});
+    for (made, kind) in [(wrong_diff_id, ErrorKind::Corrupt), (hostile, ErrorKind::InvalidImage)] {
+        let (root, layout) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        made.write_layout(layout.path(), "1");
+        let error = pull(&helped(root.path()), &format!("oci-layout:{}", layout.path().display())).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{}", error.chain());
+        assert_eq!(support::leftovers(root.path()), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_helper_that_dies_or_does_not_exist_is_told() {
+    let layout = tempfile::tempdir().unwrap();
+    Made::simple(b"x").write_layout(layout.path(), "1");
+    let name = format!("oci-layout:{}", layout.path().display());
+    for (program, says) in [("/bin/false", "exit status: 1"), ("/no/such/program", "start")] {
+        let root = tempfile::tempdir().unwrap();
+        let mut config = config(root.path());
+        config.converter = image_snapshot::Converter::Program { program: program.into(), args: vec![] };
+        let error = pull(&Images::open(config).unwrap(), &name).await.unwrap_err();
+        assert!(error.chain().contains(says), "{}", error.chain());
+        assert_eq!(error.kind(), ErrorKind::Store);
+        assert_eq!(support::leftovers(root.path()), [""; 0]);
+    }
+}
+
 struct Mounted(std::path::PathBuf);
 
 impl Mounted {

@@ -12,6 +12,7 @@
 mod decompress;
 mod emit;
 mod error;
+mod helper;
 mod journal;
 #[cfg(test)]
 mod judges;
@@ -20,6 +21,7 @@ mod path;
 mod pax;
 mod pipeline;
 mod stage;
+mod stager;
 mod tar_header;
 mod tar_stream;
 mod tree;
@@ -35,9 +37,11 @@ use crate::{
 };
 
 pub use error::ConvertError;
+pub use helper::run_converter;
 pub use limits::Limits;
 pub(crate) use pipeline::{CANCELLED, stage_blob};
 pub use stage::Staged;
+pub(crate) use stager::{StagedLayer, stage_layer};
 
 /// What came out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     erofs::{InodeRef, Meta, format::S_IFDIR, xattr::Xattrs},
-    merged::{self, Merged, components},
+    merged::{self, LinkedNames, Merged, components},
 };
 
 /// As many symbolic links as Linux follows.
@@ -64,6 +64,8 @@ pub(super) struct Tree<'a> {
     children: BTreeMap<(Id, Box<[u8]>), Id>,
     /// Leaves below that get a copy.
     pub(super) copies: Vec<merged::Leaf>,
+    /// Names of files below that have several, by layer and inode; made when first needed.
+    names_below: Option<LinkedNames>,
     steps: u64,
     /// The last parent that was looked up, while nothing happened that could move it.
     last_parent: Option<(Vec<u8>, Id)>,
@@ -83,6 +85,7 @@ impl<'a> Tree<'a> {
             nodes: vec![Node::Dir(root)],
             children: BTreeMap::new(),
             copies: Vec::new(),
+            names_below: None,
             steps: 0,
             last_parent: None,
         };
@@ -306,8 +309,13 @@ impl<'a> Tree<'a> {
             None => match self.below(target_dir, target_name)? {
                 Some(merged::Node::Leaf(leaf)) => {
                     let copy = self.copies.len() as u32;
+                    let many = leaf.inode.nlink > 1;
+                    let (layer, nid) = (leaf.layer, leaf.inode.nid);
                     self.copies.push(leaf);
                     self.add(target_dir, target_name, Node::Copy(copy));
+                    if many {
+                        self.copy_other_names(layer, nid, copy)?;
+                    }
                     Node::Copy(copy)
                 }
                 Some(merged::Node::Dir(_)) => return Err(place(path, "hard link to a directory")),
@@ -319,6 +327,44 @@ impl<'a> Tree<'a> {
             self.put(parent, name, copy);
         }
         Ok(())
+    }
+
+    /// The file that is copied has more names below: they must go on naming the same file.
+    fn copy_other_names(&mut self, layer: usize, nid: u64, copy: u32) -> Result<(), ConvertError> {
+        if self.names_below.is_none() {
+            self.names_below = Some(self.lower.linked_names().map_err(ConvertError::Lower)?);
+        }
+        let paths = self.names_below.as_ref().and_then(|names| names.get(&(layer, nid)).cloned());
+        for path in paths.unwrap_or_default() {
+            let (parent, name) = split(&path);
+            // These names hold no links: they come from a walk of what is below. Where this layer has put something else, they are gone.
+            if let Some(dir) = self.still_below(parent)?
+                && self.child(dir, name).is_none()
+                && self.below(dir, name)?.is_some()
+            {
+                self.add(dir, name, Node::Copy(copy));
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory of that link-free path, if it still shows what is below.
+    fn still_below(&mut self, path: &[u8]) -> Result<Option<Id>, ConvertError> {
+        let mut dir = ROOT;
+        for name in path.split(|b| *b == b'/').filter(|c| !c.is_empty()) {
+            let shows = match self.child(dir, name) {
+                Some(id) => matches!(self.node(id), Node::Dir(d) if d.below.is_some()),
+                None => matches!(self.below(dir, name)?, Some(merged::Node::Dir(_))),
+            };
+            if !shows {
+                return Ok(None);
+            }
+            match self.enter(dir, name)? {
+                Step::Dir(next) => dir = next,
+                Step::Link(_) | Step::Blocked => return Ok(None),
+            }
+        }
+        Ok(Some(dir))
     }
 
     fn whiteout(&mut self, parent: Id, name: &[u8]) -> Result<(), ConvertError> {

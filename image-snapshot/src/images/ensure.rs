@@ -172,6 +172,7 @@ impl Inner {
                 store: self.store.clone(),
                 source: source.clone(),
                 limits: self.config.limits.clone(),
+                converter: self.config.converter.clone(),
                 blob: resolved.manifest.layers[index].clone(),
                 diff_id: resolved.config.diff_ids[index].clone(),
                 chain: chain[..=index].to_vec(),

@@ -15,8 +15,8 @@ use super::{
     lease::Lease,
 };
 use crate::{
-    Digest, LayerPhase, Limits,
-    convert::{ConvertError, Staged, open_below, stage_blob},
+    Converter, Digest, LayerPhase, Limits,
+    convert::{ConvertError, StagedLayer, stage_layer},
     manifest::Descriptor,
     source::{Source, SourceError, channel},
     store::{LayerRecord, Store, StoreError},
@@ -30,6 +30,7 @@ pub(super) struct LayerJob {
     pub(super) store: Arc<Store>,
     pub(super) source: Arc<dyn Source>,
     pub(super) limits: Limits,
+    pub(super) converter: Converter,
     pub(super) blob: Descriptor,
     pub(super) diff_id: Digest,
     /// Chain ids up to and with this layer's, lowest first.
@@ -84,8 +85,7 @@ impl LayerJob {
                 let missing = || Failure::Store(Arc::new(StoreError::LayerMissing { id: layer.to_string() }));
                 files.push(Arc::new(std::fs::File::open(store.layer_path(layer)).map_err(|_| missing())?));
             }
-            let merged = open_below(&files).map_err(convert_failure)?;
-            let converted = staged.finish(&merged).map_err(convert_failure)?;
+            let converted = staged.finish(&files).map_err(convert_failure)?;
             let record = LayerRecord::new(id, below.last().cloned(), diff_id, converted);
             store.commit_layer(ingest, &file, &record).map_err(store_failure)?;
             drop(lease);
@@ -94,11 +94,12 @@ impl LayerJob {
         .await?
     }
 
-    async fn fetch(&self, state: &watch::Sender<State>, out: std::fs::File) -> Result<Staged, Failure> {
+    async fn fetch(&self, state: &watch::Sender<State>, out: std::fs::File) -> Result<StagedLayer, Failure> {
         let count = Arc::new(AtomicU64::new(0));
         let (sink, reader) = channel(&self.blob, count.clone());
         let (diff_id, limits) = (self.diff_id.clone(), self.limits.clone());
-        let staging = blocking(move || stage_blob(reader, &diff_id, out, &limits));
+        let converter = self.converter.clone();
+        let staging = blocking(move || stage_layer(&converter, reader, &diff_id, out, &limits));
         let both = async { tokio::join!(self.source.blob(&self.blob, sink), staging) };
         tokio::pin!(both);
         let mut ticks = interval(TICK);
@@ -117,7 +118,7 @@ impl LayerJob {
 }
 
 /// Of two errors, the one that explains the other.
-fn judge(fetched: Result<(), SourceError>, staged: Result<Staged, ConvertError>) -> Result<Staged, Failure> {
+fn judge(fetched: Result<(), SourceError>, staged: Result<StagedLayer, ConvertError>) -> Result<StagedLayer, Failure> {
     match (fetched, staged) {
         (Ok(()), Ok(staged)) => Ok(staged),
         (Ok(()) | Err(SourceError::Abandoned { .. }), Err(error)) => Err(convert_failure(error)),

@@ -165,6 +165,32 @@ fn hard_links_share_an_inode_also_with_a_file_below() {
 }
 
 #[test]
+fn a_file_below_keeps_all_its_names_when_one_of_them_is_linked_to() {
+    let stack = Stack::of(&[
+        Tar::new()
+            .file("a", &[b'z'; 5000])
+            .hardlink("d/b", "a")
+            .hardlink("d/c", "a")
+            .hardlink("e/f", "a")
+            .hardlink("g", "a")
+            .end(),
+        Tar::new().file("g", b"other").file("e/.wh.f", b"").hardlink("new", "d/b").end(),
+    ]);
+    let merged = stack.merged();
+    let inode = |path: &str| match merged.walk(path).unwrap() {
+        Some(crate::merged::Node::Leaf(leaf)) => (leaf.layer, leaf.inode.nid, leaf.inode.nlink),
+        other => panic!("{path}: {other:?}"),
+    };
+    let new = inode("new");
+    assert_eq!(new.2, 4, "new, a, d/b, d/c");
+    for path in ["a", "d/b", "d/c"] {
+        assert_eq!(inode(path), new, "{path}");
+    }
+    assert_eq!(stack.show()["/g"], "file 644 other");
+    assert!(!stack.show().contains_key("/e/f"));
+}
+
+#[test]
 fn hard_links_to_nothing_directories_or_themselves() {
     for bad in
         [Tar::new().hardlink("a", "none"), Tar::new().dir("d", 0o755).hardlink("a", "d"), Tar::new().hardlink("a", "a")]

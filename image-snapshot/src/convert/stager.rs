@@ -1,0 +1,39 @@
+//! Where a layer is converted: on threads of this process, or in a helper.
+
+use std::{fs::File, io::Read, sync::Arc};
+
+use super::{ConvertError, Converted, Limits, Staged, helper::HelperStaged, open_below, stage_blob};
+use crate::{Converter, Digest};
+
+/// A layer whose bytes are all in, wherever.
+#[derive(Debug)]
+pub(crate) enum StagedLayer {
+    Here(Staged),
+    Helper(HelperStaged),
+}
+
+/// Reads a whole blob. Blocking.
+pub(crate) fn stage_layer(
+    converter: &Converter,
+    blob: impl Read + Send + 'static,
+    diff_id: &Digest,
+    out: File,
+    limits: &Limits,
+) -> Result<StagedLayer, ConvertError> {
+    match converter {
+        Converter::InProcess => stage_blob(blob, diff_id, out, limits).map(StagedLayer::Here),
+        Converter::Program { program, args } => {
+            HelperStaged::stage(program, args, blob, diff_id, out, limits).map(StagedLayer::Helper)
+        }
+    }
+}
+
+impl StagedLayer {
+    /// Completes the layer over those below, lowest first. Blocking.
+    pub(crate) fn finish(self, below: &[Arc<File>]) -> Result<Converted, ConvertError> {
+        match self {
+            Self::Here(staged) => staged.finish(&open_below(below)?),
+            Self::Helper(staged) => staged.finish(below),
+        }
+    }
+}
