@@ -10,13 +10,15 @@ static_shim_target() {
 
 build_programs() {
     local repository=$1 profile=${NODELESS_BUILD_PROFILE:-release}
-    local triple target shim bin
+    local triple target shim built bin program
     triple=$(static_shim_target)
     target=${CARGO_TARGET_DIR:-$repository/target}
-    bin=$target/$([[ $profile == dev ]] && echo debug || echo "$profile")
+    built=$target/$([[ $profile == dev ]] && echo debug || echo "$profile")
+    # A directory of their own: other builds write a shim that is not static beside the other programs.
+    bin=$target/programs/$profile
     (
         cd "$repository"
-        cargo build --locked --profile "$profile" -p agent -p vkubelet --bins
+        cargo build --locked --profile "$profile" -p agent -p vkubelet -p xtask --bins
         # With an explicit target, so that the flag does not reach build scripts and procedural macros.
         RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
             cargo build --locked --profile shim --target "$triple" -p sandbox --bin nodeless-shim
@@ -26,10 +28,12 @@ build_programs() {
         echo "$shim is not a static program: it could not run inside a pod's namespaces" >&2
         return 1
     fi
-    if ! cmp -s "$shim" "$bin/nodeless-shim"; then
-        install -m 755 "$shim" "$bin/nodeless-shim.new"
-        mv "$bin/nodeless-shim.new" "$bin/nodeless-shim"
-    fi
+    mkdir -p "$bin"
+    for program in "$built"/{vkubelet,nodeless-agent,nodeless,xtask} "$shim"; do
+        cmp -s "$program" "$bin/${program##*/}" && continue
+        install -m 755 "$program" "$bin/${program##*/}.new"
+        mv "$bin/${program##*/}.new" "$bin/${program##*/}"
+    done
     export NODELESS_BIN_DIR=$bin
 }
 

@@ -81,7 +81,21 @@ node_agent() {
         --state-dir "$state" --run-dir "$node_run/$agent" --http-listen 127.0.0.1:0 \
         --data-plane-netns "/run/netns/$netns" --cgroup-parent "nodeless-$node_name-${agent#agent-}" \
         --shim "$NODELESS_BIN_DIR/nodeless-shim" "$@"
-    node_wait_served "$agent"
+    node_wait_served "$agent" && node_wait_connected "$node_name-${agent#agent-}" "$agent"
+}
+
+# node_wait_connected HOST AGENT: until vkubelet lists the host
+node_wait_connected() {
+    local until=$((SECONDS + 60))
+    while ((SECONDS < until)); do
+        if "$NODELESS_BIN_DIR/nodeless" --socket "$node_run/vkubelet/vkubelet.sock" -o json hosts 2>/dev/null |
+            grep -q "\"$1\""; then
+            return 0
+        fi
+        process_runs "$node_dir/$2.pid" || break
+        sleep 0.02
+    done
+    node_failed "$2"
 }
 
 # The processes of this node: those in its cgroups, and those that were given its directories. Both are its own names.
