@@ -11,7 +11,7 @@ pub struct ImagesConfig {
     pub root: PathBuf,
     /// Which entry of an image index is ours.
     pub platform: Platform,
-    /// Registries (`host[:port]`) spoken to in plain HTTP. Loopback addresses always are.
+    /// Registries (`host[:port]`) spoken to in plain HTTP. Loopback addresses are without being listed, unless certificates are given for them.
     pub insecure_registries: Vec<String>,
     /// Further settings per registry.
     pub registries: Vec<RegistryHost>,

@@ -114,6 +114,55 @@ async fn verify_finds_a_rotten_layer_and_the_next_pull_mends_it() {
 }
 
 #[tokio::test]
+async fn a_pull_killed_at_any_moment_leaves_whole_layers_or_none() {
+    let (layout, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let layers: Vec<_> = (0..6_u8)
+        .map(|i| (tar(&[File(&format!("f{i}"), &vec![i; 400_000]), File("same", &[i; 5000])]), Packing::Gzip))
+        .collect();
+    Made::new(&layers, |_, _| {}).write_layout(layout.path(), "1");
+    let name = format!("oci-layout:{}", layout.path().display());
+    let program = example("pull");
+    let (mut killed, mut partial) = (0, 0);
+    for round in 0..40_u64 {
+        let mut child = Command::new(&program).arg(root.path()).arg(&name).stdout(Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_millis(round * 3);
+        let done = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success(), "{status}");
+                break true;
+            }
+            if Instant::now() >= deadline {
+                break false;
+            }
+            std::thread::yield_now();
+        };
+        // It is our own child and not waited for yet, so the kill cannot hit another.
+        let _ = child.kill();
+        child.wait().unwrap();
+        killed += u32::from(!done);
+        let images = open(root.path());
+        let verdicts = images.verify().await.unwrap();
+        assert!(verdicts.iter().all(|(_, v)| *v == image_snapshot::store::Verdict::Sound), "{verdicts:?}");
+        assert!(std::fs::read_dir(root.path().join("ingest")).unwrap().next().is_none());
+        partial += u32::from(!verdicts.is_empty() && verdicts.len() < 6);
+        if let Some(image) = images.get_local(&name).await.unwrap() {
+            assert_eq!(image.rootfs.read_file("same", 10_000).unwrap().unwrap(), [5; 5000]);
+        }
+        if done {
+            // Begin again from nothing.
+            images.remove(&name).await.unwrap();
+            images.allow_gc();
+            images.gc().await.unwrap();
+            assert_eq!(support::leftovers(root.path()), [""; 0]);
+        }
+    }
+    eprintln!("killed {killed} of 40 pulls, {partial} times between the first layer and the last");
+    assert!(killed > 5, "the pulls were too quick to be killed: {killed}");
+    let image = pull(&open(root.path()), &name).await.unwrap();
+    assert_eq!(image.rootfs.layers.len(), 6);
+}
+
+#[tokio::test]
 async fn a_full_disk_is_told_and_leaves_nothing() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED a_full_disk_is_told_and_leaves_nothing: needs root to mount a small tmpfs");
@@ -129,10 +178,14 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
     drop((images, mounted));
 }
 
-/// The example program beside this test's own.
 fn converter() -> std::path::PathBuf {
+    example("layer-converter")
+}
+
+/// An example program, beside this test's own.
+fn example(name: &str) -> std::path::PathBuf {
     let exe = std::env::current_exe().unwrap();
-    let path = exe.parent().and_then(Path::parent).unwrap().join("examples/layer-converter");
+    let path = exe.parent().and_then(Path::parent).unwrap().join("examples").join(name);
     assert!(path.exists(), "{path:?} is missing: a run of all of this package's tests builds it");
     path
 }

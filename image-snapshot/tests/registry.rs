@@ -601,3 +601,26 @@ async fn a_mirror_is_asked_first_and_the_registry_when_it_fails() {
     assert!(empty.count("/manifests/") > 0);
     assert_eq!(empty.requests().iter().filter(|r| r.headers.contains_key("authorization")).count(), 0);
 }
+
+#[tokio::test]
+async fn https_needs_a_certificate_that_we_trust() {
+    let (registry, pem) = FakeRegistry::over_tls().await;
+    let name = registry.push("a", "1", &Made::simple(b"x"));
+    let root = store();
+    let host = |certificates: Vec<Vec<u8>>| {
+        let mut config = config(root.path());
+        config.registries = vec![image_snapshot::RegistryHost {
+            host: registry.address.to_string(),
+            mirrors: vec![],
+            ca_certificates: certificates,
+        }];
+        image_snapshot::Images::open(config).unwrap()
+    };
+    let stranger = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let error = pull(&host(vec![stranger.cert.pem().into_bytes()]), &name).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.chain().to_lowercase().contains("certificate"), "{}", error.chain());
+    pull(&host(vec![pem]), &name).await.unwrap();
+    let error = pull(&host(vec![b"no pem".to_vec()]), &name).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+}

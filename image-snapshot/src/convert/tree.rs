@@ -8,6 +8,8 @@
 //! - a parent that the layer leaves out takes the metadata that it has below, or is 0755 root:root;
 //! - a hard link to a file below takes a copy of it into this layer, under both names, as `link(2)` on an overlay would.
 
+mod links;
+
 use std::collections::BTreeMap;
 
 use super::{
@@ -295,76 +297,6 @@ impl<'a> Tree<'a> {
                 }
             }
         }
-    }
-
-    fn link(&mut self, parent: Id, name: &[u8], path: &[u8], target: &[u8]) -> Result<(), ConvertError> {
-        let (target_parent, target_name) = split(target);
-        let target_dir = self.resolve_dir(target_parent)?;
-        let copy = match self.child(target_dir, target_name).map(|id| self.node(id)) {
-            Some(Node::Leaf(inode, kind)) => Node::Leaf(*inode, *kind),
-            Some(Node::Symlink(inode, target)) => Node::Symlink(*inode, target.clone()),
-            Some(Node::Copy(copy)) => Node::Copy(*copy),
-            Some(Node::Dir(_)) => return Err(place(path, "hard link to a directory")),
-            Some(Node::Whiteout | Node::Gone) => return Err(place(path, "hard link to a missing file")),
-            None => match self.below(target_dir, target_name)? {
-                Some(merged::Node::Leaf(leaf)) => {
-                    let copy = self.copies.len() as u32;
-                    let many = leaf.inode.nlink > 1;
-                    let (layer, nid) = (leaf.layer, leaf.inode.nid);
-                    self.copies.push(leaf);
-                    self.add(target_dir, target_name, Node::Copy(copy));
-                    if many {
-                        self.copy_other_names(layer, nid, copy)?;
-                    }
-                    Node::Copy(copy)
-                }
-                Some(merged::Node::Dir(_)) => return Err(place(path, "hard link to a directory")),
-                None => return Err(place(path, "hard link to a missing file")),
-            },
-        };
-        // A link to itself changes nothing (and must not remove what it is to keep).
-        if (target_dir, target_name) != (parent, name) {
-            self.put(parent, name, copy);
-        }
-        Ok(())
-    }
-
-    /// The file that is copied has more names below: they must go on naming the same file.
-    fn copy_other_names(&mut self, layer: usize, nid: u64, copy: u32) -> Result<(), ConvertError> {
-        if self.names_below.is_none() {
-            self.names_below = Some(self.lower.linked_names().map_err(ConvertError::Lower)?);
-        }
-        let paths = self.names_below.as_ref().and_then(|names| names.get(&(layer, nid)).cloned());
-        for path in paths.unwrap_or_default() {
-            let (parent, name) = split(&path);
-            // These names hold no links: they come from a walk of what is below. Where this layer has put something else, they are gone.
-            if let Some(dir) = self.still_below(parent)?
-                && self.child(dir, name).is_none()
-                && self.below(dir, name)?.is_some()
-            {
-                self.add(dir, name, Node::Copy(copy));
-            }
-        }
-        Ok(())
-    }
-
-    /// The directory of that link-free path, if it still shows what is below.
-    fn still_below(&mut self, path: &[u8]) -> Result<Option<Id>, ConvertError> {
-        let mut dir = ROOT;
-        for name in path.split(|b| *b == b'/').filter(|c| !c.is_empty()) {
-            let shows = match self.child(dir, name) {
-                Some(id) => matches!(self.node(id), Node::Dir(d) if d.below.is_some()),
-                None => matches!(self.below(dir, name)?, Some(merged::Node::Dir(_))),
-            };
-            if !shows {
-                return Ok(None);
-            }
-            match self.enter(dir, name)? {
-                Step::Dir(next) => dir = next,
-                Step::Link(_) | Step::Blocked => return Ok(None),
-            }
-        }
-        Ok(Some(dir))
     }
 
     fn whiteout(&mut self, parent: Id, name: &[u8]) -> Result<(), ConvertError> {

@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use reqwest::{Client, redirect};
+use reqwest::{Client, ClientBuilder, redirect};
 
 use crate::{
     ImagesConfig, RegistryHost, Timeouts,
@@ -59,7 +59,9 @@ impl Registries {
             })
             .collect();
         let serving = if registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { registry };
-        let plain = is_loopback(registry) || self.insecure.iter().any(|r| r == registry);
+        // Who brings certificates for a registry on loopback means HTTPS.
+        let certified = self.hosts.iter().any(|h| h.host == registry && !h.ca_certificates.is_empty());
+        let plain = (is_loopback(registry) && !certified) || self.insecure.iter().any(|r| r == registry);
         let scheme = if plain { "http" } else { "https" };
         out.push(Endpoint { base: format!("{scheme}://{serving}"), host: registry.to_owned() });
         out
@@ -72,23 +74,32 @@ impl Registries {
             return Ok(client.clone());
         }
         let fail = |source| SourceError::Client { registry: endpoint.host.clone(), source };
-        let mut builder = Client::builder()
+        let mut certificates = Vec::new();
+        for pem in self.hosts.iter().filter(|h| h.host == endpoint.host).flat_map(|h| &h.ca_certificates) {
+            certificates.extend(reqwest::Certificate::from_pem_bundle(pem).map_err(fail)?);
+        }
+        let built = self.builder(endpoint).tls_certs_merge(certificates.clone()).build();
+        let client = match built {
+            // A machine without any certificates of its own can still talk plain HTTP.
+            Err(_) if endpoint.base.starts_with("http://") => {
+                self.builder(endpoint).tls_certs_only(certificates).build()
+            }
+            built => built,
+        }
+        .map_err(fail)?;
+        clients.insert(endpoint.host.clone(), client.clone());
+        Ok(client)
+    }
+}
+
+impl Registries {
+    fn builder(&self, endpoint: &Endpoint) -> ClientBuilder {
+        let builder = Client::builder()
             .user_agent(concat!("nodeless/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(self.timeouts.connect)
             .read_timeout(self.timeouts.progress)
             .redirect(redirect::Policy::custom(follow));
-        if is_loopback(&endpoint.host) {
-            builder = builder.no_proxy();
-        }
-        for host in self.hosts.iter().filter(|h| h.host == endpoint.host) {
-            for pem in &host.ca_certificates {
-                let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(fail)?;
-                builder = builder.tls_certs_merge(certificates);
-            }
-        }
-        let client = builder.build().map_err(fail)?;
-        clients.insert(endpoint.host.clone(), client.clone());
-        Ok(client)
+        if is_loopback(&endpoint.host) { builder.no_proxy() } else { builder }
     }
 }
 

@@ -7,8 +7,8 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
+    net::TcpListener,
 };
 
 use super::images::Made;
@@ -70,18 +70,40 @@ struct State {
 
 impl FakeRegistry {
     pub(crate) async fn start(hook: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> Self {
+        Self::listen(Box::new(hook), None).await
+    }
+
+    /// Over TLS, with a certificate for 127.0.0.1 of a CA of its own, given as PEM.
+    pub(crate) async fn over_tls() -> (Self, Vec<u8>) {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("certificate");
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("key");
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("server config");
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        (Self::listen(Box::new(|_| None), Some(acceptor)).await, made.cert.pem().into_bytes())
+    }
+
+    async fn listen(hook: Box<Hook>, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
-        let state = Arc::new(State {
-            blobs: Mutex::default(),
-            tags: Mutex::default(),
-            log: Mutex::default(),
-            hook: Box::new(hook),
-        });
+        let state = Arc::new(State { blobs: Mutex::default(), tags: Mutex::default(), log: Mutex::default(), hook });
         let serving = state.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(serving.clone(), stream));
+                let (state, tls) = (serving.clone(), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        None => serve(state, stream).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(state, stream).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         Self { address, state }
@@ -113,8 +135,8 @@ impl FakeRegistry {
     }
 }
 
-async fn serve(state: Arc<State>, mut stream: TcpStream) {
-    let (read, mut write) = stream.split();
+async fn serve(state: Arc<State>, stream: impl AsyncRead + AsyncWrite) {
+    let (read, mut write) = tokio::io::split(Box::pin(stream));
     let mut lines = BufReader::new(read).lines();
     while let Ok(Some(first)) = lines.next_line().await {
         let mut words = first.split(' ').map(str::to_owned);
