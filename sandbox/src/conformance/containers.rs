@@ -62,6 +62,10 @@ pub(super) async fn a_missing_program_is_told_as_such_and_leaves_nothing(harness
     let sandboxes = harness.sandboxes();
     let id = configured(harness, "missing").await?;
     let outcome = sandboxes.start(&id, &harness.container("web", 0, &Program::Missing)).await;
+    if outcome.is_ok() {
+        let exit = exit_of(&mut sandboxes.events(&id).await?, "web", 0).await?;
+        return Err(Failed(format!("it is told as {outcome:?}, then as {exit:?}")));
+    }
     check(matches!(outcome, Err(SandboxError::Exec { code: 127, .. })), format_args!("it is told as {outcome:?}"))?;
     check(sandboxes.stats(&id).await?.containers.is_empty(), "something of it runs")?;
     // The same attempt may be tried again, and the sandbox is none the worse.

@@ -172,8 +172,6 @@ impl Shim {
         Shared {
             user: &self.slot.user,
             base: self.slot.base,
-            shm: &self.slot.shm,
-            empty: &self.slot.empty,
             cgroups: &self.view,
             filter: seccomp::program(&security.seccomp, &security.capabilities),
         }

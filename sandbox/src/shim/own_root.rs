@@ -15,6 +15,11 @@ use crate::sys::mount;
 /// A null device of the shim's own.
 const NULL: &str = "/null";
 
+/// The pod's shared memory, a tmpfs.
+pub(crate) const SHM: &str = "/shm";
+/// The empty read-only tmpfs that masks directories.
+pub(crate) const EMPTY: &str = "/empty";
+
 /// What setting up gave.
 #[derive(Debug)]
 pub(crate) struct OwnRoot {
@@ -49,6 +54,18 @@ pub(crate) fn set_up() -> Result<OwnRoot, Refusal> {
     }
     mknodat(CWD, NULL, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3)).step("null device")?;
     Ok(OwnRoot { host_fdinfo })
+}
+
+/// Attaches a mount for the stubs. By path, because before Linux 6.15 only what is attached in one's own mount namespace
+/// can be cloned: a stub finds it in its copy of this root.
+pub(crate) fn keep(mounted: &OwnedFd, path: &str) -> Result<(), Refusal> {
+    mkdirat(CWD, path, Mode::from_raw_mode(0o755)).step(format!("directory {path}"))?;
+    mount::attach(mounted, directory(path)?).step(format!("mount of {path}"))
+}
+
+/// What [`keep`] attached, as the calling stub has it.
+pub(crate) fn directory(path: &str) -> Result<OwnedFd, Refusal> {
+    openat(CWD, path, OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step(format!("open of {path}"))
 }
 
 /// Opens the null device.

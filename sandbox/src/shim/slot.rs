@@ -13,6 +13,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::own_root;
 use super::stub::report::Step;
 use crate::protocol::Refusal;
 use crate::sys::{clone, link, mount};
@@ -32,10 +33,6 @@ pub(crate) struct Slot {
     pub(crate) net: OwnedFd,
     /// The host's id of its root.
     pub(crate) base: u32,
-    /// /dev/shm of all containers.
-    pub(crate) shm: OwnedFd,
-    /// Covers masked directories.
-    pub(crate) empty: OwnedFd,
 }
 
 /// Makes the namespaces and moves the calling process into network, IPC and UTS.
@@ -57,7 +54,9 @@ pub(crate) fn make(base: u32) -> Result<Slot, Refusal> {
     let shm = mount::create("tmpfs", &options, strict).step("the pod's shared memory")?;
     let empty = mount::create("tmpfs", &[("mode", Some("0555")), ("size", Some("4k"))], strict | mount::RDONLY)
         .step("the empty directory")?;
-    Ok(Slot { user, net, base, shm, empty })
+    own_root::keep(&shm, own_root::SHM)?;
+    own_root::keep(&empty, own_root::EMPTY)?;
+    Ok(Slot { user, net, base })
 }
 
 /// The child: waits for its id mapping, makes the namespaces as root of the user namespace, waits to be killed.

@@ -8,17 +8,19 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, fstat, major, minor};
 use rustix::io::Errno;
 
+use super::super::own_root;
 use super::report::Step;
 use crate::protocol::Refusal;
 use crate::sys::paths::{self, Kind};
 use crate::sys::mount;
 
 /// Hides each path that exists.
-pub(crate) fn hide(root: &OwnedFd, dev: &OwnedFd, empty: &OwnedFd, masked: &[String]) -> Result<(), Refusal> {
+pub(crate) fn hide(root: &OwnedFd, dev: &OwnedFd, masked: &[String]) -> Result<(), Refusal> {
     if masked.is_empty() {
         return Ok(());
     }
     let null = null_device(dev)?;
+    let empty = own_root::directory(own_root::EMPTY)?;
     for path in masked {
         let Some(target) = existing(root, path)? else { continue };
         let directory = paths::kind_of(&target).step(format!("kind of masked path {path}"))? == Kind::Directory;

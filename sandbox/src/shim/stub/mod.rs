@@ -42,10 +42,6 @@ pub(crate) struct Shared<'a> {
     pub(crate) user: &'a OwnedFd,
     /// The host's id of its root.
     pub(crate) base: u32,
-    /// The pod's shared memory, a detached tmpfs.
-    pub(crate) shm: &'a OwnedFd,
-    /// The empty read-only tmpfs that masks directories.
-    pub(crate) empty: &'a OwnedFd,
     /// How control groups are shown.
     pub(crate) cgroups: &'a CgroupView,
     /// The seccomp filter, if any.
@@ -95,14 +91,16 @@ fn launch_steps(
 ) -> Result<Infallible, Refusal> {
     begin(leaf, spec.resources.oom_score_adj, report)?;
     nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).step("cgroup namespace")?;
+    // Not dropped by a failing step: their numbers are closed, or given to others, before the last ones.
     let tree = rootfs::assemble(&root.layers, root.writable.as_ref(), shared.user, spec.attempt)?;
-    let pts = mounts::mount_defaults(&tree, shared.base, &root.dev, shared.shm, shared.cgroups)?;
+    let tree = ManuallyDrop::new(tree);
+    let pts = ManuallyDrop::new(mounts::mount_defaults(&tree, shared.base, &root.dev, shared.cgroups)?);
     for what in volumes::mount_all(&tree, shared.base, shared.user, &spec.mounts, &root.volumes)? {
         tell(report, &Report::Degraded { what }, vec![])?;
     }
     make_working_directory(&tree, &spec.cwd, shared.base)?;
     if spec.readonly_rootfs {
-        crate::sys::mount::set(&tree, crate::sys::mount::RDONLY, false).step("read-only root")?;
+        crate::sys::mount::set(&*tree, crate::sys::mount::RDONLY, false).step("read-only root")?;
     }
     let owner = shared.base + spec.user.uid;
     let terminal = match streams {
@@ -114,7 +112,7 @@ fn launch_steps(
         }
     };
     masks::protect(&tree, &spec.security.readonly_paths)?;
-    masks::hide(&tree, &root.dev, shared.empty, &spec.security.masked_paths)?;
+    masks::hide(&tree, &root.dev, &spec.security.masked_paths)?;
     rootfs::enter(&tree)?;
     connect(streams, terminal.as_deref(), owner, report)?;
     become_program(shared, &spec.user, &spec.security, &spec.cwd, &spec.args, &spec.env, report)

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mkdirat, mknodat, symlinkat};
 use rustix::io::Errno;
 
+use super::super::own_root;
 use super::report::Step;
 use crate::protocol::Refusal;
 use crate::sys::{mount, paths};
@@ -48,13 +49,11 @@ pub(crate) fn make_dev(base: u32) -> Result<OwnedFd, Refusal> {
     Ok(dev)
 }
 
-/// Mounts them below `root`; gives the root of /dev/pts. `base` is the host's id of the container's root; `dev` its /dev;
-/// `shm` the pod's shared memory.
+/// Mounts them below `root`; gives the root of /dev/pts. `base` is the host's id of the container's root; `dev` its /dev.
 pub(crate) fn mount_defaults(
     root: &OwnedFd,
     base: u32,
     dev: &OwnedFd,
-    shm: &OwnedFd,
     cgroups: &CgroupView,
 ) -> Result<OwnedFd, Refusal> {
     let strict = mount::NOSUID | mount::NODEV | mount::NOEXEC;
@@ -70,6 +69,7 @@ pub(crate) fn mount_defaults(
     let (uid, gid) = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
     chownat(&pts, "", uid, gid, AtFlags::EMPTY_PATH).step("owner of /dev/pts")?;
     attach(&pts, dev, "pts", base)?;
+    let shm = own_root::directory(own_root::SHM)?;
     let shm = mount::clone_tree(shm, "", false).step("clone of the pod's shared memory")?;
     attach(&shm, dev, "shm", base)?;
     match mount::create("mqueue", &[], strict) {
