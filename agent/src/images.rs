@@ -66,11 +66,10 @@ impl ImageStore {
         let found = self.images.remove(reference).await?;
         let report = self.images.gc().await?;
         let gone: Vec<String> = report.removed.iter().map(ToString::to_string).collect();
-        if let Some(mounts) = self.mounts.as_ref().filter(|_| !gone.is_empty()) {
-            if let Err(error) = mounts.release_layers(&gone).await {
+        if let Some(mounts) = self.mounts.as_ref().filter(|_| !gone.is_empty())
+            && let Err(error) = mounts.release_layers(&gone).await {
                 tracing::warn!(error = crate::errors::chain(&error), "mounts of removed layers stay for now");
             }
-        }
         Ok(Removed { found, freed: report.freed })
     }
 }

@@ -39,10 +39,9 @@ pub fn remove(directory: &Path, attempt: u32) {
     let rotated = format!("{attempt}.log.");
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if name.to_str().is_some_and(|n| n == current || n.starts_with(&rotated)) {
-            if let Err(error) = std::fs::remove_file(entry.path()) {
+        if name.to_str().is_some_and(|n| n == current || n.starts_with(&rotated))
+            && let Err(error) = std::fs::remove_file(entry.path()) {
                 tracing::debug!(%error, "an old log file stays");
             }
-        }
     }
 }

@@ -180,7 +180,7 @@ async fn an_agent_restart_touches_nothing_that_runs_and_learns_what_ended() {
     let roster = agent(&rig, "boot").await;
     for uid in ["stays", "ends"] {
         roster.apply(3, intent(pod(uid, "Never", &["run"]), 1)).await.unwrap();
-        until(&roster, uid, |p| runs(p)).await;
+        until(&roster, uid, runs).await;
     }
     roster.close().await;
     drop(roster);
@@ -189,7 +189,7 @@ async fn an_agent_restart_touches_nothing_that_runs_and_learns_what_ended() {
     let roster = agent(&rig, "boot").await;
     let ended = until(&roster, "ends", |p| p.terminated).await;
     assert_eq!(status(&ended)["containerStatuses"][0]["state"]["terminated"]["exitCode"], 7);
-    let stays = until(&roster, "stays", |p| runs(p)).await;
+    let stays = until(&roster, "stays", runs).await;
     assert_eq!(phase(&stays), "Running");
     assert_eq!(status(&stays)["conditions"][2]["status"], "True");
     assert_eq!(rig.sandboxes.count("start"), starts, "nothing was started again");
@@ -207,7 +207,7 @@ async fn after_a_host_restart_pods_start_again_or_fail_as_their_policy_says() {
     let roster = agent(&rig, "boot-1").await;
     for (uid, restart) in [("again", "Always"), ("never", "Never")] {
         roster.apply(1, intent(pod(uid, restart, &["run"]), 1)).await.unwrap();
-        until(&roster, uid, |p| runs(p)).await;
+        until(&roster, uid, runs).await;
     }
     roster.close().await;
     drop(roster);
@@ -239,7 +239,7 @@ async fn a_lost_sandbox_is_replaced() {
     let rig = Rig::new();
     let roster = agent(&rig, "boot").await;
     roster.apply(1, intent(pod("u", "Always", &["run"]), 1)).await.unwrap();
-    until(&roster, "u", |p| runs(p)).await;
+    until(&roster, "u", runs).await;
     rig.sandboxes.lose("u-0");
     let again = until(&roster, "u", |p| p.sandbox.as_ref().is_some_and(|s| s.0 == "u-1") && runs(p)).await;
     assert_eq!(phase(&again), "Running");
@@ -265,7 +265,7 @@ async fn the_brake_holds_a_sync_that_would_remove_too_many() {
     let json = |n: usize| pod(&format!("u{n}"), "Never", &["run"]);
     for n in 0..6 {
         roster.apply(1, intent(json(n), 1)).await.unwrap();
-        until(&roster, &format!("u{n}"), |p| runs(p)).await;
+        until(&roster, &format!("u{n}"), runs).await;
     }
     let synced = roster.sync(2, vec![intent(json(0), 1)], &[]).await.unwrap();
     assert_eq!(synced.held, ["u1", "u2", "u3", "u4", "u5"]);
@@ -292,7 +292,7 @@ async fn secret_material_is_on_tmpfs_only_and_survives_the_agent_but_not_the_pod
         Intent { resolved: Arc::new(resolved), ..intent(json.clone(), generation) }
     };
     roster.apply(1, with("hunter2", 1)).await.unwrap();
-    until(&roster, "u", |p| runs(p)).await;
+    until(&roster, "u", runs).await;
     let secret = rig.state_dir().join("run/secrets/u/volumes/s/key");
     assert_eq!(std::fs::read_to_string(&secret).unwrap(), "hunter2");
     let mut pending = vec![rig.state_dir().join("state")];

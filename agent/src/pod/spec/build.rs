@@ -151,11 +151,10 @@ fn merged(hostname: &str, home: &str, image: &[String], own: Vec<(String, String
         put("TERM", "xterm");
     }
     for pair in image {
-        if let Some((name, value)) = pair.split_once('=') {
-            if !name.is_empty() && !pair.contains('\0') {
+        if let Some((name, value)) = pair.split_once('=')
+            && !name.is_empty() && !pair.contains('\0') {
                 put(name, value);
             }
-        }
     }
     for (name, value) in &own {
         put(name, value);

@@ -153,7 +153,7 @@ enum Outcome {
     Prepared { incarnation: u32, result: Result<Address, String> },
     Held { metered: Metered },
     Configured { at: u64 },
-    Image { slot: usize, result: Result<ReadyImage, crate::ports::ImageFailure> },
+    Image { slot: usize, result: Box<Result<ReadyImage, crate::ports::ImageFailure>> },
     Started { slot: usize, attempt: u32, result: Result<sandbox::contract::Started, StartFailure> },
     Sandbox { incarnation: u32, event: SandboxEvent },
     Exited { slot: usize, attempt: u32, exit: ExitFacts },
@@ -314,11 +314,10 @@ impl PodTask {
                 if self.record.state.begun.is_none() {
                     self.happened(Event::Begin).await;
                 }
-                if let Some(deletion) = self.intent.deletion {
-                    if !self.record.state.deleting {
+                if let Some(deletion) = self.intent.deletion
+                    && !self.record.state.deleting {
                         self.happened(Event::Delete { grace_seconds: deletion.grace_seconds }).await;
                     }
-                }
                 self.publish();
             }
         }
@@ -409,7 +408,7 @@ impl PodTask {
                 };
                 self.happened(event).await;
             }
-            Outcome::Image { slot, result } => self.image(slot, result).await,
+            Outcome::Image { slot, result } => self.image(slot, *result).await,
             Outcome::Started { slot, attempt, result } => {
                 let event = match result {
                     Ok(started) => self.started(slot, attempt, started),

@@ -38,11 +38,10 @@ const NEW_DATA: &str = "..data_tmp";
 pub fn write(volume: &Path, files: &Files, group: Option<u32>, wall_ns: u64) -> Result<(), WriteError> {
     make_directory(volume, 0o755, group)?;
     let current = fs::read_link(volume.join(DATA)).ok();
-    if let Some(current) = &current {
-        if holds(&volume.join(current), files) {
+    if let Some(current) = &current
+        && holds(&volume.join(current), files) {
             return link_names(volume, files);
         }
-    }
     let name = stamp(wall_ns);
     let fresh = volume.join(&name);
     make_directory(&fresh, 0o755, group)?;
