@@ -309,6 +309,24 @@ mod tests {
         assert!(matches!(refused, JournalError::Damaged { line: 2, .. }), "{refused}");
     }
 
+    #[test]
+    fn a_long_journal_is_shortened_and_says_the_same() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut journal = open(dir.path());
+        journal.hold("stays").expect("hold");
+        let mut longest = 0;
+        for _ in 0..COMPACT_AFTER {
+            journal.hold("comes").expect("hold");
+            journal.free("comes").expect("free");
+            longest = longest.max(journal.length);
+        }
+        assert!(journal.length < longest, "{} of {longest}", journal.length);
+        let before = (journal.all(), journal.next());
+        drop(journal);
+        let journal = open(dir.path());
+        assert_eq!((journal.all(), journal.next()), before);
+    }
+
     proptest! {
         /// The agent may be killed with any number of bytes of its last record written.
         #[test]

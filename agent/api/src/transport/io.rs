@@ -70,7 +70,10 @@ impl<S> Watched<S> {
 
     fn note<T>(&self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &outcome {
-            self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.to_string());
+            // TLS words an end without goodbye at length.
+            let ended = error.kind() == io::ErrorKind::UnexpectedEof;
+            let told = || if ended { "the peer closed the connection".to_owned() } else { error.to_string() };
+            self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(told);
         }
         outcome
     }

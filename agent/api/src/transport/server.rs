@@ -13,7 +13,7 @@ use super::{CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Link, MAX_
 use crate::proto::agent_server::{Agent, AgentServer};
 
 /// Calls in flight get this long to end when the serving side shuts down.
-const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN: Duration = Duration::from_secs(1);
 /// A connection that the peer must be done with: streams at once.
 const MAX_STREAMS: u32 = 1024;
 
@@ -32,8 +32,8 @@ pub fn agent_routes<T: Agent>(service: T) -> Routes {
     Routes::new(server).prepare()
 }
 
-/// Serves `routes` on this one connection until it ends or `shutdown` is cancelled (calls in flight then get two
-/// seconds). Returns the connection's [`Link`], which knows the last I/O error.
+/// Serves `routes` on this one connection until it ends or `shutdown` is cancelled (calls in flight then get a
+/// second). Returns the connection's [`Link`], which knows the last I/O error.
 pub async fn serve<S>(io: S, routes: Routes, shutdown: CancellationToken) -> Result<Link, ServeError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
