@@ -10,7 +10,13 @@ use crate::spec::{ExecSpec, Resources, SandboxId};
 use crate::sys::clock;
 
 /// Starts a container and waits for its end.
-async fn run(harness: &dyn Harness, id: &SandboxId, name: &str, attempt: u32, program: &Program) -> Result<Exit, Failed> {
+async fn run(
+    harness: &dyn Harness,
+    id: &SandboxId,
+    name: &str,
+    attempt: u32,
+    program: &Program,
+) -> Result<Exit, Failed> {
     let mut events = harness.sandboxes().events(id).await?;
     harness.sandboxes().start(id, &harness.container(name, attempt, program)).await?;
     exit_of(&mut events, name, attempt).await

@@ -12,7 +12,8 @@ pub(super) async fn preparing_is_repeatable_and_gives_a_network_namespace(harnes
     let first = harness.sandboxes().prepare(&id).await?;
     let second = harness.sandboxes().prepare(&id).await?;
     check(first.id == id && second.id == id, "the id is not the one that was asked for")?;
-    let inode = |fd: i32| std::fs::metadata(format!("/proc/self/fd/{fd}")).map(|m| std::os::unix::fs::MetadataExt::ino(&m));
+    let inode =
+        |fd: i32| std::fs::metadata(format!("/proc/self/fd/{fd}")).map(|m| std::os::unix::fs::MetadataExt::ino(&m));
     let same = match (inode(first.netns.as_raw_fd()), inode(second.netns.as_raw_fd())) {
         (Ok(first), Ok(second)) => first == second,
         _ => false,

@@ -197,11 +197,7 @@ impl Sandboxes for FakeSandboxes {
             let listed: BTreeMap<_, _> = state.sandboxes.iter().collect();
             Ok(listed
                 .into_iter()
-                .map(|(id, sandbox)| Listed {
-                    id: id.clone(),
-                    labels: labels(&sandbox.spec),
-                    alive: sandbox.alive,
-                })
+                .map(|(id, sandbox)| Listed { id: id.clone(), labels: labels(&sandbox.spec), alive: sandbox.alive })
                 .collect())
         })
     }

@@ -195,11 +195,7 @@ impl State {
         if !behaviour.output.is_empty() {
             sandbox.tell(SandboxEvent::FirstByte { container, attempt, boottime_ns });
         }
-        let running = Container {
-            spec: spec.clone(),
-            stubborn: behaviour.stubborn,
-            resources: spec.resources.clone(),
-        };
+        let running = Container { spec: spec.clone(), stubborn: behaviour.stubborn, resources: spec.resources.clone() };
         sandbox.running.insert(spec.name.clone(), running);
         self.next_pid += 1;
         if let Some(code) = behaviour.exit {

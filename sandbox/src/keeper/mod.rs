@@ -72,7 +72,9 @@ impl Config {
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
     /// An argument is unknown, or lacks its value.
-    #[error("argument {argument} is unknown, missing or without its value; usage: keeper --run-dir DIR --layer-dir DIR [--force-loop]")]
+    #[error(
+        "argument {argument} is unknown, missing or without its value; usage: keeper --run-dir DIR --layer-dir DIR [--force-loop]"
+    )]
     Usage {
         /// Which.
         argument: String,
@@ -123,7 +125,8 @@ pub fn run(config: &Config) -> Result<(), KeeperError> {
     let program = program::sealed_copy()?;
     let directories = layers::Directories::open(&config.layer_dirs)?;
     let loop_devices = layers::LoopDevices::open(config.force_loop);
-    let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open of the null device")?;
+    let null =
+        openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open of the null device")?;
     let template = namespace::enter()?;
     let spawner = spawn::Spawner::new(program, template, null);
     let layers = layers::Layers::new(directories, loop_devices);
@@ -143,7 +146,9 @@ mod tests {
         let config = parse(&["--run-dir", "/r", "--layer-dir", "/a", "--layer-dir", "/b", "--force-loop"]).unwrap();
         assert_eq!(config.layer_dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
         assert!(config.force_loop);
-        for bad in [&["--layer-dir", "/a"][..], &["--run-dir"], &["--run-dir", "/r", "--what"], &["--run-dir", "/r", "x"]] {
+        for bad in
+            [&["--layer-dir", "/a"][..], &["--run-dir"], &["--run-dir", "/r", "--what"], &["--run-dir", "/r", "x"]]
+        {
             assert!(matches!(parse(bad), Err(KeeperError::Usage { .. })), "{bad:?}");
         }
     }

@@ -39,8 +39,8 @@ pub(super) fn enter() -> Result<OwnedFd, KeeperError> {
         mkdirat(CWD, path, Mode::from_raw_mode(0o755)).step(format!("directory {path}"))?;
     }
     attach(&mount::create("proc", &[], strict).step("proc for the keeper")?, "/proc")?;
-    let template =
-        openat(CWD, "/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step("open of the template")?;
+    let template = openat(CWD, "/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .step("open of the template")?;
     unshare()?;
     let layers = mount::create("tmpfs", &[("mode", Some("0700")), ("size", Some("16m"))], strict)
         .step("tmpfs for the layers' mount points")?;

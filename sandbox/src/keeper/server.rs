@@ -98,8 +98,8 @@ impl Server {
             mask.add(signal);
         }
         mask.thread_block().step("mask of signals")?;
-        let signals =
-            SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).step("descriptor for signals")?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+            .step("descriptor for signals")?;
         Ok(Self { listener, signals, layers, spawner, clients: Vec::new(), shims: BTreeMap::new() })
     }
 
@@ -245,11 +245,8 @@ impl Server {
                 Ok((Reply::Spawned { pid: pid.unsigned_abs() }, vec![child.pidfd]))
             }
             Request::List => {
-                let shims = self
-                    .shims
-                    .iter()
-                    .map(|(pid, slot)| Shim { slot: slot.clone(), pid: pid.unsigned_abs() })
-                    .collect();
+                let shims =
+                    self.shims.iter().map(|(pid, slot)| Shim { slot: slot.clone(), pid: pid.unsigned_abs() }).collect();
                 Ok((Reply::Listed { shims, layers: self.layers.ids() }, Vec::new()))
             }
         }
