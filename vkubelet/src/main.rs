@@ -6,7 +6,8 @@ use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use vkubelet::config::{Cli, Command, Config, RunFlags, TokenCommand};
+use vkubelet::config::{Cli, Command, Config, HostCommand, RunFlags, TokenCommand};
+use vkubelet::hosts::roster;
 use vkubelet::hosts::tokens::{self, TokenOptions};
 use vkubelet::{hosts, observe, run};
 
@@ -31,9 +32,28 @@ fn start() -> anyhow::Result<()> {
             println!("{}", hosts::ca_hash(&state.state_dir).context("read the CA")?);
             Ok(())
         }
+        Some(Command::Host { command }) => host(command),
         Some(Command::Token { command: TokenCommand::Create { ttl, uses, host_id, rejoin, state } }) => {
             let options = TokenOptions { ttl, uses, rejoin, host_id };
             println!("{}", tokens::create(&state.state_dir, &options).context("make a token")?);
+            Ok(())
+        }
+    }
+}
+
+fn host(command: HostCommand) -> anyhow::Result<()> {
+    match command {
+        HostCommand::List(state) => {
+            for (host_id, host) in roster::read(&state.state_dir).context("read the enrolled hosts")? {
+                let state = if host.revoked_unix.is_some() { "revoked" } else { "enrolled" };
+                println!("{host_id}\t{state}\t{}", host.key);
+            }
+            Ok(())
+        }
+        HostCommand::Revoke { host_id, state } => {
+            let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?;
+            let known = roster::revoke(&state.state_dir, &host_id, now.as_secs()).context("revoke the host")?;
+            anyhow::ensure!(known, "no host {host_id} is enrolled here");
             Ok(())
         }
     }

@@ -31,6 +31,12 @@ pub enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
+    /// Enrolled hosts.
+    Host {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: HostCommand,
+    },
     /// Print the hash by which agents pin this node's CA: sha256:HEX.
     CaHash(StateFlags),
 }
@@ -52,6 +58,21 @@ pub enum TokenCommand {
         /// It may also replace the key of a host that is enrolled already.
         #[arg(long)]
         rejoin: bool,
+        /// Where the state is.
+        #[command(flatten)]
+        state: StateFlags,
+    },
+}
+
+/// Enrolled hosts.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// List them: host id, enrolled or revoked, key.
+    List(StateFlags),
+    /// Refuse a host's certificate from now on; a running daemon ends its connection within seconds. Its pods go on there.
+    Revoke {
+        /// The host's id.
+        host_id: String,
         /// Where the state is.
         #[command(flatten)]
         state: StateFlags,

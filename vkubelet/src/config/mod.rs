@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::Taint;
 use crate::resolve::ClusterSettings;
 
 pub use check::ConfigError;
-pub use flags::{Cli, Command, RunFlags, StateFlags, TokenCommand};
+pub use flags::{Cli, Command, HostCommand, RunFlags, StateFlags, TokenCommand};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Deserialize)]
