@@ -25,7 +25,7 @@ use crate::{
 /// As many symbolic links as Linux follows.
 const MAX_LINKS: u32 = 40;
 /// Steps that all resolutions of a layer may take: links that point to links are how archives burn our time.
-const MAX_STEPS: u64 = 200_000_000;
+const MAX_STEPS: u64 = 50_000_000;
 
 pub(super) type Id = u32;
 pub(super) const ROOT: Id = 0;

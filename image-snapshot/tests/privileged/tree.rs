@@ -107,6 +107,19 @@ fn short(facts: &Facts) -> String {
     format!("{facts:?}")
 }
 
+/// `u::rwx,u:1234:rw-,g::r-x,m::rwx,o::r-x` as Linux keeps it (`linux/posix_acl_xattr.h`).
+fn acl() -> Vec<u8> {
+    let none = u32::MAX;
+    let entries: [(u16, u16, u32); 5] = [(1, 7, none), (2, 6, 1234), (4, 5, none), (0x10, 7, none), (0x20, 5, none)];
+    let mut out = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        out.extend(tag.to_le_bytes());
+        out.extend(permissions.to_le_bytes());
+        out.extend(id.to_le_bytes());
+    }
+    out
+}
+
 /// A tree with every kind of thing that an archive can hold.
 pub(crate) fn make_one_of_everything(root: &Path) {
     std::fs::create_dir_all(root.join("dir/sub")).unwrap();
@@ -138,9 +151,8 @@ pub(crate) fn make_one_of_everything(root: &Path) {
     set("setuid", "security.capability", &[1, 0, 0, 2, 0, 0x20, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     set("dir/odd", "trusted.thing", b"for root only");
     set("dir", "user.note", &[b'v'; 900]);
-    let acl = Command::new("setfacl").args(["-m", "u:1234:rwx,d:u:1234:r"]).arg(root.join("dir")).status();
-    if !acl.is_ok_and(|s| s.success()) {
-        eprintln!("no setfacl here: POSIX ACLs are left out");
+    for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+        set("dir", name, &acl());
     }
     let times = |name: &str, at: &str| {
         let status = Command::new("touch").args(["-h", "-d", at]).arg(root.join(name)).status().unwrap();
