@@ -7,6 +7,9 @@
 //!
 //! * [`spec`]: what a sandbox and a container are; plain data, the vocabulary of the OCI runtime specification.
 //! * [`contract`]: what every sandbox kind must do. The agent holds a `dyn Sandboxes` and nothing else.
+//! * [`namespace`]: the kind made of namespaces: the agent's side. [`shim`]: its other side. [`keeper`]: who parents shims.
+//! * [`protocol`]: how the three speak. [`cgroup`], [`seccomp`], [`sys`]: the kernel, behind types.
+//! * [`fake`]: a kind in memory, for the tests of those who use the contract. [`conformance`]: what every kind is put to.
 //!
 //! The **keeper** (one process a host) holds each layer's EROFS mount once in its private mount namespace, hands out
 //! clones of it by file descriptor, and is the parent of the shims. The **shim** (one process a pod) owns the pod's

@@ -119,6 +119,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), KeeperE
 
 /// Runs a keeper until it is told to end (SIGTERM or SIGINT). The process must have one thread.
 pub fn run(config: &Config) -> Result<(), KeeperError> {
+    raise_descriptor_limit();
     // Whatever started it may go away, with its session and terminal; a leader already is as good.
     let _ = rustix::process::setsid();
     let listener = server::Listener::bind(&config.run_dir)?;
@@ -131,6 +132,15 @@ pub fn run(config: &Config) -> Result<(), KeeperError> {
     let spawner = spawn::Spawner::new(program, template, null);
     let layers = layers::Layers::new(directories, loop_devices);
     server::Server::new(listener, layers, spawner)?.serve()
+}
+
+/// Each mounted layer takes a descriptor: as many as the host allows, not the 1024 that select(2) once set.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(error = %errno, "limit of open files stays as it is");
+    }
 }
 
 #[cfg(test)]
