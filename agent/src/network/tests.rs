@@ -287,6 +287,20 @@ async fn privileged_a_hundred_pods_are_connected_fast_and_disconnected_together(
     let all = began.elapsed();
     eprintln!("attach p50 {:?} p95 {:?}; {PODS} detached in {all:?}", times[PODS / 2], times[PODS * 95 / 100]);
     assert_eq!(bench.ports(), 0);
+    let together = pods.iter().enumerate().map(|(n, pod)| {
+        let network = bench.network().clone();
+        async move {
+            let (id, other) = (format!("pod-{n}"), format!("pod-{}", n + PODS));
+            let address = network.attach(&id, pod.file.as_fd()).await?;
+            network.detach(&id).await?;
+            // Its namespace is free for another at once.
+            let next = network.attach(&other, pod.file.as_fd()).await?;
+            network.detach(&other).await.map(|()| (address, next))
+        }
+    });
+    let given = futures::future::try_join_all(together).await.expect("together");
+    assert!(given.iter().all(|(address, next)| address != next), "an address is not reused at once");
+    assert_eq!((bench.ports(), bench.network().addresses().len()), (0, 0));
     assert!(all < Duration::from_millis(16 * PODS as u64 / 2), "one by one: {all:?}");
 }
 

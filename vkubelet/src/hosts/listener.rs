@@ -90,7 +90,7 @@ async fn accept(socket: &TcpListener, door: &Doorkeeper) {
         match socket.accept().await {
             Ok((stream, peer)) => {
                 let door = door.clone();
-                tokio::spawn(async move { door.receive(stream, peer, place).await });
+                tokio::spawn(Box::pin(door.receive(stream, peer, place)));
             }
             Err(error) => {
                 tracing::warn!(%error, "could not accept a connection of an agent");
