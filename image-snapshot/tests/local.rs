@@ -34,8 +34,46 @@ async fn a_layout_is_read_by_tag_or_alone() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.chain().contains("v1"), "{}", error.chain());
     assert_eq!(pull(&images, "oci-layout:/no/such/dir").await.unwrap_err().kind(), ErrorKind::NotFound);
-    let error = pull(&images, "docker-archive:/no/such.tar").await.unwrap_err();
-    assert!(error.chain().contains("not supported yet"), "{}", error.chain());
+    assert_eq!(pull(&images, "docker-archive:/no/such.tar").await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn archives_by_skopeo_hold_the_same_image() {
+    if !Path::new("/usr/bin/skopeo").exists() {
+        eprintln!("SKIPPED archives_by_skopeo_hold_the_same_image: /usr/bin/skopeo is missing");
+        return;
+    }
+    let (root, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let layers = [(tar(&[File("a", b"1")]), Packing::Gzip), (tar(&[File("b", &[2; 300_000])]), Packing::Gzip)];
+    Made::new(&layers, |_, _| {}).write_layout(&dir.path().join("layout"), "v1");
+    let from = dir.path().join("layout").display().to_string();
+    let images = open(root.path());
+    let want = pull(&images, &format!("oci-layout:{from}:v1")).await.unwrap();
+    for (scheme, name) in [("oci-archive", "v1"), ("docker-archive", "example.com/app:v1")] {
+        let path = dir.path().join(scheme).display().to_string();
+        let output = Command::new("skopeo")
+            .args([
+                "copy",
+                "--quiet",
+                "--insecure-policy",
+                &format!("oci:{from}:v1"),
+                &format!("{scheme}:{path}:{name}"),
+            ])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        for suffix in [String::new(), format!(":{name}")] {
+            let image = pull(&images, &format!("{scheme}:{path}{suffix}")).await.unwrap();
+            assert_eq!(image.rootfs, want.rootfs, "{scheme}{suffix}");
+        }
+        let error = pull(&images, &format!("{scheme}:{path}:other")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{}", error.chain());
+        assert!(error.chain().contains(name), "{}", error.chain());
+    }
+    let path = dir.path().join("noise");
+    std::fs::write(&path, vec![7; 5000]).unwrap();
+    let error = pull(&images, &format!("docker-archive:{}", path.display())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidImage, "{}", error.chain());
 }
 
 #[tokio::test]

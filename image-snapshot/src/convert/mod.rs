@@ -42,6 +42,7 @@ pub use limits::Limits;
 pub(crate) use pipeline::{CANCELLED, stage_blob};
 pub use stage::Staged;
 pub(crate) use stager::{StagedLayer, stage_layer};
+pub(crate) use tar_stream::{Kind, TarStream};
 
 /// What came out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

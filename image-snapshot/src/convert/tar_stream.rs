@@ -69,6 +69,11 @@ impl<R: Read> TarStream<R> {
         Self { input, limits, count: 0, left: 0, padding: 0 }
     }
 
+    /// The input, read up to the current entry's content.
+    pub(crate) fn input(&self) -> &R {
+        &self.input
+    }
+
     /// Back to the input, behind the end of the archive.
     pub(crate) fn into_inner(self) -> R {
         self.input

@@ -21,7 +21,7 @@ use crate::{
     manifest::{Config, Document},
     reference::{LocalKind, LocalReference},
     registry::{Named, Session, select},
-    source::{OciLayout, Source, SourceError},
+    source::{DockerArchive, OciLayout, Source, SourceError},
     store::{Access, LayerRecord, RefRecord},
 };
 
@@ -273,17 +273,13 @@ impl Inner {
                 real
             }
         };
-        match image.kind {
-            LocalKind::OciLayout => {
-                std::fs::metadata(&path).map_err(io)?;
-                let limit = self.config.limits.document_bytes;
-                Ok(Arc::new(OciLayout::new(&path, image.name.as_deref(), limit)))
-            }
-            LocalKind::OciArchive | LocalKind::DockerArchive => {
-                let kind = if image.kind == LocalKind::OciArchive { "oci-archive" } else { "docker-archive" };
-                Err(manifest_error(name, SourceError::UnsupportedKind { what: name.to_owned(), kind }))
-            }
-        }
+        std::fs::metadata(&path).map_err(io)?;
+        let (name, limits) = (image.name.as_deref(), &self.config.limits);
+        Ok(match image.kind {
+            LocalKind::OciLayout => Arc::new(OciLayout::directory(&path, name, limits)),
+            LocalKind::OciArchive => Arc::new(OciLayout::archive(&path, name, limits)),
+            LocalKind::DockerArchive => Arc::new(DockerArchive::new(&path, name, limits)),
+        })
     }
 }
 

@@ -133,13 +133,14 @@ pub enum SourceError {
         /// The request or path.
         what: String,
     },
-    /// A kind of source that this version does not read.
-    #[error("{what}: {kind} images are not supported yet")]
-    UnsupportedKind {
-        /// The reference.
+    /// A local archive is no archive.
+    #[error("could not look through {what}")]
+    Archive {
+        /// The path.
         what: String,
-        /// Its scheme.
-        kind: &'static str,
+        /// Why.
+        #[source]
+        source: Box<crate::convert::ConvertError>,
     },
 }
 
@@ -157,7 +158,7 @@ impl SourceError {
             | Self::Abandoned { .. } => ErrorKind::Unavailable,
             Self::TimedOut { .. } => ErrorKind::TimedOut,
             Self::Truncated { .. } | Self::DigestMismatch { .. } => ErrorKind::Corrupt,
-            Self::TooLarge { .. } | Self::Parse { .. } | Self::UnsupportedKind { .. } => ErrorKind::InvalidImage,
+            Self::TooLarge { .. } | Self::Parse { .. } | Self::Archive { .. } => ErrorKind::InvalidImage,
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
             Self::Io { .. } => ErrorKind::Unavailable,
         }

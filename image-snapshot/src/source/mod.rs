@@ -1,6 +1,8 @@
 //! Where images come from: one contract, a registry and local layouts behind it.
 
+mod docker_archive;
 mod error;
+mod files;
 mod oci_layout;
 mod sink;
 
@@ -8,8 +10,10 @@ use async_trait::async_trait;
 
 use crate::{Digest, manifest::Descriptor, store::Access};
 
+pub(crate) use docker_archive::DockerArchive;
 pub use error::SourceError;
-pub(crate) use oci_layout::{OciLayout, check};
+pub(crate) use files::check;
+pub(crate) use oci_layout::OciLayout;
 pub(crate) use sink::{BlobSink, channel};
 
 /// One image at its source, as one caller may see it.
