@@ -138,6 +138,17 @@ impl Sandboxes for FakeSandboxes {
         let mut state = self.lock();
         let sandbox = state.sandboxes.get_mut(&id.0).ok_or_else(|| not_found(id))?;
         let log_dir = sandbox.spec.as_ref().expect("configured before a start").log_dir.join(&container.name);
+        let known = sandbox.events.iter().find_map(|event| match event {
+            SandboxEvent::Started { container: name, attempt, started }
+                if *name == container.name && *attempt == container.attempt =>
+            {
+                Some(started.clone())
+            }
+            _ => None,
+        });
+        if let Some(started) = known {
+            return Ok(started);
+        }
         let program = container.args.join(" ");
         if program == "missing" {
             return Err(SandboxError::Exec { message: "exec: \"missing\": not found".to_owned(), code: 127 });

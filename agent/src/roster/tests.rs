@@ -327,3 +327,61 @@ async fn a_uid_that_is_no_file_name_is_refused() {
         assert!(matches!(result, Err(RosterError::BadUid { .. })), "{uid}");
     }
 }
+
+/// Kills an agent after a while: its tasks are dropped wherever they wait.
+fn agent_for(rig: &Rig, pause: Duration, intents: &[Intent]) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let roster = agent(rig, "boot").await;
+        let work = async {
+            for intent in intents {
+                // An intent whose acknowledgement is lost is sent again by the next vkubelet.
+                let _ = roster.apply(1, intent.clone()).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let _ = tokio::time::timeout(pause, work).await;
+    });
+    runtime.shutdown_timeout(Duration::from_secs(5));
+}
+
+#[test]
+fn an_agent_killed_at_any_moment_leaves_pods_that_are_fully_up_or_fully_gone() {
+    for step in 0_u32..40 {
+        let rig = Rig::new();
+        let wanted: Vec<Intent> = ["a", "b"].map(|uid| intent(pod(uid, "Always", &["run"]), 1)).into();
+        agent_for(&rig, Duration::from_micros(u64::from(step) * 400), &wanted);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let roster = agent(&rig, "boot").await;
+            for intent in &wanted {
+                roster.apply(2, intent.clone()).await.unwrap();
+            }
+            for uid in ["a", "b"] {
+                until(&roster, uid, runs).await;
+            }
+            assert_eq!(rig.sandboxes.ids().len(), 2, "step {step}");
+            assert_eq!(rig.network.attached.lock().unwrap().len(), 2, "step {step}");
+            assert_eq!(rig.meter.open.lock().unwrap().len(), 2, "step {step}");
+        });
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        let marked: Vec<Intent> = ["a", "b"].map(|uid| deleted(pod(uid, "Always", &["run"]), 2, 0)).into();
+        agent_for(&rig, Duration::from_micros(u64::from(step) * 300), &marked);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let roster = agent(&rig, "boot").await;
+            for intent in &marked {
+                roster.apply(3, intent.clone()).await.unwrap();
+            }
+            for uid in ["a", "b"] {
+                until(&roster, uid, |p| p.terminated).await;
+                roster.forget(3, uid).await.unwrap();
+            }
+        });
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        assert!(rig.sandboxes.ids().is_empty() && rig.network.attached.lock().unwrap().is_empty(), "step {step}");
+        assert!(rig.meter.open.lock().unwrap().is_empty(), "step {step}");
+        let left: Vec<_> = std::fs::read_dir(rig.state_dir().join("state/pods")).unwrap().collect();
+        assert!(left.is_empty(), "step {step}: {left:?}");
+    }
+}

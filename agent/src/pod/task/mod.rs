@@ -568,7 +568,7 @@ impl PodTask {
     }
 
     fn tell_owned(&self, slot: Option<usize>, warning: bool, reason: String, message: String) {
-        tracing::info!(reason, message, "event");
+        tracing::info!(reason, text = message, "event");
         self.world.journal.add(PodEvent {
             seq: 0,
             uid: self.intent.uid.clone(),

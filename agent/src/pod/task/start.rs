@@ -162,7 +162,7 @@ impl Teller {
     }
 
     fn tell(&self, warning: bool, reason: &str, message: String) {
-        tracing::info!(reason, message, "event");
+        tracing::info!(reason, text = message, "event");
         self.journal.add(PodEvent {
             seq: 0,
             uid: self.uid.clone(),

@@ -319,4 +319,26 @@ mod tests {
         remove(&dirs).unwrap();
         assert!(outside.join("keep").exists());
     }
+
+    #[test]
+    fn privileged_a_memory_volume_is_a_tmpfs_of_its_size_and_leaves_no_mount() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED privileged_a_memory_volume_is_a_tmpfs_of_its_size_and_leaves_no_mount: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = PodDirs::new(&dir.path().join("state"), &dir.path().join("run"), "u");
+        make_dirs(&dirs).unwrap();
+        let path = dirs.tmpfs.join("memory/m");
+        for _ in 0..2 {
+            memory(&path, Some(1 << 20), Some(2000)).unwrap();
+        }
+        let stat = rustix::fs::statvfs(&path).unwrap();
+        assert_eq!(stat.f_blocks * stat.f_frsize, 1 << 20);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o2777);
+        assert!(fs::write(path.join("big"), vec![0; 2 << 20]).is_err(), "the size holds");
+        remove(&dirs).unwrap();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(dir.path().to_str().unwrap()), "a mount is left");
+    }
 }
