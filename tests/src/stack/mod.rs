@@ -17,6 +17,9 @@ pub use programs::{Programs, is_root};
 /// Longest wait for anything that a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The pods' subnet.
+const POD_CIDR: &str = "10.99.0.0/16";
+
 /// The two daemons and what they work on.
 #[derive(Debug)]
 pub struct Stack {
@@ -58,7 +61,7 @@ impl Stack {
             .arg(self.dir.join("agent-state"));
         run(&mut join).context("join the agent")?;
         self.start_agent()?;
-        wait("the host is connected", || Ok(!self.client(&["hosts"])?.as_array().is_none_or(Vec::is_empty)))
+        wait("the host is connected", || Ok(!items(&self.client(&["hosts"])?).is_empty()))
     }
 
     /// A directory of this stack.
@@ -96,7 +99,7 @@ impl Stack {
         command.arg("run").arg("--state-dir").arg(self.dir.join("agent-state"));
         command.arg("--run-dir").arg(self.dir.join("agent-run"));
         command.arg("--data-plane-netns").arg(Path::new("/run/netns").join(&self.netns));
-        command.args(["--cgroup-parent", &self.netns, "--http-listen", "127.0.0.1:0", "--pod-cidr", "10.99.0.0/16"]);
+        command.args(["--cgroup-parent", &self.netns, "--http-listen", "127.0.0.1:0", "--pod-cidr", POD_CIDR]);
         command.arg("--shim").arg(&self.programs.shim);
         self.agent = Some(Process::start(command, &self.dir.join("logs/agent.log"))?);
         Ok(())
@@ -169,9 +172,14 @@ impl Stack {
             agent.terminate(PATIENCE)?;
         }
         let mut reset = Command::new(&self.programs.agent);
-        reset.arg("reset").arg("--state-dir").arg(self.dir.join("agent-state"));
+        reset.arg("reset").arg("--shim").arg(&self.programs.shim).arg("--state-dir").arg(self.dir.join("agent-state"));
         reset.arg("--run-dir").arg(self.dir.join("agent-run")).arg("--data-plane-netns");
-        reset.arg(Path::new("/run/netns").join(&self.netns)).args(["--cgroup-parent", &self.netns]);
+        reset.arg(Path::new("/run/netns").join(&self.netns)).args([
+            "--cgroup-parent",
+            &self.netns,
+            "--pod-cidr",
+            POD_CIDR,
+        ]);
         let reset = run(&mut reset);
         let netns = run(Command::new("ip").args(["netns", "delete", &self.netns]));
         let removed = std::fs::remove_dir_all(&self.dir);
@@ -191,6 +199,11 @@ impl Drop for Stack {
             }
         }
     }
+}
+
+/// The items of a list that the client printed.
+pub fn items(list: &Value) -> &[Value] {
+    list.as_array().map_or(&[], Vec::as_slice)
 }
 
 /// Runs a command to its end; its output, or its error text.

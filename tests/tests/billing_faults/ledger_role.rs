@@ -13,7 +13,12 @@ use vkubelet::billing_pull::{Boot, PullMetrics, SourceError, UsageSource, pull};
 
 pub(crate) async fn run(dir: &Path) {
     let store = SqliteStore::open(&dir.join("ledger.db")).expect("the ledger opens after any kill");
-    let halt = pull("h", &Socket(dir.join("agent.sock")), &store, &PullMetrics::default()).await;
+    let (socket, metrics) = (Socket(dir.join("agent.sock")), PullMetrics::default());
+    let halt = tokio::select! {
+        halt = pull("h", &socket, &store, &metrics) => halt,
+        // The test is gone.
+        _ = tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()) => return,
+    };
     panic!("the pull is stopped: {halt}: {:?}", std::error::Error::source(&halt));
 }
 
