@@ -147,12 +147,14 @@ impl Metrics {
     }
 }
 
-/// Installs the log subscriber. Call once, first thing in main. `NODELESS_LOG` filters (`info` by default).
+/// Installs the log subscriber. Call once, first thing in main. `NODELESS_LOG` filters (`info` by default); with
+/// `NODELESS_LOG_SPANS` set, each span (a pod's start and its steps) is logged with its time when it closes.
 pub fn init(format: LogFormat) {
+    let spans = if std::env::var_os("NODELESS_LOG_SPANS").is_some() { FmtSpan::CLOSE } else { FmtSpan::NONE };
     let filter = EnvFilter::try_from_env("NODELESS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_span_events(FmtSpan::NONE)
+        .with_span_events(spans)
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

@@ -31,7 +31,6 @@ use crate::pod::task::World;
 use crate::pod::volumes::atomic;
 use crate::pod::volumes::disk::{self, VolumeError};
 use crate::pod::volumes::dns::Resolver;
-use crate::ports::ImageSource as _;
 use crate::recover::{self, RecoverError};
 use crate::roster::Roster;
 use crate::service::Service;

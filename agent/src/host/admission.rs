@@ -85,8 +85,8 @@ mod tests {
         let reason = |posted: &[Posted], cpu, memory| admit(&room, posted, &intent(cpu, memory)).map_err(|v| v.reason);
         assert_eq!(reason(&[], "2", "1Gi"), Ok(()));
         assert_eq!(reason(&[], "2001m", "1"), Err("OutOfcpu".to_owned()));
-        assert_eq!(reason(&[there.clone()], "501m", "1"), Err("OutOfcpu".to_owned()));
-        assert_eq!(reason(&[there.clone()], "500m", "2Gi"), Err("OutOfmemory".to_owned()));
+        assert_eq!(reason(std::slice::from_ref(&there), "501m", "1"), Err("OutOfcpu".to_owned()));
+        assert_eq!(reason(std::slice::from_ref(&there), "500m", "2Gi"), Err("OutOfmemory".to_owned()));
         assert_eq!(reason(&[there.clone(), there.clone()], "0", "0"), Err("OutOfpods".to_owned()));
         assert_eq!(reason(&[gone.clone(), gone], "2", "0"), Ok(()));
         let message = admit(&room, &[there], &intent("1", "1")).unwrap_err().message;

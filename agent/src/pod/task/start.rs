@@ -16,6 +16,7 @@ use sandbox::contract::{SandboxError, Started};
 use sandbox::spec::SandboxId;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::{Outcome, World, context};
 use crate::clock::Now;
@@ -59,9 +60,11 @@ impl Preparation {
     pub(super) async fn run(mut self) -> Result<Address, String> {
         let intent = self.intent().await?;
         let interval = interval(&intent, &self.sandbox)?;
-        let metered = self.world.meter.start(&interval).await.map_err(|e| chain(&e))?;
+        let starting = self.world.meter.start(&interval).instrument(tracing::info_span!("meter.start"));
+        let metered = starting.await.map_err(|e| chain(&e))?;
         let _ = self.outcomes.send(Outcome::Held { metered });
-        let prepared = self.world.sandboxes.prepare(&self.sandbox).await.map_err(|e| chain(&e))?;
+        let taking = self.world.sandboxes.prepare(&self.sandbox).instrument(tracing::info_span!("sandbox.take"));
+        let prepared = taking.await.map_err(|e| chain(&e))?;
         let spec = spec::sandbox(context(&intent, &self.world, None), self.dirs.logs()).map_err(|e| chain(&e))?;
         let dirs = self.dirs.clone();
         tokio::task::spawn_blocking(move || disk::make_dirs(&dirs).map_err(|e| chain(&e)))
@@ -69,7 +72,9 @@ impl Preparation {
             .map_err(|e| e.to_string())??;
         let network = async {
             let netns = prepared.netns.as_fd();
-            let address = self.world.network.attach(&self.sandbox, netns).await.map_err(|e| chain(&e))?;
+            let attaching = self.world.network.attach(&self.sandbox, netns);
+            let address =
+                attaching.instrument(tracing::info_span!("network.attach")).await.map_err(|e| chain(&e))?;
             let (world, intent, dirs) = (self.world.clone(), intent.clone(), self.dirs.clone());
             let files = tokio::task::spawn_blocking(move || {
                 let context = context(&intent, &world, Some(address.ip));
@@ -78,8 +83,10 @@ impl Preparation {
             files.await.map_err(|e| e.to_string())??;
             Ok::<Address, String>(address)
         };
-        let configure =
-            async { self.world.sandboxes.configure(&self.sandbox, &spec).await.map_err(|e| chain(&e)) };
+        let configure = async {
+            let configuring = self.world.sandboxes.configure(&self.sandbox, &spec);
+            configuring.instrument(tracing::info_span!("sandbox.configure")).await.map_err(|e| chain(&e))
+        };
         let (address, ()) = tokio::try_join!(network, configure)?;
         let _ = self.outcomes.send(Outcome::Configured { at: Now::read().boottime_ns });
         Ok(address)
@@ -266,11 +273,11 @@ impl Launch {
             // The image is held until its layers are mounted.
             self.build(&intent, &image).map(|spec| (spec, image))
         });
-        let (spec, _image) = match built.await {
+        let (spec, _image) = match built.instrument(tracing::info_span!("container.specify")).await {
             Ok(built) => built?,
             Err(error) => return Err(config(error.to_string())),
         };
-        match world.sandboxes.start(&sandbox, &spec).await {
+        match world.sandboxes.start(&sandbox, &spec).instrument(tracing::info_span!("container.launch")).await {
             Ok(started) => Ok(started),
             Err(SandboxError::Exec { message, code }) => Err(StartFailure::Run { code, message }),
             Err(error) => Err(config(format!("failed to create container: {}", chain(&error)))),
