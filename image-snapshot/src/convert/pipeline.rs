@@ -41,7 +41,8 @@ pub(crate) fn stage_blob(
         .name("layer-inflate".into())
         .spawn(move || inflate.run())
         .map_err(|source| ConvertError::Helper { what: "start a thread for", source })?;
-    let pieces = Pieces { pieces, give_back, current: Vec::new(), at: 0, hasher: Hasher::new(diff_id.algorithm()) };
+    let pieces =
+        Pieces { pieces, give_back, current: Vec::new(), at: 0, end: 0, hasher: Hasher::new(diff_id.algorithm()) };
     let result = stage(pieces, out, limits).map(|(staged, mut rest)| {
         rest.drain();
         (staged, rest)
@@ -89,7 +90,8 @@ struct Inflate<R> {
     blob: Counted<R>,
     taken: Arc<AtomicU64>,
     limits: Limits,
-    filled: SyncSender<Vec<u8>>,
+    /// A buffer, and how much of it counts.
+    filled: SyncSender<(Vec<u8>, usize)>,
     empties: Receiver<Vec<u8>>,
 }
 
@@ -103,10 +105,8 @@ impl<R: Read> Inflate<R> {
         let mut decoder = Decoder::new(blob, &limits).map_err(broken)?;
         let mut total: u64 = 0;
         loop {
-            let mut piece: Vec<u8> = empties.try_recv().unwrap_or_default();
-            piece.resize(PIECE, 0);
+            let mut piece: Vec<u8> = empties.try_recv().unwrap_or_else(|_| vec![0; PIECE]);
             let n = read_most(&mut decoder, &mut piece).map_err(broken)?;
-            piece.truncate(n);
             total += n as u64;
             if total > limits.layer_bytes {
                 return Err(ConvertError::Limit { what: "uncompressed bytes", limit: limits.layer_bytes });
@@ -116,7 +116,7 @@ impl<R: Read> Inflate<R> {
             }
             let at_end = n < PIECE;
             // The other side stops early when it refuses the layer; then nobody wants to hear from us.
-            if filled.send(piece).is_err() {
+            if filled.send((piece, n)).is_err() {
                 return Ok(());
             }
             if at_end {
@@ -144,30 +144,33 @@ fn read_most(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
 
 /// Uncompressed bytes as a reader, hashed as they pass.
 struct Pieces {
-    pieces: Receiver<Vec<u8>>,
+    pieces: Receiver<(Vec<u8>, usize)>,
     give_back: SyncSender<Vec<u8>>,
     current: Vec<u8>,
     at: usize,
+    end: usize,
     hasher: Hasher,
 }
 
 impl Pieces {
     /// Makes sure that there is something to read; false at the end.
     fn more(&mut self) -> bool {
-        while self.at == self.current.len() {
-            let Ok(next) = self.pieces.recv() else { return false };
+        while self.at == self.end {
+            let Ok((next, end)) = self.pieces.recv() else { return false };
             let used = std::mem::replace(&mut self.current, next);
             // No room for spares: let it go.
-            let _ = self.give_back.try_send(used);
-            self.at = 0;
-            self.hasher.update(&self.current);
+            if !used.is_empty() {
+                let _ = self.give_back.try_send(used);
+            }
+            (self.at, self.end) = (0, end);
+            self.hasher.update(&self.current[..end]);
         }
         true
     }
 
     fn drain(&mut self) {
         while self.more() {
-            self.at = self.current.len();
+            self.at = self.end;
         }
     }
 }
@@ -177,7 +180,7 @@ impl Read for Pieces {
         if !self.more() {
             return Ok(0);
         }
-        let n = buf.len().min(self.current.len() - self.at);
+        let n = buf.len().min(self.end - self.at);
         buf[..n].copy_from_slice(&self.current[self.at..self.at + n]);
         self.at += n;
         Ok(n)

@@ -8,7 +8,7 @@ use crate::{Converter, Digest};
 /// A layer whose bytes are all in, wherever.
 #[derive(Debug)]
 pub(crate) enum StagedLayer {
-    Here(Staged),
+    Here(Box<Staged>),
     Helper(HelperStaged),
 }
 
@@ -21,7 +21,9 @@ pub(crate) fn stage_layer(
     limits: &Limits,
 ) -> Result<StagedLayer, ConvertError> {
     match converter {
-        Converter::InProcess => stage_blob(blob, diff_id, out, limits).map(StagedLayer::Here),
+        Converter::InProcess => {
+            stage_blob(blob, diff_id, out, limits).map(|staged| StagedLayer::Here(Box::new(staged)))
+        }
         Converter::Program { program, args } => {
             HelperStaged::stage(program, args, blob, diff_id, out, limits).map(StagedLayer::Helper)
         }

@@ -18,6 +18,8 @@ use crate::convert::ConvertError;
 pub(crate) const CHUNK: usize = 1 << 20;
 /// Chunks on their way to the disk.
 const DEPTH: usize = 4;
+/// Chunks in all: on their way, being written, being filled, and the first.
+const BUFFERS: usize = DEPTH + 3;
 
 /// What a layer file must look like: SHA-256 over its length and the CRC-32 of each of its 1 MiB chunks. Finds rot and torn writes (chunks may
 /// be summed out of order, and at memory speed); it is no defence against malice, which could change the record as well.
@@ -81,33 +83,37 @@ pub(super) struct Sink {
     thread: Option<JoinHandle<io::Result<Vec<u32>>>>,
     /// The first chunk stays here: the superblock comes last.
     first: Option<Vec<u8>>,
+    /// A whole chunk, of which `used` bytes are filled.
     current: Vec<u8>,
+    used: usize,
     /// Offset of `current` in the file.
     base: u64,
+    /// Buffers that are about; when there are enough, the next one is waited for.
+    made: usize,
 }
 
 impl Sink {
     /// Begins with one zero block, the place of superblock and root.
     pub(super) fn new(file: File) -> io::Result<Self> {
         let (orders, inbox) = sync_channel(DEPTH);
-        let (give_back, empties) = sync_channel(DEPTH + 2);
+        let (give_back, empties) = sync_channel(BUFFERS);
         let thread = std::thread::Builder::new()
             .name("layer-write".into())
             .spawn(move || write_loop(&file, &inbox, &give_back))?;
-        let mut current = Vec::with_capacity(CHUNK);
-        current.resize(BLOCK, 0);
-        Ok(Self { orders, empties, thread: Some(thread), first: None, current, base: 0 })
+        let current = vec![0; CHUNK];
+        Ok(Self { orders, empties, thread: Some(thread), first: None, current, used: BLOCK, base: 0, made: 1 })
     }
 
     /// Offset of the next byte.
     pub(super) fn position(&self) -> u64 {
-        self.base + self.current.len() as u64
+        self.base + self.used as u64
     }
 
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let n = bytes.len().min(CHUNK - self.current.len());
-            self.current.extend_from_slice(&bytes[..n]);
+            let n = bytes.len().min(CHUNK - self.used);
+            self.current[self.used..self.used + n].copy_from_slice(&bytes[..n]);
+            self.used += n;
             bytes = &bytes[n..];
             self.turn_over()?;
         }
@@ -121,10 +127,9 @@ impl Sink {
         mut read: impl FnMut(&mut [u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
         while len > 0 {
-            let used = self.current.len();
-            let n = len.min((CHUNK - used) as u64) as usize;
-            self.current.resize(used + n, 0);
-            read(&mut self.current[used..])?;
+            let n = len.min((CHUNK - self.used) as u64) as usize;
+            read(&mut self.current[self.used..self.used + n])?;
+            self.used += n;
             len -= n as u64;
             self.turn_over().map_err(ConvertError::Write)?;
         }
@@ -133,7 +138,9 @@ impl Sink {
 
     /// Fills whole blocks up to the next multiple of a block with zeros.
     pub(super) fn pad(&mut self) -> io::Result<()> {
-        self.current.resize(self.current.len().next_multiple_of(BLOCK), 0);
+        let end = self.used.next_multiple_of(BLOCK);
+        self.current[self.used..end].fill(0);
+        self.used = end;
         self.turn_over()
     }
 
@@ -155,19 +162,23 @@ impl Sink {
     }
 
     fn turn_over(&mut self) -> io::Result<()> {
-        if self.current.len() < CHUNK {
+        if self.used < CHUNK {
             return Ok(());
         }
-        let fresh = match self.empties.try_recv() {
-            Ok(mut used) => {
-                used.clear();
-                used
-            }
-            Err(_) => Vec::with_capacity(CHUNK),
+        let spare = match self.empties.try_recv() {
+            Err(_) if self.made < BUFFERS => None,
+            // The thread may have died; then sending tells why.
+            Err(_) => self.empties.recv().ok(),
+            Ok(spare) => Some(spare),
         };
+        let fresh = spare.unwrap_or_else(|| {
+            self.made += 1;
+            vec![0; CHUNK]
+        });
         let full = std::mem::replace(&mut self.current, fresh);
         let at = self.base;
-        self.base += full.len() as u64;
+        self.base += CHUNK as u64;
+        self.used = 0;
         if at == 0 {
             self.first = Some(full);
             return Ok(());
@@ -188,8 +199,9 @@ impl Sink {
 
     /// Writes what is left and waits. On any earlier failure the thread's own error comes out here.
     pub(super) fn finish(self) -> io::Result<(u64, FileDigest)> {
-        let Self { orders, thread, first, current, base, .. } = self;
-        let end = base + current.len() as u64;
+        let Self { orders, thread, first, mut current, used, base, .. } = self;
+        current.truncate(used);
+        let end = base + used as u64;
         let rest = [(first, 0), (Some(current), base)];
         for (bytes, at) in rest {
             if let Some(bytes) = bytes.filter(|b| !b.is_empty()) {
