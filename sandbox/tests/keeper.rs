@@ -1,5 +1,7 @@
 //! A real keeper, spoken to as the agent does. Needs root; every test says why when it cannot run.
 
+#![allow(clippy::unwrap_used, reason = "a test program: helpers fail as tests do")]
+
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;

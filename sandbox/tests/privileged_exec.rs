@@ -1,5 +1,7 @@
 //! Further processes in running containers.
 
+#![allow(clippy::unwrap_used, reason = "a test program: helpers fail as tests do")]
+
 mod support;
 
 use std::io::{Read, Write};
@@ -21,11 +23,28 @@ async fn privileged_exec_joins_the_container_and_tells_its_end() {
     privileged!("privileged_exec_joins_the_container_and_tells_its_end");
     let host = Host::new().await;
     let id = sleeper(&host, "exec").await;
-    let (exit, out, err) = host.exec(&id, "main", &["sh", "-c", "echo out; echo err >&2; cat /proc/1/cmdline; id -u; exit 5"]).await;
+    let (exit, out, err) =
+        host.exec(&id, "main", &["sh", "-c", "echo out; echo err >&2; cat /proc/1/cmdline; id -u; exit 5"]).await;
     assert_eq!((exit.code, out.as_str(), err.as_str()), (5, "out\nsleep\x001000\x000\n", "err\n"));
     // Same cgroup, same walls as the container itself.
-    let (_, inside, _) = host.exec(&id, "main", &["sh", "-c", "cat /proc/self/cgroup; grep -E 'Cap|Seccomp' /proc/self/status; ls /proc/self/fd"]).await;
-    let (_, first, _) = host.exec(&id, "main", &["sh", "-c", "cat /proc/1/cgroup; grep -E 'Cap|Seccomp' /proc/1/status; echo; echo 0; echo 1; echo 2; echo 3"]).await;
+    let (_, inside, _) = host
+        .exec(
+            &id,
+            "main",
+            &["sh", "-c", "cat /proc/self/cgroup; grep -E 'Cap|Seccomp' /proc/self/status; ls /proc/self/fd"],
+        )
+        .await;
+    let (_, first, _) = host
+        .exec(
+            &id,
+            "main",
+            &[
+                "sh",
+                "-c",
+                "cat /proc/1/cgroup; grep -E 'Cap|Seccomp' /proc/1/status; echo; echo 0; echo 1; echo 2; echo 3",
+            ],
+        )
+        .await;
     assert_eq!(inside.split_whitespace().collect::<Vec<_>>(), first.split_whitespace().collect::<Vec<_>>());
     host.close().await;
 }

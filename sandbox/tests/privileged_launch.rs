@@ -26,7 +26,11 @@ async fn privileged_events_come_in_order_with_times_that_grow() {
     let id = host.sandbox("order").await;
     let before = sandbox::sys::clock::boottime_ns();
     let mut events = host.sandboxes().events(&id).await.unwrap();
-    let started = host.sandboxes().start(&id, &host.shell("main", "echo x; read line < /proc/self/stat; sleep 0.1")).await.unwrap();
+    let started = host
+        .sandboxes()
+        .start(&id, &host.shell("main", "echo x; read line < /proc/self/stat; sleep 0.1"))
+        .await
+        .unwrap();
     let mut times = vec![before];
     for expected in ["started", "first byte", "exited"] {
         let (name, time) = match events.recv().await.unwrap() {
@@ -56,7 +60,7 @@ async fn privileged_the_pid_told_is_the_hosts() {
     let status = std::fs::read_to_string(format!("/proc/{}/status", started.pid)).unwrap();
     let uid = status.lines().find_map(|line| line.strip_prefix("Uid:\t")).unwrap();
     let uid: u32 = uid.split('\t').next().unwrap().parse().unwrap();
-    assert!(uid >= 1 << 29 && uid % 65_536 == 0, "container root is host uid {uid}");
+    assert!(uid >= 1 << 29 && uid.is_multiple_of(65_536), "container root is host uid {uid}");
     host.close().await;
 }
 
@@ -184,8 +188,11 @@ async fn privileged_containers_of_a_pod_share_network_memory_and_host_name() {
     let host = Host::new().await;
     let id = host.sandbox("sharing").await;
     host.script(&id, "writer", "echo shared > /dev/shm/note; chmod 600 /dev/shm/note").await;
-    let (_, log) = host.script(&id, "reader", "cat /dev/shm/note; hostname; readlink /proc/self/ns/net; readlink /proc/self/ns/ipc").await;
-    let (_, other) = host.script(&id, "third", "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; ip link show lo").await;
+    let (_, log) = host
+        .script(&id, "reader", "cat /dev/shm/note; hostname; readlink /proc/self/ns/net; readlink /proc/self/ns/ipc")
+        .await;
+    let (_, other) =
+        host.script(&id, "third", "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; ip link show lo").await;
     let lines: Vec<&str> = log.lines().collect();
     assert_eq!(lines[..2], ["shared", "sharing"]);
     let others: Vec<&str> = other.lines().collect();
@@ -200,7 +207,9 @@ async fn privileged_a_shared_process_namespace_shows_all_containers() {
     let host = Host::new().await;
     let id = host.sandbox_with("shared-pid", |spec| spec.share_process_namespace = true).await;
     host.sandboxes().start(&id, &host.shell("one", "exec sleep 1234")).await.unwrap();
-    let (_, log) = host.script(&id, "two", "cat /proc/*/cmdline | tr '\\0' ' ' 2>/dev/null || cat /proc/*/cmdline; echo; echo $$").await;
+    let (_, log) = host
+        .script(&id, "two", "cat /proc/*/cmdline | tr '\\0' ' ' 2>/dev/null || cat /proc/*/cmdline; echo; echo $$")
+        .await;
     assert!(log.contains("1234"), "{log}");
     assert_ne!(log.lines().last().unwrap(), "1");
     host.close().await;

@@ -40,7 +40,10 @@ async fn privileged_other_users_and_groups_are_as_asked() {
     privileged!("privileged_other_users_and_groups_are_as_asked");
     let host = Host::new().await;
     let id = host.sandbox("users").await;
-    let mut spec = host.shell("main", "id -u; id -g; id -G; grep -E 'Cap(Prm|Eff|Inh|Amb)' /proc/self/status; echo again > /dev/stdout");
+    let mut spec = host.shell(
+        "main",
+        "id -u; id -g; id -G; grep -E 'Cap(Prm|Eff|Inh|Amb)' /proc/self/status; echo again > /dev/stdout",
+    );
     spec.user = User { uid: 1000, gid: 2000, additional_gids: vec![2000, 3000] };
     assert_eq!(host.run(&id, &spec).await.code, 0);
     let log = host.log(&id, "main", 0);
@@ -60,7 +63,8 @@ async fn privileged_roots_capabilities_are_the_default_nine_and_the_filter_is_on
     privileged!("privileged_roots_capabilities_are_the_default_nine_and_the_filter_is_on");
     let host = Host::new().await;
     let id = host.sandbox("caps").await;
-    let (_, log) = host.script(&id, "main", "grep -E 'Cap|Seccomp:|NoNewPrivs' /proc/self/status; ulimit -n; ulimit -c").await;
+    let (_, log) =
+        host.script(&id, "main", "grep -E 'Cap|Seccomp:|NoNewPrivs' /proc/self/status; ulimit -n; ulimit -c").await;
     let expected: u64 = [0, 1, 3, 4, 5, 6, 7, 8, 10].iter().map(|n| 1u64 << n).sum();
     for name in ["CapPrm", "CapEff", "CapBnd"] {
         assert!(log.contains(&format!("{name}:\t{expected:016x}")), "{log}");
@@ -97,7 +101,8 @@ async fn privileged_what_only_the_host_may_do_is_refused() {
         "ls /sys/firmware | grep .",
         "cat /proc/1/../../../etc/hostname",
     ];
-    let script = attempts.map(|attempt| format!("if ({attempt}) 2>/dev/null >/dev/null; then echo 'WENT THROUGH: {attempt}'; fi"));
+    let script = attempts
+        .map(|attempt| format!("if ({attempt}) 2>/dev/null >/dev/null; then echo 'WENT THROUGH: {attempt}'; fi"));
     let mut spec = host.shell("main", &script.join("\n"));
     // Also with every capability that a namespace's root could have.
     host.run(&id, &spec).await;

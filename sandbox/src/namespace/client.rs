@@ -8,14 +8,14 @@ use std::path::Path;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{Interest, Ready};
 use tokio::io::unix::{AsyncFd, AsyncFdReadyMutGuard};
+use tokio::io::{Interest, Ready};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::contract::{Exit, SandboxError, SandboxEvent};
 use crate::protocol::shim::{FromShim, Notice};
-use crate::sys::watch;
 use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, keeper, shim};
+use crate::sys::watch;
 
 /// What a connection carries.
 pub(crate) trait Wire: Send + 'static {
@@ -132,11 +132,6 @@ impl<W: Wire> Client<W> {
         self.questions.is_closed()
     }
 
-    /// Waits for the connection's end.
-    pub(crate) async fn closed(&self) {
-        self.questions.closed().await;
-    }
-
     /// Asks.
     pub(crate) async fn call(
         &self,
@@ -154,10 +149,13 @@ impl<W: Wire> Client<W> {
     }
 }
 
+/// Who waits for an answer.
+type Waiting<R> = oneshot::Sender<Result<Delivered<R>, SandboxError>>;
+
 struct Task<W: Wire> {
     connection: AsyncFd<Connection>,
     asked: mpsc::Receiver<Question<W>>,
-    waiting: HashMap<u64, oneshot::Sender<Result<Delivered<W::Reply>, SandboxError>>>,
+    waiting: HashMap<u64, Waiting<W::Reply>>,
     execs: HashMap<u64, oneshot::Sender<Exit>>,
     events: Option<mpsc::Sender<SandboxEvent>>,
     next: u64,

@@ -98,7 +98,9 @@ impl Keeper {
             .arg("keeper")
             .arg("--run-dir")
             .arg(&self.config.run_dir)
-            .args(self.config.layer_dirs.iter().flat_map(|directory| [OsStr::new("--layer-dir"), directory.as_os_str()]))
+            .args(
+                self.config.layer_dirs.iter().flat_map(|directory| [OsStr::new("--layer-dir"), directory.as_os_str()]),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .process_group(0)

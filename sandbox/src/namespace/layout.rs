@@ -60,7 +60,14 @@ pub(crate) struct Layout {
 impl Layout {
     /// Makes the directories and takes the lock; `WouldBlock` when another backend holds it.
     pub(crate) fn open(run: &Path, state: &Path) -> io::Result<(Self, File)> {
-        for directory in [run.to_owned(), run.join("ids"), run.join("pool"), run.join("sandboxes"), run.join("trash"), state.to_owned()] {
+        for directory in [
+            run.to_owned(),
+            run.join("ids"),
+            run.join("pool"),
+            run.join("sandboxes"),
+            run.join("trash"),
+            state.to_owned(),
+        ] {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         }
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(run.join("lock"))?;

@@ -85,10 +85,9 @@ impl NamespaceSandboxes {
         let (layout, lock) = Layout::open(&config.run_dir, &config.state_dir).map_err(|error| {
             let operation = format!("open of run directory {}", config.run_dir.display());
             match error.kind() {
-                io::ErrorKind::WouldBlock => SandboxError::Failed {
-                    operation,
-                    message: "another agent is using it".to_owned(),
-                },
+                io::ErrorKind::WouldBlock => {
+                    SandboxError::Failed { operation, message: "another agent is using it".to_owned() }
+                }
                 _ => io_failed(&operation, error),
             }
         })?;
@@ -203,8 +202,7 @@ impl Sandboxes for NamespaceSandboxes {
             Ok::<_, SandboxError>((writable, volumes))
         });
         let (writable, volumes) = sources.await??;
-        let counts =
-            StartFds { layers: fds.len(), writable: usize::from(writable.is_some()), mounts: volumes.len() };
+        let counts = StartFds { layers: fds.len(), writable: usize::from(writable.is_some()), mounts: volumes.len() };
         fds.extend(writable.into_iter().chain(volumes));
         let request = Request::Start { spec: container.clone(), fds: counts };
         match shim.call("start of a container", request, fds).await?.reply {

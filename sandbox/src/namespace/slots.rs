@@ -116,7 +116,8 @@ impl Inner {
 
     /// Takes a slot apart, wherever its directory is; every step may have been done before.
     pub(crate) async fn clear_slot(self: &Arc<Self>, slot: &Slot, directory: &Path) -> Result<(), SandboxError> {
-        if let Ok((client, _, _)) = tokio::time::timeout(GRACE, greet(directory)).await.unwrap_or_else(|_| Err(unexpected("greeting")))
+        if let Ok((client, _, _)) =
+            tokio::time::timeout(GRACE, greet(directory)).await.unwrap_or_else(|_| Err(unexpected("greeting")))
         {
             let goodbye = client.call("shutdown of a shim", Request::Shutdown, vec![]);
             if !matches!(tokio::time::timeout(GRACE, goodbye).await, Ok(Ok(_))) {
@@ -133,7 +134,8 @@ impl Inner {
         self.tree
             .remove_pod(&SandboxId(slot.name.clone()), REMOVAL)
             .map_err(|error| cgroup_failed("removal of a sandbox's control groups", &error))?;
-        layout::unless_absent(fs::remove_dir_all(self.layout.state_of(slot))).map_err(failed("removal of a state directory"))?;
+        layout::unless_absent(fs::remove_dir_all(self.layout.state_of(slot)))
+            .map_err(failed("removal of a state directory"))?;
         let trash = self.layout.trash(slot);
         layout::unless_absent(fs::remove_dir_all(&trash)).map_err(failed("emptying of the trash"))?;
         layout::unless_absent(fs::rename(directory, &trash)).map_err(failed("removal of a sandbox's directory"))?;

@@ -42,8 +42,8 @@ pub(crate) fn volume(volume: &Mount) -> Result<OwnedFd, SandboxError> {
     if volume.sub_path.as_os_str().is_empty() {
         return mount::clone_tree(source, "", false).map_err(failed);
     }
-    let found = paths::target_in(&source, &volume.sub_path, paths::Kind::Directory, 0)
-        .map_err(|errno| failed(errno.into()))?;
+    let found =
+        paths::target_in(&source, &volume.sub_path, paths::Kind::Directory, 0).map_err(|errno| failed(errno.into()))?;
     mount::clone_tree(found, "", false).map_err(failed)
 }
 

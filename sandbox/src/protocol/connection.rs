@@ -170,8 +170,7 @@ fn send_some(socket: BorrowedFd<'_>, frame: &mut Outgoing) -> Result<usize, Errn
     if count > 0 {
         control.push(SendAncillaryMessage::ScmRights(&borrowed));
     }
-    let sent =
-        sendmsg(socket, &[IoSlice::new(&frame.bytes[frame.sent..end])], &mut control, SendFlags::NOSIGNAL)?;
+    let sent = sendmsg(socket, &[IoSlice::new(&frame.bytes[frame.sent..end])], &mut control, SendFlags::NOSIGNAL)?;
     frame.fds.drain(..count);
     frame.sent += sent;
     Ok(sent)
@@ -191,7 +190,8 @@ mod tests {
     #[test]
     fn messages_and_descriptors_arrive_together_and_in_order() {
         let (mut a, mut b) = pair();
-        let files: Vec<OwnedFd> = (0..400).map(|_| rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::empty()).unwrap()).collect();
+        let files: Vec<OwnedFd> =
+            (0..400).map(|_| rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::empty()).unwrap()).collect();
         for (i, file) in files.iter().enumerate() {
             rustix::io::write(file, i.to_string().as_bytes()).unwrap();
         }

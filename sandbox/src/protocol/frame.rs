@@ -75,6 +75,9 @@ pub fn encode(body: &[u8], fds: usize) -> Result<Vec<u8>, ProtocolError> {
     Ok(bytes)
 }
 
+/// A frame's body and descriptors.
+pub type Frame = (Vec<u8>, Vec<OwnedFd>);
+
 /// Cuts a stream of bytes and descriptors into frames.
 #[derive(Debug, Default)]
 pub struct Decoder {
@@ -94,7 +97,7 @@ impl Decoder {
     }
 
     /// The next whole frame's body and descriptors, if it is there.
-    pub fn next_frame(&mut self) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, ProtocolError> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, ProtocolError> {
         let Some((header, rest)) = self.bytes.split_at_checked(HEADER) else {
             return Ok(None);
         };

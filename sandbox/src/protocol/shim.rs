@@ -11,6 +11,7 @@ use crate::contract::{Exit, SandboxEvent, Started};
 use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
 
 /// What a shim can be asked.
+#[allow(clippy::large_enum_variant, reason = "one at a time, on its way to or from JSON")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {

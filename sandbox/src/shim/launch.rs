@@ -107,15 +107,8 @@ impl Shim {
             Some(namespace) => in_pid_namespace(namespace, || fork_with(clone::NEWNS, leaf.clone_into(), stub))?,
         }
         .step("fork of the container's first process")?;
-        let container = Container {
-            spec: Rc::new(spec),
-            leaf,
-            started: None,
-            outputs: Vec::new(),
-            stdin,
-            log,
-            first_byte: false,
-        };
+        let container =
+            Container { spec: Rc::new(spec), leaf, started: None, outputs: Vec::new(), stdin, log, first_byte: false };
         let key = self.enrol(child, ours, waiter, Role::Init(Box::new(container)))?;
         for (fd, stream) in outputs {
             self.watch_output(key, fd, stream)?;
@@ -374,7 +367,12 @@ fn in_pid_namespace<T>(namespace: &OwnedFd, fork: impl FnOnce() -> T) -> Result<
 fn pod_init(user: &OwnedFd) -> i32 {
     let powerless = process::reset_signals().is_ok()
         && identity::enter_user_namespace(user).is_ok()
-        && identity::assume(&User::default(), &Security { capabilities: vec![], no_new_privileges: true, ..Default::default() }, None).is_ok()
+        && identity::assume(
+            &User::default(),
+            &Security { capabilities: vec![], no_new_privileges: true, ..Default::default() },
+            None,
+        )
+        .is_ok()
         && process::close_from(0).is_ok();
     if !powerless {
         process::exit_now(1);

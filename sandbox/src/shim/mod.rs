@@ -17,11 +17,11 @@
 //!
 //! Nobody but it writes in its state directory: `events.jsonl` ([`history`]).
 
-pub mod log;
 mod clients;
 mod container;
 pub(crate) mod history;
 mod launch;
+pub mod log;
 mod own_root;
 mod poller;
 mod reaper;
@@ -95,8 +95,8 @@ pub fn run(argument: &str) -> Result<(), ShimError> {
     isolate()?;
     let own_root = own_root::set_up()?;
     let slot = slot::make(arguments.uid_base)?;
-    let history = history::History::open(&state)
-        .map_err(|error| Refusal::failed("open of the event record", &error))?;
+    let history =
+        history::History::open(&state).map_err(|error| Refusal::failed("open of the event record", &error))?;
     server::Shim::new(listener, pod, slot, own_root, view?, history)?.serve()
 }
 

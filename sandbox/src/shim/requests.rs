@@ -157,7 +157,9 @@ impl Shim {
         self.processes
             .values()
             .find_map(|process| match (&process.role, &process.launch) {
-                (Role::Init(container), Launch::Running) if container.spec.name == name => Some((process, &**container)),
+                (Role::Init(container), Launch::Running) if container.spec.name == name => {
+                    Some((process, &**container))
+                }
                 _ => None,
             })
             .ok_or_else(|| Refusal::NotFound { what: format!("running container {name}") })
@@ -210,7 +212,13 @@ mod tests {
 
     #[test]
     fn sysctls_of_the_host_or_with_tricks_are_refused() {
-        for name in ["kernel.core_pattern", "net.ipv4.x+kernel.core_pattern=1", "net/../kernel/core_pattern", "vm.swappiness", "net..x"] {
+        for name in [
+            "kernel.core_pattern",
+            "net.ipv4.x+kernel.core_pattern=1",
+            "net/../kernel/core_pattern",
+            "vm.swappiness",
+            "net..x",
+        ] {
             assert!(matches!(set_sysctl(name, "1"), Err(Refusal::Invalid { .. })), "{name}");
         }
         assert!(matches!(set_sysctl("net.ipv4.ip_local_port_range", "1\n2"), Err(Refusal::Invalid { .. })));

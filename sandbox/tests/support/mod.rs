@@ -1,5 +1,6 @@
 //! A host of one test's own: run directory, keeper, cgroup parent, image; all gone afterwards.
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+#![allow(clippy::unwrap_used, reason = "helpers fail as tests do")]
 
 pub mod image;
 pub mod shim;

@@ -17,7 +17,17 @@ fn build() -> Result<PathBuf, String> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let target = workspace.join("target-shim");
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "sandbox", "--bin", "nodeless-shim", "--target", TARGET, "--target-dir"])
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "sandbox",
+            "--bin",
+            "nodeless-shim",
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
         .arg(&target)
         .current_dir(workspace)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")

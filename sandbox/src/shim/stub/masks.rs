@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use super::super::own_root;
 use super::report::Step;
 use crate::protocol::Refusal;
-use crate::sys::paths::{self, Kind};
 use crate::sys::mount;
+use crate::sys::paths::{self, Kind};
 
 /// Hides each path that exists.
 pub(crate) fn hide(root: &OwnedFd, dev: &OwnedFd, masked: &[String]) -> Result<(), Refusal> {

@@ -12,7 +12,10 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Changes to the working directory, which must be inside the root (CVE-2024-21626).
 pub(crate) fn change_directory(cwd: &str) -> Result<(), Refusal> {
-    let refused = |reason: String| Refusal::Exec { message: format!("chdir to cwd ({cwd:?}) set in config.json failed: {reason}"), code: 128 };
+    let refused = |reason: String| Refusal::Exec {
+        message: format!("chdir to cwd ({cwd:?}) set in config.json failed: {reason}"),
+        code: 128,
+    };
     rustix::process::chdir(cwd).map_err(|errno| refused(words(errno).to_lowercase()))?;
     match rustix::process::getcwd(Vec::new()) {
         Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
@@ -54,7 +57,8 @@ fn try_execute(path: &str, argv: &[CString], envp: &[CString]) -> Result<Errno, 
 }
 
 fn terminated(text: &str) -> Result<CString, Refusal> {
-    CString::new(text).map_err(|_| Refusal::Exec { message: "argument or variable holds a zero byte".into(), code: 128 })
+    CString::new(text)
+        .map_err(|_| Refusal::Exec { message: "argument or variable holds a zero byte".into(), code: 128 })
 }
 
 fn refusal(name: &str, errno: Errno, named: bool) -> Refusal {
@@ -90,10 +94,16 @@ mod tests {
 
     #[test]
     fn what_is_not_found_is_127_and_says_where_it_was_looked_for() {
-        assert_eq!(refused(&["/no/such"], &[]), ("exec: \"/no/such\": stat /no/such: no such file or directory".into(), 127));
+        assert_eq!(
+            refused(&["/no/such"], &[]),
+            ("exec: \"/no/such\": stat /no/such: no such file or directory".into(), 127)
+        );
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_str().unwrap();
-        assert_eq!(refused(&["no-such"], &[("PATH", path)]), ("exec: \"no-such\": executable file not found in $PATH".into(), 127));
+        assert_eq!(
+            refused(&["no-such"], &[("PATH", path)]),
+            ("exec: \"no-such\": executable file not found in $PATH".into(), 127)
+        );
     }
 
     #[test]

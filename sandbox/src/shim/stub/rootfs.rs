@@ -57,9 +57,8 @@ pub(crate) fn assemble(
         .step("mount of the writable part")?;
     let work = prepare_upper(top, attempt)?;
     // Volatile: what is written here does not outlive the container, so it is never worth a sync.
-    let options = format!(
-        "lowerdir={lower},upperdir={WRITABLE}/upper,workdir={WRITABLE}/{work},index=off,metacopy=off,volatile"
-    );
+    let options =
+        format!("lowerdir={lower},upperdir={WRITABLE}/upper,workdir={WRITABLE}/{work},index=off,metacopy=off,volatile");
     let options = CString::new(options).map_err(|_| Refusal::Invalid { message: "layer path holds a zero".into() })?;
     directory(ROOT).step("directory for the root")?;
     rustix::mount::mount("overlay", ROOT, "overlay", MountFlags::NODEV, options.as_c_str())

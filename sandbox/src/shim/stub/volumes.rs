@@ -25,7 +25,9 @@ pub(crate) fn mount_all(
     for (volume, source) in volumes.iter().zip(sources) {
         let destination = volume.destination.display();
         if !volume.destination.is_absolute() || volume.destination == Path::new("/") {
-            return Err(Refusal::Invalid { message: format!("mount path {destination} is not an absolute path below /") });
+            return Err(Refusal::Invalid {
+                message: format!("mount path {destination} is not an absolute path below /"),
+            });
         }
         if ["/proc", "/sys"].iter().any(|kernel| volume.destination.starts_with(kernel)) {
             return Err(in_the_kernel(&volume.destination));
@@ -34,8 +36,8 @@ pub(crate) fn mount_all(
             degraded.push(what);
         }
         let kind = paths::kind_of(source).step(format!("kind of the volume for {destination}"))?;
-        let target = paths::target_in(root, &volume.destination, kind, base)
-            .step(format!("mount point {destination}"))?;
+        let target =
+            paths::target_in(root, &volume.destination, kind, base).step(format!("mount point {destination}"))?;
         refuse_kernel_file_systems(&target, &volume.destination)?;
         mount::attach(source, &target).step(format!("mount on {destination}"))?;
     }
@@ -73,5 +75,7 @@ fn refuse_kernel_file_systems(target: &OwnedFd, destination: &Path) -> Result<()
 }
 
 fn in_the_kernel(destination: &Path) -> Refusal {
-    Refusal::Invalid { message: format!("mount path {} leads into a file system of the kernel's", destination.display()) }
+    Refusal::Invalid {
+        message: format!("mount path {} leads into a file system of the kernel's", destination.display()),
+    }
 }
