@@ -126,8 +126,7 @@ impl Board {
 
     /// Pods that changed after a revision, in the order of their changes. Several changes of one pod come as the last.
     pub fn after(&self, revision: u64) -> Vec<Posted> {
-        let mut changed: Vec<Posted> =
-            self.lock().values().filter(|p| p.revision > revision).cloned().collect();
+        let mut changed: Vec<Posted> = self.lock().values().filter(|p| p.revision > revision).cloned().collect();
         changed.sort_by_key(|p| p.revision);
         changed
     }

@@ -18,10 +18,7 @@ pub struct Now {
 impl Now {
     /// The present.
     pub fn read() -> Self {
-        Self {
-            boottime_ns: nanoseconds(ClockId::Boottime),
-            wall_ns: nanoseconds(ClockId::Realtime),
-        }
+        Self { boottime_ns: nanoseconds(ClockId::Boottime), wall_ns: nanoseconds(ClockId::Realtime) }
     }
 
     /// The wall time of an earlier or later boot time, by the distance to this instant.
@@ -46,10 +43,7 @@ mod tests {
 
     #[test]
     fn wall_time_of_another_instant_keeps_the_distance() {
-        let now = Now {
-            boottime_ns: 100,
-            wall_ns: 5_000,
-        };
+        let now = Now { boottime_ns: 100, wall_ns: 5_000 };
         assert_eq!(now.wall_of(130), 5_030);
         assert_eq!(now.wall_of(70), 4_970);
     }

@@ -67,9 +67,10 @@ impl ImageStore {
         let report = self.images.gc().await?;
         let gone: Vec<String> = report.removed.iter().map(ToString::to_string).collect();
         if let Some(mounts) = self.mounts.as_ref().filter(|_| !gone.is_empty())
-            && let Err(error) = mounts.release_layers(&gone).await {
-                tracing::warn!(error = crate::errors::chain(&error), "mounts of removed layers stay for now");
-            }
+            && let Err(error) = mounts.release_layers(&gone).await
+        {
+            tracing::warn!(error = crate::errors::chain(&error), "mounts of removed layers stay for now");
+        }
         Ok(Removed { found, freed: report.freed })
     }
 }
@@ -108,12 +109,8 @@ impl ImageSource for ImageStore {
 
     async fn ensure(&self, wish: &ImageWish) -> Result<ReadyImage, ImageFailure> {
         let image = self.images.ensure(request(wish), |_| {}).await.map_err(|error| failure(&error))?;
-        let layers = image
-            .rootfs
-            .layers
-            .iter()
-            .map(|layer| Layer { id: layer.id.clone(), path: layer.path.clone() })
-            .collect();
+        let layers =
+            image.rootfs.layers.iter().map(|layer| Layer { id: layer.id.clone(), path: layer.path.clone() }).collect();
         Ok(ReadyImage {
             reference: image.reference,
             image_id: image.repo_digest,
@@ -133,10 +130,7 @@ impl ImageSource for ImageStore {
     }
 
     fn adopt(&self, layers: &[String]) -> Result<Box<dyn Send + Sync>, ImageFailure> {
-        self.images
-            .adopt(layers)
-            .map(|lease| Box::new(lease) as Box<dyn Send + Sync>)
-            .map_err(|error| failure(&error))
+        self.images.adopt(layers).map(|lease| Box::new(lease) as Box<dyn Send + Sync>).map_err(|error| failure(&error))
     }
 
     fn allow_collection(&self) {

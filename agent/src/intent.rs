@@ -89,16 +89,15 @@ impl Intent {
     /// From the wire.
     pub fn from_wire(wire: proto::Intent) -> Result<Self, IntentError> {
         let uid = wire.uid;
-        let raw: serde_json::Value = serde_json::from_slice(&wire.pod_json)
-            .map_err(|source| IntentError::Pod { uid: uid.clone(), source })?;
+        let raw: serde_json::Value =
+            serde_json::from_slice(&wire.pod_json).map_err(|source| IntentError::Pod { uid: uid.clone(), source })?;
         let source = match wire.source.as_str() {
             "kubernetes" => Source::Kubernetes,
             "manifest" => Source::Manifest,
             found => return Err(IntentError::UnknownSource { uid, found: found.to_owned() }),
         };
-        let deletion = wire
-            .delete
-            .then(|| Deletion { grace_seconds: u64::try_from(wire.grace_seconds).unwrap_or_default() });
+        let deletion =
+            wire.delete.then(|| Deletion { grace_seconds: u64::try_from(wire.grace_seconds).unwrap_or_default() });
         let resolved = wire.resolved.map(Resolved::from).unwrap_or_default();
         Self::new(uid, wire.generation, raw, resolved, source, deletion)
     }
@@ -135,7 +134,15 @@ impl Intent {
             Some(spec) if spec.containers.is_empty() => return Err(missing("container")),
             Some(_) => {}
         }
-        Ok(Self { uid, generation, raw: Arc::new(raw), pod: Arc::new(pod), resolved: Arc::new(resolved), source, deletion })
+        Ok(Self {
+            uid,
+            generation,
+            raw: Arc::new(raw),
+            pod: Arc::new(pod),
+            resolved: Arc::new(resolved),
+            source,
+            deletion,
+        })
     }
 
     /// The pod's own status says that it has ended for good: it is never started again.

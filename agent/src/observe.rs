@@ -58,12 +58,21 @@ impl Default for Metrics {
         );
         let (pods, start, pull, failures, refusals, unknown, brake, fenced, events) = metrics;
         registry.register("pods", "Pods on this host that are not terminated", Gauge::clone(&pods));
-        registry.register_with_unit("pod_start", "From acceptance to the first container's exec", Unit::Seconds, Histogram::clone(&start));
+        registry.register_with_unit(
+            "pod_start",
+            "From acceptance to the first container's exec",
+            Unit::Seconds,
+            Histogram::clone(&start),
+        );
         registry.register_with_unit("image_pull", "Time taken by image pulls", Unit::Seconds, Histogram::clone(&pull));
         registry.register("image_pull_failures", "Failed image pulls", Family::clone(&failures));
         registry.register("pods_refused", "Pods refused at admission", Family::clone(&refusals));
         registry.register("unknown_pod_fields", "Pod fields that this version does not know", Counter::clone(&unknown));
-        registry.register("mass_delete_brake_holds", "Complete-set syncs held by the mass-delete brake", Counter::clone(&brake));
+        registry.register(
+            "mass_delete_brake_holds",
+            "Complete-set syncs held by the mass-delete brake",
+            Counter::clone(&brake),
+        );
         registry.register("calls_fenced", "Calls refused because of a lower epoch", Counter::clone(&fenced));
         registry.register("log_bytes_sent", "Bytes of container logs sent", Counter::clone(&events));
         Self {
@@ -152,10 +161,8 @@ impl Metrics {
 pub fn init(format: LogFormat) {
     let spans = if std::env::var_os("NODELESS_LOG_SPANS").is_some() { FmtSpan::CLOSE } else { FmtSpan::NONE };
     let filter = EnvFilter::try_from_env("NODELESS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_span_events(spans)
-        .with_writer(std::io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_span_events(spans).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
@@ -177,11 +184,7 @@ async fn metrics_text(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse 
 }
 
 async fn ready(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
-    if metrics.is_ready() {
-        (StatusCode::OK, "ok\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "recovering pods\n")
-    }
+    if metrics.is_ready() { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "recovering pods\n") }
 }
 
 #[cfg(test)]

@@ -77,7 +77,10 @@ pub struct ReadyImage {
 
 impl std::fmt::Debug for ReadyImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ReadyImage").field("reference", &self.reference).field("digest", &self.digest).finish_non_exhaustive()
+        f.debug_struct("ReadyImage")
+            .field("reference", &self.reference)
+            .field("digest", &self.digest)
+            .finish_non_exhaustive()
     }
 }
 

@@ -172,7 +172,11 @@ impl Resolved {
                     (name.clone(), hex::encode(hasher.finalize()))
                 })
                 .collect(),
-            tokens: self.tokens.iter().map(|t| (format!("{}/{}", t.volume, t.path), hash(t.token.as_bytes()))).collect(),
+            tokens: self
+                .tokens
+                .iter()
+                .map(|t| (format!("{}/{}", t.volume, t.path), hash(t.token.as_bytes())))
+                .collect(),
             credentials: self.credentials.len(),
         };
         let open = Resolved {
@@ -205,11 +209,9 @@ mod tests {
         };
         let (open, digests) = resolved.without_secrets();
         let encoded = base64::engine::general_purpose::STANDARD.encode("hunter2");
-        for text in [
-            serde_json::to_string(&open).unwrap(),
-            serde_json::to_string(&digests).unwrap(),
-            format!("{resolved:?}"),
-        ] {
+        for text in
+            [serde_json::to_string(&open).unwrap(), serde_json::to_string(&digests).unwrap(), format!("{resolved:?}")]
+        {
             assert!(!text.contains("hunter2") && !text.contains(&encoded), "{text}");
         }
         assert_eq!(digests.secrets.len() + digests.tokens.len(), 2);

@@ -288,10 +288,8 @@ fn resolver(config: &Config) -> Resolver {
 fn write_addresses(config: &Config, http: std::net::SocketAddr) -> Result<(), RunError> {
     let path = config.run_dir.join("addresses.json");
     let text = serde_json::json!({ "http": http.to_string() }).to_string();
-    atomic::write_file(&path, text.as_bytes(), 0o644).map_err(|error| RunError::Directory {
-        path,
-        source: std::io::Error::other(chain(&error)),
-    })
+    atomic::write_file(&path, text.as_bytes(), 0o644)
+        .map_err(|error| RunError::Directory { path, source: std::io::Error::other(chain(&error)) })
 }
 
 /// Pods stay. When there are none, nothing stays.

@@ -168,12 +168,7 @@ impl Sandboxes for FakeSandboxes {
         Ok(started)
     }
 
-    async fn exec(
-        &self,
-        id: &SandboxId,
-        exec: &ExecSpec,
-        stdio: Stdio,
-    ) -> Result<Box<dyn ExecProcess>, SandboxError> {
+    async fn exec(&self, id: &SandboxId, exec: &ExecSpec, stdio: Stdio) -> Result<Box<dyn ExecProcess>, SandboxError> {
         self.enter("exec", id)?;
         if exec.args[0] == "missing" {
             return Err(SandboxError::Exec { message: "exec: \"missing\": not found".to_owned(), code: 127 });

@@ -149,18 +149,24 @@ impl Config {
             return Err(wrong("bridge", format!("{bridge:?} is not 1 to 15 bytes without '/' and spaces")));
         }
         let cgroup_parent = flags.cgroup_parent.unwrap_or_else(|| "nodeless".to_owned());
-        if cgroup_parent.is_empty() || cgroup_parent.starts_with('/') || cgroup_parent.split('/').any(|p| p == ".." || p.is_empty()) {
+        if cgroup_parent.is_empty()
+            || cgroup_parent.starts_with('/')
+            || cgroup_parent.split('/').any(|p| p == ".." || p.is_empty())
+        {
             return Err(wrong("cgroup-parent", format!("{cgroup_parent:?} is not a relative path")));
         }
         let cidr = flags.pod_cidr.unwrap_or_else(|| "10.88.0.0/16".to_owned());
-        let pod_cidr: Ipv4Net = cidr.parse().map_err(|_| wrong("pod-cidr", format!("{cidr:?} is not ADDRESS/PREFIX")))?;
+        let pod_cidr: Ipv4Net =
+            cidr.parse().map_err(|_| wrong("pod-cidr", format!("{cidr:?} is not ADDRESS/PREFIX")))?;
         if pod_cidr.prefix_len() > 30 {
             return Err(wrong("pod-cidr", format!("{cidr} is smaller than a /30")));
         }
         let data_plane = match flags.data_plane_netns.as_deref() {
             None | Some("host") => DataPlane::Host,
             Some(path) if path.starts_with('/') => DataPlane::Netns(PathBuf::from(path)),
-            Some(other) => return Err(wrong("data-plane-netns", format!("{other:?} is neither host nor an absolute path"))),
+            Some(other) => {
+                return Err(wrong("data-plane-netns", format!("{other:?} is neither host nor an absolute path")));
+            }
         };
         if let Some(text) = &flags.host_id {
             HostId::new(text.clone()).map_err(|error| wrong("host-id", error.to_string()))?;
@@ -196,9 +202,9 @@ fn shim(named: Option<PathBuf>) -> Option<PathBuf> {
         return named;
     }
     let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(|dir| dir.join(SHIM)));
-    let in_path = std::env::var_os("PATH").into_iter().flat_map(|path| {
-        std::env::split_paths(&path).map(|dir| dir.join(SHIM)).collect::<Vec<_>>()
-    });
+    let in_path = std::env::var_os("PATH")
+        .into_iter()
+        .flat_map(|path| std::env::split_paths(&path).map(|dir| dir.join(SHIM)).collect::<Vec<_>>());
     beside.into_iter().chain(in_path).find(|path| path.is_file())
 }
 

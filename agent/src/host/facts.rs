@@ -119,10 +119,8 @@ fn addresses() -> Vec<String> {
         let ip = socket.local_addr().ok()?.ip();
         (!ip.is_unspecified()).then(|| ip.to_string())
     };
-    let found: Vec<String> = [towards("0.0.0.0:0", "192.0.2.1:9"), towards("[::]:0", "[2001:db8::1]:9")]
-        .into_iter()
-        .flatten()
-        .collect();
+    let found: Vec<String> =
+        [towards("0.0.0.0:0", "192.0.2.1:9"), towards("[::]:0", "[2001:db8::1]:9")].into_iter().flatten().collect();
     if found.is_empty() { vec!["127.0.0.1".to_owned()] } else { found }
 }
 
@@ -140,7 +138,10 @@ mod tests {
 
     #[test]
     fn os_release_gives_its_pretty_name() {
-        assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"), "Debian GNU/Linux 12 (bookworm)");
+        assert_eq!(
+            os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
+            "Debian GNU/Linux 12 (bookworm)"
+        );
         assert_eq!(os_image(""), "Linux");
     }
 

@@ -144,11 +144,11 @@ impl Ledger {
     /// Opens (or makes) the ledger below the state directory. Blocking.
     pub fn open(state_dir: &Path) -> Result<Self, LedgerError> {
         let dir = state_dir.join("ledger");
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|source| LedgerError::Io { operation: "make directory", path: dir.clone(), source })?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|source| LedgerError::Io {
+            operation: "make directory",
+            path: dir.clone(),
+            source,
+        })?;
         let ledger = Self { dir };
         for path in ledger.list()? {
             if path.extension().is_some_and(|e| e == "new") {
@@ -168,12 +168,13 @@ impl Ledger {
     pub fn load(&self) -> Result<Loaded, LedgerError> {
         let mut loaded = Loaded::default();
         for path in self.list()? {
-            let is_pod = path.extension().is_some_and(|e| e == "json") && path.file_name() != Some("epoch.json".as_ref());
+            let is_pod =
+                path.extension().is_some_and(|e| e == "json") && path.file_name() != Some("epoch.json".as_ref());
             if !is_pod {
                 continue;
             }
-            let bytes = fs::read(&path)
-                .map_err(|source| LedgerError::Io { operation: "read", path: path.clone(), source })?;
+            let bytes =
+                fs::read(&path).map_err(|source| LedgerError::Io { operation: "read", path: path.clone(), source })?;
             match serde_json::from_slice::<PodRecord>(&bytes) {
                 Ok(record) if record.version == VERSION => loaded.pods.push(record),
                 Ok(record) => loaded.damaged.push(LedgerError::Version { path, found: record.version }),

@@ -75,10 +75,9 @@ pub async fn send(
                 let bytes = if first && at_end { selector.finish_tail() } else { selector.drain() };
                 (reader, selector, end, bytes)
             });
-            let (back, again, end, bytes) = step.await.map_err(|error| FollowError::Watch {
-                path: directory.clone(),
-                source: io::Error::other(error),
-            })?;
+            let (back, again, end, bytes) = step
+                .await
+                .map_err(|error| FollowError::Watch { path: directory.clone(), source: io::Error::other(error) })?;
             (reader, selector) = (back, again);
             let end = end.map_err(|source| FollowError::Read { path: directory.clone(), source })?;
             first &= !end;

@@ -40,8 +40,9 @@ pub fn remove(directory: &Path, attempt: u32) {
     for entry in entries.flatten() {
         let name = entry.file_name();
         if name.to_str().is_some_and(|n| n == current || n.starts_with(&rotated))
-            && let Err(error) = std::fs::remove_file(entry.path()) {
-                tracing::debug!(%error, "an old log file stays");
-            }
+            && let Err(error) = std::fs::remove_file(entry.path())
+        {
+            tracing::debug!(%error, "an old log file stays");
+        }
     }
 }

@@ -162,12 +162,8 @@ mod tests {
     #[test]
     fn after_the_tail_everything_new_is_shown() {
         let mut selector = Selector::new(Selection { tail: Some(0), ..Selection::default() });
-        let entry = |content| Entry {
-            timestamp: "2026-11-21T04:00:01Z",
-            stream: Stream::Stdout,
-            partial: false,
-            content,
-        };
+        let entry =
+            |content| Entry { timestamp: "2026-11-21T04:00:01Z", stream: Stream::Stdout, partial: false, content };
         selector.take(entry(b"old"));
         assert!(selector.finish_tail().is_empty());
         selector.take(entry(b"new"));

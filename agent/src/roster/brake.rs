@@ -16,9 +16,16 @@ mod tests {
 
     #[test]
     fn a_few_or_a_fifth_may_go_and_no_more() {
-        for (running, unwanted, held) in
-            [(1, 1, false), (3, 3, false), (4, 4, true), (20, 4, false), (20, 5, true), (100, 20, false), (100, 21, true), (0, 0, false)]
-        {
+        for (running, unwanted, held) in [
+            (1, 1, false),
+            (3, 3, false),
+            (4, 4, true),
+            (20, 4, false),
+            (20, 5, true),
+            (100, 20, false),
+            (100, 21, true),
+            (0, 0, false),
+        ] {
             assert_eq!(holds(running, unwanted), held, "{unwanted} of {running}");
         }
     }

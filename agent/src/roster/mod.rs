@@ -263,11 +263,8 @@ impl Roster {
         let wanted: BTreeSet<String> = intents.iter().map(|i| &i.uid).chain(unreadable).cloned().collect();
         let posted = self.world.board.all();
         let running: Vec<&Posted> = posted.iter().filter(|p| !p.terminated).collect();
-        let unwanted: Vec<String> = running
-            .iter()
-            .filter(|p| !wanted.contains(&p.uid) && !p.deleting)
-            .map(|p| p.uid.clone())
-            .collect();
+        let unwanted: Vec<String> =
+            running.iter().filter(|p| !wanted.contains(&p.uid) && !p.deleting).map(|p| p.uid.clone()).collect();
         let mut synced = Synced::default();
         let mut waiting = Vec::new();
         for intent in intents {

@@ -75,7 +75,8 @@ async fn a_pod_runs_to_its_end_and_everything_is_released() {
     let done = until(&roster, "u", |p| p.terminated).await;
     assert_eq!(phase(&done), "Succeeded");
     let t = done.timeline;
-    let road = [t.accepted_ns, t.held_ns, t.sandbox_ready_ns, t.started_ns, t.first_byte_ns, t.finished_ns, t.released_ns];
+    let road =
+        [t.accepted_ns, t.held_ns, t.sandbox_ready_ns, t.started_ns, t.first_byte_ns, t.finished_ns, t.released_ns];
     assert!(road.iter().all(|at| *at > 0) && t.image_ready_ns > 0, "{t:?}");
     assert!(t.accepted_ns <= t.held_ns && t.held_ns <= t.sandbox_ready_ns && t.sandbox_ready_ns <= t.started_ns);
     assert!(rig.sandboxes.ids().is_empty() && rig.network.attached.lock().unwrap().is_empty());
@@ -152,10 +153,9 @@ async fn a_crash_restarts_the_container_and_an_oom_kill_is_told() {
     let again = until(&roster, "u", |p| status(p)["containerStatuses"][0]["restartCount"] == 1 && runs(p)).await;
     assert_eq!(status(&again)["containerStatuses"][0]["lastState"]["terminated"]["reason"], "OOMKilled");
     rig.sandboxes.end("u-0", "c", 1, false);
-    let waiting = until(&roster, "u", |p| {
-        status(p)["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
-    })
-    .await;
+    let waiting =
+        until(&roster, "u", |p| status(p)["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff")
+            .await;
     assert_eq!(phase(&waiting), "Running");
 }
 

@@ -50,8 +50,9 @@ impl Service {
         let container = named(&posted, &start.container)?;
         let running = posted.containers.get(&container).is_some_and(|c| c.running);
         let (true, Some(sandbox)) = (running, posted.sandbox.clone()) else {
-            return Err(Code::WrongState
-                .status(format!("container \"{container}\" of pod \"{}\" is not running", posted.name)));
+            return Err(
+                Code::WrongState.status(format!("container \"{container}\" of pod \"{}\" is not running", posted.name))
+            );
         };
         let size = start.size.map_or(SIZE, |size| (short(size.columns), short(size.rows)));
         let spec = ExecSpec {

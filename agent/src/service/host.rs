@@ -65,12 +65,7 @@ impl Service {
             .is_some_and(|(free, all)| free.saturating_mul(100) < all.saturating_mul(DISK_LOW_PERCENT));
         let one = |name: &str, status: bool, (yes, no): (&str, &str), (yes_text, no_text): (&str, &str)| {
             let (reason, message) = if status { (yes, yes_text) } else { (no, no_text) };
-            proto::Condition {
-                r#type: name.to_owned(),
-                status,
-                reason: reason.to_owned(),
-                message: message.to_owned(),
-            }
+            proto::Condition { r#type: name.to_owned(), status, reason: reason.to_owned(), message: message.to_owned() }
         };
         let ready = self.roster.world().metrics.is_ready();
         vec![

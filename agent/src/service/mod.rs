@@ -81,7 +81,12 @@ impl Agent for Service {
             return Err(Code::ProtocolUnsupported.status(format!("protocol {} is not spoken here", asked.protocol)));
         }
         self.fence(asked.epoch).await?;
-        tracing::info!(vkubelet = asked.vkubelet_id, epoch = asked.epoch, version = asked.version, "vkubelet says hello");
+        tracing::info!(
+            vkubelet = asked.vkubelet_id,
+            epoch = asked.epoch,
+            version = asked.version,
+            "vkubelet says hello"
+        );
         Ok(Response::new(proto::HelloReply {
             host_id: self.host_id.clone(),
             boot_id: self.facts.boot_id.clone(),
@@ -91,10 +96,7 @@ impl Agent for Service {
         }))
     }
 
-    async fn sync(
-        &self,
-        request: Request<Streaming<proto::SyncItem>>,
-    ) -> Result<Response<proto::SyncReply>, Status> {
+    async fn sync(&self, request: Request<Streaming<proto::SyncItem>>) -> Result<Response<proto::SyncReply>, Status> {
         self.sync_set(request.into_inner()).await.map(Response::new)
     }
 
@@ -147,10 +149,7 @@ impl Agent for Service {
     }
 
     type WatchHostStream = Answers<proto::HostStatus>;
-    async fn watch_host(
-        &self,
-        _: Request<proto::WatchHostRequest>,
-    ) -> Result<Response<Self::WatchHostStream>, Status> {
+    async fn watch_host(&self, _: Request<proto::WatchHostRequest>) -> Result<Response<Self::WatchHostStream>, Status> {
         Ok(Response::new(self.host_changes()))
     }
 
@@ -160,10 +159,7 @@ impl Agent for Service {
     }
 
     type ExecStream = Answers<proto::ExecOutput>;
-    async fn exec(
-        &self,
-        request: Request<Streaming<proto::ExecInput>>,
-    ) -> Result<Response<Self::ExecStream>, Status> {
+    async fn exec(&self, request: Request<Streaming<proto::ExecInput>>) -> Result<Response<Self::ExecStream>, Status> {
         self.run_exec(request.into_inner()).await.map(Response::new)
     }
 

@@ -62,7 +62,10 @@ impl Service {
         }));
         let held = !synced.held.is_empty();
         let message = if held {
-            format!("mass-delete brake: {} running pods would have been removed without a deletion mark", synced.held.len())
+            format!(
+                "mass-delete brake: {} running pods would have been removed without a deletion mark",
+                synced.held.len()
+            )
         } else {
             String::new()
         };

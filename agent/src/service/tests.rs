@@ -98,9 +98,8 @@ async fn a_pod_goes_from_intent_to_succeeded_to_forgotten() {
 async fn a_lower_epoch_is_fenced_everywhere() {
     let rig = Rig::new();
     let service = service(&rig).await;
-    let hello = |epoch, protocol| {
-        service.hello(Request::new(proto::HelloRequest { epoch, protocol, ..Default::default() }))
-    };
+    let hello =
+        |epoch, protocol| service.hello(Request::new(proto::HelloRequest { epoch, protocol, ..Default::default() }));
     let reply = hello(5, 9).await.unwrap().into_inner();
     assert_eq!((reply.protocol, reply.host_id.as_str()), (agent_api::PROTOCOL, "host"));
     assert!(reply.host.unwrap().conditions.iter().any(|c| c.r#type == "Ready" && c.status));

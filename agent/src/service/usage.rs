@@ -58,10 +58,6 @@ impl Service {
                 images: interval.images,
             }
         });
-        proto::LiveUsageReply {
-            pods: pods.collect(),
-            now_boottime_ns: view.now.boottime_ns,
-            boot_id: view.boot_id,
-        }
+        proto::LiveUsageReply { pods: pods.collect(), now_boottime_ns: view.now.boottime_ns, boot_id: view.boot_id }
     }
 }

@@ -157,7 +157,7 @@ fn is_allowed(pattern: &str) -> bool {
 
 /// Nothing below it is allowed: naming the field itself is the clearest.
 fn leads_nowhere(pattern: &str) -> bool {
-    !ALLOWED.iter().any(|line| {
-        line.strip_prefix(pattern).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-    })
+    !ALLOWED
+        .iter()
+        .any(|line| line.strip_prefix(pattern).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])))
 }

@@ -5,10 +5,10 @@
 //! Kubernetes' version-skew rules want. A field that is known and only cannot be enforced here is reported too.
 
 mod allowed;
-mod unknown;
-mod values;
 #[cfg(test)]
 mod tests;
+mod unknown;
+mod values;
 
 use crate::intent::Intent;
 

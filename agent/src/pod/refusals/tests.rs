@@ -66,7 +66,10 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
             serde_json::json!({"volumes": [{"name": "p", "projected": {"sources": [{"clusterTrustBundle": {"path": "x"}}]}}]}),
             "spec.volumes[p].projected.sources[0].clusterTrustBundle",
         ),
-        (serde_json::json!({"volumes": [{"name": "e", "emptyDir": {"medium": "HugePages"}}]}), "spec.volumes[e].emptyDir.medium (HugePages)"),
+        (
+            serde_json::json!({"volumes": [{"name": "e", "emptyDir": {"medium": "HugePages"}}]}),
+            "spec.volumes[e].emptyDir.medium (HugePages)",
+        ),
         (
             serde_json::json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}),
             "spec.securityContext.sysctls[kernel.msgmax]",
@@ -75,7 +78,10 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
             serde_json::json!({"securityContext": {"sysctls": [{"name": "net.ipv4.tcp_rmem", "value": "1+x"}]}}),
             "spec.securityContext.sysctls[net.ipv4.tcp_rmem]",
         ),
-        (serde_json::json!({"securityContext": {"seLinuxOptions": {"level": "x"}}}), "spec.securityContext.seLinuxOptions"),
+        (
+            serde_json::json!({"securityContext": {"seLinuxOptions": {"level": "x"}}}),
+            "spec.securityContext.seLinuxOptions",
+        ),
         (
             serde_json::json!({"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "x"}}}),
             "spec.securityContext.seccompProfile.localhostProfile",
@@ -91,16 +97,28 @@ fn container_fields_are_refused_with_their_containers_name() {
         (serde_json::json!({"livenessProbe": {"tcpSocket": {"port": 1}}}), "spec.containers[c].livenessProbe"),
         (serde_json::json!({"readinessProbe": {"tcpSocket": {"port": 1}}}), "spec.containers[c].readinessProbe"),
         (serde_json::json!({"startupProbe": {"tcpSocket": {"port": 1}}}), "spec.containers[c].startupProbe"),
-        (serde_json::json!({"lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}), "spec.containers[c].lifecycle.preStop"),
-        (serde_json::json!({"ports": [{"containerPort": 1, "hostPort": 1, "name": "w"}]}), "spec.containers[c].ports[w].hostPort"),
+        (
+            serde_json::json!({"lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}),
+            "spec.containers[c].lifecycle.preStop",
+        ),
+        (
+            serde_json::json!({"ports": [{"containerPort": 1, "hostPort": 1, "name": "w"}]}),
+            "spec.containers[c].ports[w].hostPort",
+        ),
         (serde_json::json!({"securityContext": {"privileged": true}}), "spec.containers[c].securityContext.privileged"),
-        (serde_json::json!({"securityContext": {"procMount": "Unmasked"}}), "spec.containers[c].securityContext.procMount (Unmasked)"),
+        (
+            serde_json::json!({"securityContext": {"procMount": "Unmasked"}}),
+            "spec.containers[c].securityContext.procMount (Unmasked)",
+        ),
         (
             serde_json::json!({"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}),
             "spec.containers[c].securityContext.capabilities.add (SYS_ADMIN)",
         ),
         (serde_json::json!({"volumeDevices": [{"name": "d", "devicePath": "/d"}]}), "spec.containers[c].volumeDevices"),
-        (serde_json::json!({"resources": {"limits": {"nvidia.com/gpu": "1"}}}), "spec.containers[c].resources.limits[nvidia.com/gpu]"),
+        (
+            serde_json::json!({"resources": {"limits": {"nvidia.com/gpu": "1"}}}),
+            "spec.containers[c].resources.limits[nvidia.com/gpu]",
+        ),
         (serde_json::json!({"resources": {"claims": [{"name": "x"}]}}), "spec.containers[c].resources.claims"),
         (serde_json::json!({"restartPolicyRules": [{"action": "Restart"}]}), "spec.containers[c].restartPolicyRules"),
         (

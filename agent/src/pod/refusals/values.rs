@@ -75,9 +75,10 @@ fn container(path: &str, container: &Container, found: &mut Found) {
         refuse("restartPolicy", restart);
     }
     if let Some(name) = container.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref())
-        && signal::parse(name).is_none() {
-            refuse("lifecycle.stopSignal", name);
-        }
+        && signal::parse(name).is_none()
+    {
+        refuse("lifecycle.stopSignal", name);
+    }
     for mount in container.volume_mounts.iter().flatten() {
         let propagation = mount.mount_propagation.as_deref().unwrap_or_default();
         if !["", "None"].contains(&propagation) {

@@ -24,15 +24,14 @@ pub fn hostname(context: Context<'_>) -> (String, Option<String>) {
         name.truncate(HOSTNAME_LIMIT);
         name.truncate(name.trim_end_matches(['-', '.']).len());
     }
-    let domain = spec
-        .filter(|s| s.hostname_override.is_none())
-        .and_then(|s| s.subdomain.clone())
-        .filter(|s| !s.is_empty())
-        .map(|subdomain| {
-            let cluster = &context.resolved.dns.domain;
-            let cluster = if cluster.is_empty() { "cluster.local" } else { cluster };
-            format!("{subdomain}.{}.svc.{cluster}", context.namespace())
-        });
+    let domain =
+        spec.filter(|s| s.hostname_override.is_none()).and_then(|s| s.subdomain.clone()).filter(|s| !s.is_empty()).map(
+            |subdomain| {
+                let cluster = &context.resolved.dns.domain;
+                let cluster = if cluster.is_empty() { "cluster.local" } else { cluster };
+                format!("{subdomain}.{}.svc.{cluster}", context.namespace())
+            },
+        );
     (name, domain)
 }
 
@@ -139,7 +138,13 @@ fn command(container: &Container, image: &ReadyImage, env: &[(String, String)]) 
 }
 
 /// Defaults, then the image's, then the pod's; each name once, at its first place.
-fn merged(hostname: &str, home: &str, image: &[String], own: Vec<(String, String)>, tty: bool) -> Vec<(String, String)> {
+fn merged(
+    hostname: &str,
+    home: &str,
+    image: &[String],
+    own: Vec<(String, String)>,
+    tty: bool,
+) -> Vec<(String, String)> {
     let mut out: Vec<(String, String)> = Vec::new();
     let mut put = |name: &str, value: &str| match out.iter_mut().find(|(n, _)| n == name) {
         Some(known) => value.clone_into(&mut known.1),
@@ -152,9 +157,11 @@ fn merged(hostname: &str, home: &str, image: &[String], own: Vec<(String, String
     }
     for pair in image {
         if let Some((name, value)) = pair.split_once('=')
-            && !name.is_empty() && !pair.contains('\0') {
-                put(name, value);
-            }
+            && !name.is_empty()
+            && !pair.contains('\0')
+        {
+            put(name, value);
+        }
     }
     for (name, value) in &own {
         put(name, value);
@@ -222,7 +229,9 @@ mod tests {
         assert_eq!(args(serde_json::json!({"args": ["x"]})), ["/entry", "x"]);
         assert_eq!(args(serde_json::json!({"command": ["/c"]})), ["/c"]);
         assert_eq!(
-            args(serde_json::json!({"command": ["/c", "$(B)"], "args": ["$(NO)"], "env": [{"name": "B", "value": "b"}]})),
+            args(
+                serde_json::json!({"command": ["/c", "$(B)"], "args": ["$(NO)"], "env": [{"name": "B", "value": "b"}]})
+            ),
             ["/c", "b", "$(NO)"]
         );
     }

@@ -114,9 +114,7 @@ fn combine(
     let mut total = main.plus(sidecars).max(peak);
     if let Some(pod) = &spec.resources {
         let own = of(Some(pod))?;
-        let named = |name: &str| {
-            [&pod.requests, &pod.limits].into_iter().flatten().any(|map| map.contains_key(name))
-        };
+        let named = |name: &str| [&pod.requests, &pod.limits].into_iter().flatten().any(|map| map.contains_key(name));
         if named("cpu") {
             total.milli_cpu = own.milli_cpu;
         }
@@ -243,7 +241,6 @@ pub fn field(container: &Container, resource: &str, host: Amounts) -> Option<Res
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,13 +264,16 @@ mod tests {
 
     #[test]
     fn quality_of_service_is_the_kubelets() {
-        let with = |r: serde_json::Value| qos(&spec(serde_json::json!({"containers": [{"name": "a", "resources": r}]})));
+        let with =
+            |r: serde_json::Value| qos(&spec(serde_json::json!({"containers": [{"name": "a", "resources": r}]})));
         assert_eq!(with(serde_json::json!({})), Qos::BestEffort);
         assert_eq!(with(serde_json::json!({"requests": {"cpu": "1m"}})), Qos::Burstable);
         assert_eq!(with(serde_json::json!({"limits": {"cpu": "1", "memory": "1Mi"}})), Qos::Guaranteed);
         assert_eq!(with(serde_json::json!({"limits": {"memory": "1Mi"}})), Qos::Burstable);
         assert_eq!(
-            with(serde_json::json!({"limits": {"cpu": "1", "memory": "1Mi"}, "requests": {"cpu": "1000m", "memory": "1Mi"}})),
+            with(
+                serde_json::json!({"limits": {"cpu": "1", "memory": "1Mi"}, "requests": {"cpu": "1000m", "memory": "1Mi"}})
+            ),
             Qos::Guaranteed
         );
     }

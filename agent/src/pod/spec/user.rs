@@ -129,10 +129,7 @@ enum Wanted {
 }
 
 fn id(value: i64) -> Result<u32, UserError> {
-    u32::try_from(value)
-        .ok()
-        .filter(|v| *v <= LARGEST)
-        .ok_or_else(|| UserError::Range { text: value.to_string() })
+    u32::try_from(value).ok().filter(|v| *v <= LARGEST).ok_or_else(|| UserError::Range { text: value.to_string() })
 }
 
 /// A text of digits only is an id; anything else is a name, but never one that looks like a negative number.
@@ -193,8 +190,7 @@ mod tests {
     }
 
     fn image(user: &str) -> Result<(u32, u32, Vec<u32>), UserError> {
-        resolve(&Asked::default(), user, &files())
-            .map(|i| (i.user.uid, i.user.gid, i.user.additional_gids))
+        resolve(&Asked::default(), user, &files()).map(|i| (i.user.uid, i.user.gid, i.user.additional_gids))
     }
 
     #[test]

@@ -23,8 +23,7 @@ impl PodState {
     /// Nothing of the pod's own work is left: an init container has failed for good, or all main containers are done.
     pub fn is_finished(&self, plan: &Plan) -> bool {
         let slots = || self.containers.iter().zip(&plan.slots);
-        let init_failed =
-            slots().any(|(c, s)| s.role == Role::Init && c.run == Run::Done && !c.has_succeeded());
+        let init_failed = slots().any(|(c, s)| s.role == Role::Init && c.run == Run::Done && !c.has_succeeded());
         let mut mains = slots().filter(|(_, s)| s.role == Role::Main).peekable();
         init_failed || (mains.peek().is_some() && mains.all(|(c, _)| c.run == Run::Done))
     }

@@ -1,6 +1,9 @@
 //! What each event changes.
 
-use super::{ContainerState, Effect, Ended, Event, ExitFacts, Picture, PodState, Refused, Run, Stage, StartFailure, Stopping, Verdict};
+use super::{
+    ContainerState, Effect, Ended, Event, ExitFacts, Picture, PodState, Refused, Run, Stage, StartFailure, Stopping,
+    Verdict,
+};
 use crate::clock::{Now, SECOND};
 use crate::pod::plan::Plan;
 

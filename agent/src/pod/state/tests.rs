@@ -167,10 +167,7 @@ fn a_shorter_grace_wins_and_a_longer_one_changes_nothing() {
     rig.up();
     rig.started(0, 1);
     rig.step(Event::Delete { grace_seconds: 30 }, 10);
-    assert_eq!(
-        rig.state.step(&rig.plan, Event::Delete { grace_seconds: 60 }, at(11)),
-        Err(Refused::Stale)
-    );
+    assert_eq!(rig.state.step(&rig.plan, Event::Delete { grace_seconds: 60 }, at(11)), Err(Refused::Stale));
     assert_eq!(rig.step(Event::Delete { grace_seconds: 0 }, 12), [Effect::Kill { slot: 0 }]);
 }
 
@@ -508,11 +505,12 @@ impl World {
 fn any_slots() -> impl Strategy<Value = Vec<(Role, Restart)>> {
     let restart = prop_oneof![Just(Restart::Always), Just(Restart::OnFailure), Just(Restart::Never)];
     let init = prop_oneof![Just(INIT), Just(SIDECAR), Just((Role::Init, Restart::Never))];
-    (prop::collection::vec(init, 0..3), prop::collection::vec(restart.prop_map(|r| (Role::Main, r)), 1..3))
-        .prop_map(|(mut init, main)| {
+    (prop::collection::vec(init, 0..3), prop::collection::vec(restart.prop_map(|r| (Role::Main, r)), 1..3)).prop_map(
+        |(mut init, main)| {
             init.extend(main);
             init
-        })
+        },
+    )
 }
 
 proptest! {

@@ -71,16 +71,9 @@ fn containers_ready(view: View<'_>, phase: Phase, init: &[ContainerStatus], main
         Phase::Failed => return Verdict::no("PodFailed", None),
         Phase::Pending | Phase::Running => {}
     }
-    let is_sidecar = |name: &str| {
-        view.plan.index(name).is_some_and(|slot| view.plan.slots[slot].role == Role::Sidecar)
-    };
-    let unready: Vec<&str> = init
-        .iter()
-        .filter(|c| is_sidecar(&c.name))
-        .chain(main)
-        .filter(|c| !c.ready)
-        .map(|c| c.name.as_str())
-        .collect();
+    let is_sidecar = |name: &str| view.plan.index(name).is_some_and(|slot| view.plan.slots[slot].role == Role::Sidecar);
+    let unready: Vec<&str> =
+        init.iter().filter(|c| is_sidecar(&c.name)).chain(main).filter(|c| !c.ready).map(|c| c.name.as_str()).collect();
     if unready.is_empty() {
         return Verdict::yes();
     }

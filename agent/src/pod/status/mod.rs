@@ -59,8 +59,8 @@ impl Phase {
 }
 
 pub(crate) fn phase(plan: &Plan, state: &PodState) -> Phase {
-    let over = matches!(state.stage, Stage::Releasing | Stage::Released)
-        && !state.containers.iter().any(|c| c.is_alive());
+    let over =
+        matches!(state.stage, Stage::Releasing | Stage::Released) && !state.containers.iter().any(|c| c.is_alive());
     if over {
         return if state.has_succeeded(plan) { Phase::Succeeded } else { Phase::Failed };
     }

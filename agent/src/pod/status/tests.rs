@@ -117,9 +117,8 @@ fn a_crash_loop_reads_as_a_kubelet_writes_it() {
 
 #[test]
 fn a_finished_pod_has_succeeded() {
-    let mut rig = Rig::new(
-        serde_json::json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "busybox:1"}]}),
-    );
+    let mut rig =
+        Rig::new(serde_json::json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "busybox:1"}]}));
     rig.up();
     rig.started(2, 0);
     rig.exited(9, 0, 0, false);
@@ -140,7 +139,13 @@ fn behind_an_init_container_the_others_wait() {
 #[test]
 fn a_refused_pod_is_failed_by_name() {
     let mut rig = Rig::new(one_container());
-    rig.step(0, Event::Deny(Verdict { reason: "OutOfcpu".into(), message: "Pod was rejected: Node didn't have enough resource: cpu".into() }));
+    rig.step(
+        0,
+        Event::Deny(Verdict {
+            reason: "OutOfcpu".into(),
+            message: "Pod was rejected: Node didn't have enough resource: cpu".into(),
+        }),
+    );
     insta::assert_json_snapshot!(rig.status());
 }
 
@@ -178,15 +183,10 @@ fn other_image_troubles_keep_their_names() {
 fn a_container_that_cannot_be_created_says_why() {
     let mut rig = Rig::new(one_container());
     rig.up();
-    let failure = StartFailure::Config {
-        reason: "CreateContainerConfigError".into(),
-        message: "secret \"s\" not found".into(),
-    };
+    let failure =
+        StartFailure::Config { reason: "CreateContainerConfigError".into(), message: "secret \"s\" not found".into() };
     rig.step(2, Event::StartFailed { slot: 0, attempt: 0, failure });
-    assert_eq!(
-        waiting_reason(&rig.status()),
-        ("CreateContainerConfigError".into(), "secret \"s\" not found".into())
-    );
+    assert_eq!(waiting_reason(&rig.status()), ("CreateContainerConfigError".into(), "secret \"s\" not found".into()));
     assert_eq!(rig.status()["containerStatuses"][0]["restartCount"], 0);
 }
 

@@ -274,7 +274,9 @@ impl PodTask {
             });
             match done.await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(error = crate::errors::chain(&error), "volumes were not brought up to date"),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = crate::errors::chain(&error), "volumes were not brought up to date")
+                }
                 Err(error) => tracing::warn!(%error, "volumes were not brought up to date"),
             }
             let _ = outcomes.send(Outcome::Refreshed);
@@ -296,9 +298,7 @@ async fn let_go(world: &World, id: &SandboxId) -> Metered {
     let detach = retry("detach from the network", || async {
         world.network.detach(id).await.map_err(|e| crate::errors::chain(&e))
     });
-    let stop = retry("stop the meter", || async {
-        world.meter.stop(id).await.map_err(|e| crate::errors::chain(&e))
-    });
+    let stop = retry("stop the meter", || async { world.meter.stop(id).await.map_err(|e| crate::errors::chain(&e)) });
     let ((), metered) = tokio::join!(detach, stop);
     metered
 }

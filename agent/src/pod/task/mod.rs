@@ -315,9 +315,10 @@ impl PodTask {
                     self.happened(Event::Begin).await;
                 }
                 if let Some(deletion) = self.intent.deletion
-                    && !self.record.state.deleting {
-                        self.happened(Event::Delete { grace_seconds: deletion.grace_seconds }).await;
-                    }
+                    && !self.record.state.deleting
+                {
+                    self.happened(Event::Delete { grace_seconds: deletion.grace_seconds }).await;
+                }
                 self.publish();
             }
         }
@@ -460,11 +461,7 @@ impl PodTask {
                 self.images.insert(slot, image);
                 Event::ImageReady { slot, facts }
             }
-            Err(failure) => Event::ImageFailed {
-                slot,
-                reason: failure.reason.to_owned(),
-                message: failure.message,
-            },
+            Err(failure) => Event::ImageFailed { slot, reason: failure.reason.to_owned(), message: failure.message },
         };
         self.happened(event).await;
     }
@@ -517,7 +514,8 @@ impl PodTask {
         if same(&plan) {
             self.plan = plan;
         } else {
-            let message = "containers or images of a running pod were changed; this version keeps what it started".to_owned();
+            let message =
+                "containers or images of a running pod were changed; this version keeps what it started".to_owned();
             self.tell(None, true, "UnsupportedPodChange", message);
         }
         if self.record.state.is_terminal() {

@@ -34,13 +34,8 @@ impl PodTask {
             running: matches!(c.run, Run::Running { .. }),
             starting: c.run == Run::Starting,
         };
-        let containers = self
-            .plan
-            .slots
-            .iter()
-            .zip(&state.containers)
-            .map(|(slot, c)| (slot.name.clone(), attempt(c)))
-            .collect();
+        let containers =
+            self.plan.slots.iter().zip(&state.containers).map(|(slot, c)| (slot.name.clone(), attempt(c))).collect();
         let has_sandbox = matches!(state.stage, Stage::Up | Stage::Releasing | Stage::Recycling { .. });
         self.world.board.post(Posted {
             uid: self.intent.uid.clone(),

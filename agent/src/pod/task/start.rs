@@ -73,8 +73,7 @@ impl Preparation {
         let network = async {
             let netns = prepared.netns.as_fd();
             let attaching = self.world.network.attach(&self.sandbox, netns);
-            let address =
-                attaching.instrument(tracing::info_span!("network.attach")).await.map_err(|e| chain(&e))?;
+            let address = attaching.instrument(tracing::info_span!("network.attach")).await.map_err(|e| chain(&e))?;
             let (world, intent, dirs) = (self.world.clone(), intent.clone(), self.dirs.clone());
             let files = tokio::task::spawn_blocking(move || {
                 let context = context(&intent, &world, Some(address.ip));
@@ -218,7 +217,10 @@ pub(super) async fn image(world: &World, wish: &ImageWish, teller: &Teller) -> R
             let (reason, message) = match failure.reason {
                 "InvalidImageName" => (
                     "InspectFailed",
-                    format!("Failed to apply default image tag \"{name}\": couldn't parse image name \"{name}\": {}", failure.message),
+                    format!(
+                        "Failed to apply default image tag \"{name}\": couldn't parse image name \"{name}\": {}",
+                        failure.message
+                    ),
                 ),
                 "ErrImageNeverPull" => (
                     "ErrImageNeverPull",
@@ -286,8 +288,7 @@ impl Launch {
 
     fn build(&self, intent: &Intent, image: &ReadyImage) -> Result<sandbox::spec::ContainerSpec, StartFailure> {
         let config = |message: String| StartFailure::Config { reason: "CreateContainerError".to_owned(), message };
-        let failed =
-            |e: spec::SpecError| StartFailure::Config { reason: e.reason().to_owned(), message: chain(&e) };
+        let failed = |e: spec::SpecError| StartFailure::Config { reason: e.reason().to_owned(), message: chain(&e) };
         let context = context(intent, &self.world, self.ip);
         let container =
             context.container(&self.container).ok_or_else(|| config("container left the pod".to_owned()))?;
@@ -296,9 +297,10 @@ impl Launch {
         if let Some(previous) = self.attempt.checked_sub(1) {
             // The last attempt's changes go; its log stays for `--previous`.
             if let Err(error) = std::fs::remove_dir_all(self.dirs.writable(&self.container, previous))
-                && error.kind() != std::io::ErrorKind::NotFound {
-                    tracing::warn!(%error, container = self.container, "an old attempt's changes were not removed");
-                }
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(%error, container = self.container, "an old attempt's changes were not removed");
+            }
             if let Some(old) = previous.checked_sub(1) {
                 crate::logs::remove(&self.dirs.logs().join(&self.container), old);
             }

@@ -39,9 +39,10 @@ pub fn write(volume: &Path, files: &Files, group: Option<u32>, wall_ns: u64) -> 
     make_directory(volume, 0o755, group)?;
     let current = fs::read_link(volume.join(DATA)).ok();
     if let Some(current) = &current
-        && holds(&volume.join(current), files) {
-            return link_names(volume, files);
-        }
+        && holds(&volume.join(current), files)
+    {
+        return link_names(volume, files);
+    }
     let name = stamp(wall_ns);
     let fresh = volume.join(&name);
     make_directory(&fresh, 0o755, group)?;

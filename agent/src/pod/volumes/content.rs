@@ -63,8 +63,7 @@ pub fn of_volume(context: Context<'_>, volume: &Volume) -> Result<Option<Files>,
                 downward(context, part.items.as_deref(), default, &mut files)?;
             }
             if let Some(part) = &part.service_account_token {
-                let token =
-                    context.resolved.tokens.iter().find(|t| t.volume == volume.name && t.path == part.path);
+                let token = context.resolved.tokens.iter().find(|t| t.volume == volume.name && t.path == part.path);
                 let token = token.ok_or_else(|| SpecError::Mount {
                     message: format!(
                         "service account token {:?} of volume {:?} has not been issued",
@@ -148,7 +147,9 @@ fn put(files: &mut Files, path: &str, bytes: Vec<u8>, mode: i32) -> Result<(), S
     if !fine {
         return Err(SpecError::Mount { message: format!("path {path:?} is not allowed in a volume") });
     }
-    let nested = |outer: &str, inner: &str| inner.len() > outer.len() && inner.starts_with(outer) && inner.as_bytes()[outer.len()] == b'/';
+    let nested = |outer: &str, inner: &str| {
+        inner.len() > outer.len() && inner.starts_with(outer) && inner.as_bytes()[outer.len()] == b'/'
+    };
     if let Some(other) = files.keys().find(|other| nested(other, path) || nested(path, other)) {
         return Err(SpecError::Mount { message: format!("path {path:?} conflicts with path {other:?}") });
     }
@@ -214,11 +215,15 @@ mod tests {
         assert!(files(serde_json::json!({"configMap": {"name": "no"}})).is_err());
         assert!(files(serde_json::json!({"configMap": {"name": "no", "optional": true}})).unwrap().is_empty());
         let key = |optional: bool| {
-            files(serde_json::json!({"configMap": {"name": "cm", "optional": optional, "items": [{"key": "no", "path": "x"}]}}))
+            files(
+                serde_json::json!({"configMap": {"name": "cm", "optional": optional, "items": [{"key": "no", "path": "x"}]}}),
+            )
         };
         assert!(key(false).is_err());
         assert!(key(true).unwrap().is_empty());
-        assert!(files(serde_json::json!({"projected": {"sources": [{"serviceAccountToken": {"path": "other"}}]}})).is_err());
+        assert!(
+            files(serde_json::json!({"projected": {"sources": [{"serviceAccountToken": {"path": "other"}}]}})).is_err()
+        );
     }
 
     #[test]

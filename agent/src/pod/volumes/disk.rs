@@ -102,11 +102,9 @@ pub fn prepare(context: Context<'_>, dirs: &PodDirs, host: &Resolver, wall_ns: u
         .spec()
         .map(|spec| dns::resolv_conf(spec, context.namespace(), &context.resolved.dns, host))
         .unwrap_or_default();
-    for (file, text) in [
-        ("hosts", etc_files::hosts(context, context.ip)),
-        ("hostname", format!("{name}\n")),
-        ("resolv.conf", resolv),
-    ] {
+    for (file, text) in
+        [("hosts", etc_files::hosts(context, context.ip)), ("hostname", format!("{name}\n")), ("resolv.conf", resolv)]
+    {
         let path = etc.join(file);
         // Containers hold the file itself: what is unchanged stays the same inode.
         if fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
@@ -286,8 +284,7 @@ mod tests {
         }))
         .unwrap();
         let (resolved, host) = (Resolved::default(), HostFacts::default());
-        let context =
-            Context { pod: &pod, resolved: &resolved, host: &host, ip: Some([10, 0, 0, 2].into()) };
+        let context = Context { pod: &pod, resolved: &resolved, host: &host, ip: Some([10, 0, 0, 2].into()) };
         for _ in 0..2 {
             prepare(context, &dirs, &Resolver::default(), 1_700_000_000_000_000_000).unwrap();
             fs::write(dirs.disk.join("volumes/e/own"), "x").unwrap();

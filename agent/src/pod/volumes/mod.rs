@@ -175,13 +175,10 @@ fn sub_path(context: Context<'_>, container: &Container, wanted: &VolumeMount) -
         _ => return Ok(PathBuf::new()),
     };
     let path = Path::new(&text);
-    let plain = |c: std::path::Component<'_>| {
-        matches!(c, std::path::Component::Normal(_) | std::path::Component::CurDir)
-    };
+    let plain =
+        |c: std::path::Component<'_>| matches!(c, std::path::Component::Normal(_) | std::path::Component::CurDir);
     if text.contains('\0') || !path.components().all(plain) {
-        return Err(SpecError::Mount {
-            message: format!("subPath {text:?} must be a relative path without \"..\""),
-        });
+        return Err(SpecError::Mount { message: format!("subPath {text:?} must be a relative path without \"..\"") });
     }
     Ok(path.components().filter(|c| matches!(c, std::path::Component::Normal(_))).collect())
 }
