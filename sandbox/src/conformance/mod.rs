@@ -51,7 +51,9 @@ cases![
 pub async fn run_all(harness: &dyn Harness) -> Vec<(&'static str, Failed)> {
     let mut failed = Vec::new();
     for case in CASES {
+        let started = std::time::Instant::now();
         let outcome = tokio::time::timeout(TIME, (case.run)(harness)).await;
+        tracing::debug!(case = case.name, elapsed = ?started.elapsed(), "conformance case is done");
         let outcome = outcome.unwrap_or_else(|_| Err(Failed(format!("takes longer than {TIME:?}"))));
         if let Err(reason) = outcome {
             failed.push((case.name, reason));
