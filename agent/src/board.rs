@@ -11,7 +11,7 @@ use crate::ledger::Timeline;
 use crate::pod::spec::resources::Amounts;
 
 /// The last word on one pod.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Posted {
     /// Pod UID.
     pub uid: String,
@@ -100,13 +100,30 @@ impl Board {
         self.posted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Posts a pod's state.
+    /// Takes a place for a pod of which there is nothing to tell yet: its requests count, watchers see nothing.
+    pub fn reserve(&self, posted: Posted) {
+        let posted = Posted { revision: 0, status_json: Bytes::new(), ..posted };
+        self.lock().insert(posted.uid.clone(), posted);
+    }
+
+    /// Posts a pod's state. What says nothing new is no change.
     pub fn post(&self, mut posted: Posted) {
         let mut map = self.lock();
+        if let Some(last) = map.get(&posted.uid) {
+            posted.revision = last.revision;
+            if *last == posted && last.revision > 0 {
+                return;
+            }
+        }
         let next = *self.revision.borrow() + 1;
         posted.revision = next;
         map.insert(posted.uid.clone(), posted);
         self.revision.send_replace(next);
+    }
+
+    /// Every pod of which there is something to tell, in the order of their changes.
+    pub fn told(&self) -> Vec<Posted> {
+        self.after(0)
     }
 
     /// Takes a forgotten pod off.

@@ -204,12 +204,11 @@ impl Roster {
         let record = new_record(&intent, state, &self.world.boot_id);
         // Room is taken before the next pod is looked at, not when the task has got so far.
         let requests = intent.pod.spec.as_ref().and_then(|spec| pod_requests(spec).ok()).unwrap_or_default();
-        self.world.board.post(Posted {
+        self.world.board.reserve(Posted {
             uid: uid.clone(),
             namespace: intent.namespace().to_owned(),
             name: intent.name().to_owned(),
             generation: intent.generation,
-            status_json: b"{\"phase\":\"Pending\"}"[..].into(),
             requests: if verdict.is_none() { requests } else { Default::default() },
             ..Posted::default()
         });

@@ -52,11 +52,11 @@ async fn until(roster: &Roster, uid: &str, what: impl Fn(&Posted) -> bool) -> Po
 }
 
 fn status(posted: &Posted) -> serde_json::Value {
-    serde_json::from_slice(&posted.status_json).unwrap()
+    serde_json::from_slice(&posted.status_json).unwrap_or_default()
 }
 
 fn phase(posted: &Posted) -> String {
-    status(posted)["phase"].as_str().unwrap().to_owned()
+    status(posted)["phase"].as_str().unwrap_or_default().to_owned()
 }
 
 fn runs(posted: &Posted) -> bool {

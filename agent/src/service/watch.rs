@@ -14,9 +14,7 @@ impl Service {
         tokio::spawn(async move {
             let mut changes = board.changes();
             let mut seen = *changes.borrow_and_update();
-            let mut snapshot = board.all();
-            snapshot.sort_by_key(|posted| posted.revision);
-            for posted in &snapshot {
+            for posted in &board.told() {
                 seen = seen.max(posted.revision);
                 if sender.send(Ok(posted.to_wire(true))).await.is_err() {
                     return;

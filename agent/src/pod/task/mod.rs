@@ -284,6 +284,8 @@ impl PodTask {
                 // One write covers the intent and the sandbox that is about to exist.
                 self.record.holding = verdict.is_none();
                 if let Err(message) = self.write_down().await {
+                    // Nothing was touched, and nothing is remembered.
+                    self.world.board.remove(&self.intent.uid);
                     let _ = accepted.send(Err(message));
                     return false;
                 }
