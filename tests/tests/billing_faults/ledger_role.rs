@@ -14,10 +14,11 @@ use vkubelet::billing_pull::{Boot, PullMetrics, SourceError, UsageSource, pull};
 pub(crate) async fn run(dir: &Path) {
     let store = SqliteStore::open(&dir.join("ledger.db")).expect("the ledger opens after any kill");
     let (socket, metrics) = (Socket(dir.join("agent.sock")), PullMetrics::default());
+    let (mut commands, mut nowhere) = (tokio::io::stdin(), tokio::io::sink());
     let halt = tokio::select! {
         halt = pull("h", &socket, &store, &metrics) => halt,
         // The test is gone.
-        _ = tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()) => return,
+        _ = tokio::io::copy(&mut commands, &mut nowhere) => return,
     };
     panic!("the pull is stopped: {halt}: {:?}", std::error::Error::source(&halt));
 }
