@@ -10,29 +10,29 @@ static_shim_target() {
 
 build_programs() {
     local repository=$1 profile=${NODELESS_BUILD_PROFILE:-release}
-    local triple target shim built bin program
+    local triple target built bin program
     triple=$(static_shim_target)
     target=${CARGO_TARGET_DIR:-$repository/target}
     built=$target/$([[ $profile == dev ]] && echo debug || echo "$profile")
-    # A directory of their own: other builds write a shim that is not static beside the other programs.
-    bin=$target/programs/$profile
+    # A directory of their own: cargo's holds a shim too, which is not static, and is written anew by other builds.
+    bin=$target/programs-$profile
     (
-        cd "$repository"
-        cargo build --locked --profile "$profile" -p agent -p vkubelet -p xtask --bins
-        # With an explicit target, so that the flag does not reach build scripts and procedural macros.
-        RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
-            cargo build --locked --profile shim --target "$triple" -p sandbox --bin nodeless-shim
+        cd "$repository" || exit
+        cargo build --locked --profile "$profile" -p agent -p vkubelet -p xtask --bins &&
+            # With an explicit target, so that the flag does not reach build scripts and procedural macros.
+            RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
+                cargo build --locked --profile shim --target "$triple" -p sandbox --bin nodeless-shim
     ) || return 1
-    shim=$target/$triple/shim/nodeless-shim
-    if ! is_static "$shim"; then
-        echo "$shim is not a static program: it could not run inside a pod's namespaces" >&2
+    if ! is_static "$target/$triple/shim/nodeless-shim"; then
+        echo "$target/$triple/shim/nodeless-shim is not static: it could not run inside a pod's namespaces" >&2
         return 1
     fi
     mkdir -p "$bin"
-    for program in "$built"/{vkubelet,nodeless-agent,nodeless,xtask} "$shim"; do
-        cmp -s "$program" "$bin/${program##*/}" && continue
-        install -m 755 "$program" "$bin/${program##*/}.new"
-        mv "$bin/${program##*/}.new" "$bin/${program##*/}"
+    for program in "$built"/{vkubelet,nodeless-agent,nodeless,xtask} "$target/$triple/shim/nodeless-shim"; do
+        if ! cmp -s "$program" "$bin/${program##*/}"; then
+            install -m 755 "$program" "$bin/${program##*/}.new"
+            mv "$bin/${program##*/}.new" "$bin/${program##*/}"
+        fi
     done
     export NODELESS_BIN_DIR=$bin
 }

@@ -70,6 +70,7 @@ async fn act(options: &Options) -> Result<Outcome> {
     let show = Show::new(!options.json);
     show.title(&options.image);
 
+    host_ready(&client).await?;
     let snapshot = snapshot(&client, &show, &options.image).await.context("cannot make the snapshot")?;
     let manifest = pod::manifest(POD, &options.image, &options.command);
     pod::write(&options.manifests, POD, &manifest)?;
@@ -103,6 +104,20 @@ async fn act(options: &Options) -> Result<Outcome> {
     let outcome = Outcome::new(&options.image, snapshot, &ended, &released, &again, logs, exec, record);
     show.again(&outcome);
     Ok(outcome)
+}
+
+/// Waits until the agent has dialled in and takes pods.
+async fn host_ready(client: &Client) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let hosts = client.json("/v1/hosts").await?;
+        let ready = |host: &Value| host["connected"] == true && host["ready"] == true;
+        if hosts["items"].as_array().is_some_and(|hosts| hosts.iter().any(ready)) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "no host is ready after {} s: {}", PATIENCE.as_secs(), hosts["items"]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Has the image made into a snapshot, with its progress shown; how long that took.
