@@ -3,7 +3,7 @@
 use super::step::tell;
 use super::{Effect, Picture, PodState, Run, Stage, Stopping};
 use crate::clock::{Now, SECOND};
-use crate::pod::plan::{Plan, Restart, Role};
+use crate::pod::plan::{Plan, Role};
 
 /// How long `ErrImagePull` is shown before it becomes `ImagePullBackOff`.
 const SHOW_PULL_ERROR: u64 = SECOND;
@@ -259,10 +259,5 @@ impl PodState {
                 out.push(Effect::Stop { slot });
             }
         }
-    }
-
-    /// A container that ended will be started again.
-    pub fn will_restart(&self, plan: &Plan, slot: usize) -> bool {
-        plan.slots[slot].restart != Restart::Never && !self.is_ending(plan)
     }
 }

@@ -42,7 +42,7 @@ impl PodTask {
             namespace: self.intent.namespace().to_owned(),
             name: self.intent.name().to_owned(),
             generation: self.intent.generation,
-            status_json: json.clone().into(),
+            status_json: json.into(),
             terminated,
             timeline: self.record.timeline,
             revision: 0,
@@ -58,6 +58,5 @@ impl PodTask {
                 .unwrap_or_default(),
             deleting: state.deleting,
         });
-        self.posted = Some((json, terminated));
     }
 }
