@@ -7,33 +7,52 @@ use serde_json::{Map, Value, json};
 /// A status that only says "on the way" waits this long for the next one: a plain pod's start then needs one write.
 pub(super) const ON_THE_WAY: Duration = Duration::from_millis(400);
 
-/// Waiting reasons that say only "on the way".
-const USUAL: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+/// The same when the API server has been told already that the pod is on its way.
+pub(super) const STILL_ON_THE_WAY: Duration = Duration::from_secs(10);
 
-/// How long the status may wait to be overtaken.
-pub(super) fn patience(status: &Value) -> Duration {
-    let pending = status["phase"] == "Pending";
+/// The waiting reason of a container on its way.
+pub(super) const CREATING: &str = "ContainerCreating";
+
+/// Waiting reasons that say only "on the way".
+const USUAL: [&str; 2] = [CREATING, "PodInitializing"];
+
+/// How long the status may wait to be overtaken, given what the API server has.
+pub(super) fn patience(written: Option<&Value>, wanted: &Value) -> Duration {
+    match written {
+        _ if !is_on_the_way(wanted) => Duration::ZERO,
+        Some(written) if is_on_the_way(written) => STILL_ON_THE_WAY,
+        _ => ON_THE_WAY,
+    }
+}
+
+/// Pending, and every container waits for something usual.
+fn is_on_the_way(status: &Value) -> bool {
     let statuses = ["initContainerStatuses", "containerStatuses"]
         .into_iter()
         .filter_map(|field| status[field].as_array())
         .flatten();
-    let usual = statuses
-        .map(|c| &c["state"])
-        .all(|state| state["waiting"]["reason"].as_str().is_some_and(|reason| USUAL.contains(&reason)));
-    if pending && usual { ON_THE_WAY } else { Duration::ZERO }
+    status["phase"] == "Pending"
+        && statuses.map(|c| &c["state"]["waiting"]["reason"]).all(|reason| USUAL.iter().any(|usual| reason == usual))
 }
 
 /// The strategic merge patch that turns `written` into `wanted`, under the pod's UID; `None` when nothing changes.
 ///
-/// Lists are sent whole. Conditions merge by type, so other writers' conditions (readiness gates, `PodScheduled`) stay.
+/// Lists are sent whole. Conditions merge by type, so other writers' conditions (readiness gates, `PodScheduled`) stay; what
+/// a condition had and has no more (a reason, a message) must therefore be nulled by name.
 pub(super) fn patch(uid: &str, written: Option<&Value>, wanted: &Value) -> Option<Value> {
     let empty = Map::new();
     let before = written.and_then(Value::as_object).unwrap_or(&empty);
     let after = wanted.as_object().unwrap_or(&empty);
     let mut changed = Map::new();
     for (key, value) in after {
-        if before.get(key) != Some(value) {
-            changed.insert(key.clone(), value.clone());
+        match before.get(key) {
+            Some(old) if old == value => {}
+            Some(old) if key == "conditions" => {
+                changed.insert(key.clone(), conditions(old, value));
+            }
+            _ => {
+                changed.insert(key.clone(), value.clone());
+            }
         }
     }
     for key in before.keys() {
@@ -42,6 +61,22 @@ pub(super) fn patch(uid: &str, written: Option<&Value>, wanted: &Value) -> Optio
         }
     }
     (!changed.is_empty()).then(|| json!({"metadata": {"uid": uid}, "status": changed}))
+}
+
+/// The conditions of `after`, with a null for each field that the condition of that type had in `before`.
+fn conditions(before: &Value, after: &Value) -> Value {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let before = list(before);
+    let with_nulls = |mut condition: Value| {
+        let old = before.iter().find(|old| old["type"] == condition["type"]).and_then(Value::as_object);
+        if let Some(fields) = condition.as_object_mut() {
+            for key in old.into_iter().flat_map(Map::keys) {
+                fields.entry(key.clone()).or_insert(Value::Null);
+            }
+        }
+        condition
+    };
+    list(after).into_iter().map(with_nulls).collect()
 }
 
 #[cfg(test)]
@@ -54,9 +89,10 @@ mod tests {
             json!({"phase":"Pending","containerStatuses":[{"state":{"waiting":{"reason":"ContainerCreating"}}}]});
         let failing = json!({"phase":"Pending","containerStatuses":[{"state":{"waiting":{"reason":"ErrImagePull"}}}]});
         let running = json!({"phase":"Running","containerStatuses":[{"state":{"running":{}}}]});
-        assert_eq!(patience(&creating), ON_THE_WAY);
-        assert_eq!(patience(&failing), Duration::ZERO);
-        assert_eq!(patience(&running), Duration::ZERO);
+        assert_eq!(patience(None, &creating), ON_THE_WAY);
+        assert_eq!(patience(Some(&creating), &creating), STILL_ON_THE_WAY);
+        assert_eq!(patience(Some(&creating), &failing), Duration::ZERO);
+        assert_eq!(patience(Some(&creating), &running), Duration::ZERO);
     }
 
     #[test]
@@ -64,7 +100,7 @@ mod tests {
         let status = json!({"phase":"Pending",
             "initContainerStatuses":[{"state":{"terminated":{"exitCode":1}}}],
             "containerStatuses":[{"state":{"waiting":{"reason":"PodInitializing"}}}]});
-        assert_eq!(patience(&status), Duration::ZERO);
+        assert_eq!(patience(None, &status), Duration::ZERO);
     }
 
     #[test]
@@ -73,6 +109,16 @@ mod tests {
         let after = json!({"phase":"Running","podIP":"10.0.0.1"});
         let patch = patch("u", Some(&before), &after).unwrap();
         assert_eq!(patch, json!({"metadata":{"uid":"u"},"status":{"phase":"Running","message":null}}));
+    }
+
+    #[test]
+    fn a_condition_that_becomes_true_loses_its_reason() {
+        let before = json!({"conditions":[{"type":"Ready","status":"False","reason":"ContainersNotReady"}]});
+        let after = json!({"conditions":[{"type":"Ready","status":"True"}]});
+        let patch = patch("u", Some(&before), &after).unwrap();
+        let ready = &patch["status"]["conditions"][0];
+        assert_eq!(ready["status"], "True");
+        assert!(ready.as_object().unwrap().contains_key("reason") && ready["reason"].is_null());
     }
 
     #[test]

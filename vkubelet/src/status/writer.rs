@@ -13,8 +13,9 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::patch::{patch, patience};
+use super::patch::{CREATING, patch, patience};
 use crate::desired::{Desired, DesiredPod, HOST_ANNOTATION};
+use crate::pod::status::waiting;
 use crate::ports::{PortError, StatusReport, StatusSink};
 use crate::sources::kubernetes::port_error;
 
@@ -142,7 +143,7 @@ impl Inner {
                     self.settled.notify_waiters();
                     return None;
                 }
-                let left = patience(&wanted).saturating_sub(waited);
+                let left = patience(slot.written.as_deref(), &wanted).saturating_sub(waited);
                 if left.is_zero() || slot.flush {
                     return Some(wanted);
                 }
@@ -192,6 +193,13 @@ fn is_gone(status: &Status) -> bool {
     status.is_not_found() || status.is_conflict() || another_uid()
 }
 
+/// What the placement's write says of a pod that has no status yet: its containers are being created.
+fn first_status(pod: &DesiredPod) -> Option<Value> {
+    let told = pod.pod.status.as_ref().is_some_and(|s| s.container_statuses.as_ref().is_some_and(|c| !c.is_empty()));
+    let now = k8s_openapi::jiff::Timestamp::now();
+    (!told).then(|| waiting(&pod.pod, CREATING, "", &format!("{now:.0}")))
+}
+
 struct PodParts<'a> {
     namespace: &'a str,
     name: &'a str,
@@ -226,9 +234,19 @@ impl StatusSink for StatusWriter {
         }
         let PodParts { namespace, name, uid } = PodParts::of(pod);
         // Annotations may be written with the status; a node may not write a pod's other metadata.
-        let body = serde_json::json!({"metadata": {"uid": uid, "annotations": {HOST_ANNOTATION: host}}});
-        match self.inner.api(namespace).patch_status(name, &PatchParams::default(), &Patch::Merge(&body)).await {
-            Ok(_) => Ok(()),
+        let mut body = serde_json::json!({"metadata": {"uid": uid, "annotations": {HOST_ANNOTATION: host}}});
+        let creating = first_status(pod);
+        if let Some(status) = &creating {
+            body["status"] = status.clone();
+        }
+        match self.inner.api(namespace).patch_status(name, &PatchParams::default(), &Patch::Strategic(&body)).await {
+            Ok(_) => {
+                if let Some(status) = creating {
+                    let mut slots = self.inner.slots();
+                    slots.entry(uid.to_owned()).or_default().written.get_or_insert(Arc::new(status));
+                }
+                Ok(())
+            }
             Err(kube::Error::Api(status)) if is_gone(&status) => {
                 Err(PortError::Stale { namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.to_owned() })
             }
