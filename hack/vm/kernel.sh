@@ -64,7 +64,7 @@ vm_modules() {
 vm_module() {
     local tree=$1 to=$2 name=$3 line file need
     # Built in, or not there: the guest says so when it misses it.
-    line=$(grep -E "/$name\.ko:" "$tree/modules.dep" | head -n 1) || return 0
+    line=$(grep -E "/$name\.ko(\.xz)?:" "$tree/modules.dep" | head -n 1) || return 0
     file=${line%%:*}
     # What is named last is needed first.
     for need in $(tr ' ' '\n' <<<"${line#*:}" | tac); do
@@ -74,10 +74,11 @@ vm_module() {
 }
 
 vm_copy_module() {
-    local tree=$1 to=$2 file=$3
+    local tree=$1 to=$2 file=$3 name
     [[ $file == /* ]] || file=$tree/$file
     file=$tree/${file##*/lib/modules/"${tree##*/}"/}
-    [[ -e $to/$(basename "$file") ]] && return
-    cp "$file" "$to/"
-    basename "$file" >>"$to/order"
+    name=$(basename "$file" .xz)
+    [[ -e $to/$name ]] && return
+    if [[ $file == *.xz ]]; then busybox unxz -c "$file" >"$to/$name"; else cp "$file" "$to/"; fi
+    echo "$name" >>"$to/order"
 }
