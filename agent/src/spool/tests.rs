@@ -628,3 +628,22 @@ async fn a_call_larger_than_a_segment_is_split_and_a_record_larger_than_one_is_r
     assert!(matches!(spool.enqueue(vec![monster]).await, Err(AppendError::TooLarge { .. })));
     assert_eq!(spool.enqueue(vec![closing(42)]).await.unwrap(), 42);
 }
+
+/// The promise: p50 below 0.5 ms on an idle machine. Ignored, since a busy one says nothing; run with `--ignored --nocapture`.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn an_append_is_durable_within_half_a_millisecond_at_the_median() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = Spool::open(SpoolConfig::new(dir.path().join("spool"), "h".into(), "b".into())).unwrap();
+    let mut took: Vec<std::time::Duration> = Vec::new();
+    for n in 0..2000 {
+        let start = std::time::Instant::now();
+        spool.enqueue(vec![closing(n)]).await.unwrap();
+        took.push(start.elapsed());
+    }
+    took.sort();
+    let start = std::time::Instant::now();
+    futures::future::join_all((0..2000).map(|n| spool.enqueue(vec![closing(n)]))).await;
+    eprintln!("p50 {:?}, p99 {:?}; 2000 at once {:?}", took[1000], took[1980], start.elapsed());
+    assert!(took[1000] < std::time::Duration::from_micros(500));
+}
