@@ -112,8 +112,10 @@ async fn privileged_exec_with_a_terminal_has_size_and_resize() {
     let mut seen = [0; 64];
     let count = {
         let reading = tokio::task::spawn_blocking(move || {
-            let count = output.read(&mut seen).unwrap();
-            (seen, count, output)
+            // As a terminal gives it: in as many pieces as it likes.
+            let expected = b"40 100\r\n".len();
+            output.read_exact(&mut seen[..expected]).unwrap();
+            (seen, expected, output)
         });
         let (bytes, count, rest) = reading.await.unwrap();
         seen = bytes;
