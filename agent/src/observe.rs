@@ -19,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::config::LogFormat;
+use crate::spool::SpoolGauges;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
@@ -38,6 +39,8 @@ pub struct Metrics {
     brake_holds: Counter<u64, AtomicU64>,
     fenced: Counter<u64, AtomicU64>,
     events: Counter<u64, AtomicU64>,
+    /// The usage spool's figures and alarms.
+    pub spool: SpoolGauges,
     ready: AtomicBool,
 }
 
@@ -75,8 +78,10 @@ impl Default for Metrics {
         );
         registry.register("calls_fenced", "Calls refused because of a lower epoch", Counter::clone(&fenced));
         registry.register("log_bytes_sent", "Bytes of container logs sent", Counter::clone(&events));
+        let spool = SpoolGauges::register(&mut registry);
         Self {
             registry,
+            spool,
             pods,
             start_seconds: start,
             pull_seconds: pull,

@@ -37,6 +37,8 @@ use crate::service::Service;
 
 /// How long sandboxes may fail to be listed at start.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Time between two looks at the usage spool for the metrics.
+const SPOOL_LOOK: Duration = Duration::from_secs(5);
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -144,11 +146,13 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
             tracing::error!(%error, "metrics and health are not served any more");
         }
     });
+    let watched = metrics.clone();
     let parts = Box::pin(assemble(&config, identity.host_id.as_str(), metrics)).await?;
     let meter = parts.meter.clone();
     let meter_stop = CancellationToken::new();
     let ticking = meter_stop.clone();
-    let meter_task = tokio::spawn(async move { meter.run(ticking).await });
+    let meter_task =
+        tokio::spawn(async move { tokio::join!(meter.run(ticking.clone()), watch_spool(&meter, &watched, ticking)) });
     write_addresses(&config, http)?;
     tracing::info!(host.id = %identity.host_id, %http, "the agent is ready");
     let link_config = LinkConfig {
@@ -165,6 +169,14 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
     let _ = meter_task.await;
     let _ = http_task.await;
     Ok(())
+}
+
+/// Shows the usage spool's figures and alarms.
+async fn watch_spool(meter: &Meter, metrics: &Metrics, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        metrics.spool.update(&meter.spool().health());
+        let _ = tokio::time::timeout(SPOOL_LOOK, stop.cancelled()).await;
+    }
 }
 
 async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Result<Parts, RunError> {

@@ -27,6 +27,7 @@
 mod ack;
 mod disk;
 mod error;
+mod gauges;
 mod index;
 mod line;
 mod open;
@@ -49,6 +50,7 @@ use tokio::sync::oneshot;
 
 pub use disk::{Disk, RealDisk, SegmentFile};
 pub use error::{AckError, AppendError, OpenError, ReadError};
+pub use gauges::SpoolGauges;
 pub use index::{BootState, Damage, Health};
 pub use read::{Batch, Reader};
 

@@ -647,3 +647,21 @@ async fn an_append_is_durable_within_half_a_millisecond_at_the_median() {
     eprintln!("p50 {:?}, p99 {:?}; 2000 at once {:?}", took[1000], took[1980], start.elapsed());
     assert!(took[1000] < std::time::Duration::from_micros(500));
 }
+
+#[tokio::test]
+async fn alarms_are_metrics() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = open(dir.path());
+    spool.enqueue(vec![closing(1), closing(2)]).await.unwrap();
+    let mut registry = prometheus_client::registry::Registry::default();
+    let gauges = SpoolGauges::register(&mut registry);
+    gauges.update(&Health {
+        damage: vec![Damage { boot_id: "b".into(), path: "p".into(), after_seq: 1, resumes_at: None }],
+        ..spool.health()
+    });
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in ["usage_spool_damage 1", "usage_spool_unacked_records 2", "usage_spool_segments 1"] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+}
