@@ -3,8 +3,6 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(["proto/agent.proto"], ["proto"])?;
-    tonic_prost_build::configure()
-        .bytes(".nodeless.agent.v1")
-        .compile_fds(files)?;
+    tonic_prost_build::configure().bytes(".nodeless.agent.v1").compile_fds(files)?;
     Ok(())
 }

@@ -11,9 +11,9 @@ use crate::config::Config;
 use crate::link;
 use crate::meter::{Meter, MeterConfig, MeterError, Released, UsedNow, UsedProvider};
 use crate::network::{Network, NetworkError};
-use crate::run::{meter_config, network_config, sandbox_config};
 use crate::pod::volumes::PodDirs;
 use crate::pod::volumes::disk::{self, VolumeError};
+use crate::run::{meter_config, network_config, sandbox_config};
 
 /// Why something is left. The reset may be repeated.
 #[derive(Debug, thiserror::Error)]
@@ -81,9 +81,8 @@ pub async fn run(config: &Config) -> Result<(), ResetError> {
 async fn close_bills(config: MeterConfig, held: impl Iterator<Item = String>) -> Result<(), ResetError> {
     let meter = Meter::open(config, Arc::new(Nothing)).map_err(ResetError::Meter)?;
     let now = crate::clock::Now::read();
-    let released: Vec<Released> = held
-        .map(|sandbox_id| Released { sandbox_id, boottime_ns: now.boottime_ns })
-        .collect();
+    let released: Vec<Released> =
+        held.map(|sandbox_id| Released { sandbox_id, boottime_ns: now.boottime_ns }).collect();
     meter.adopt(&[], &released).await.map(drop).map_err(ResetError::Meter)
 }
 
