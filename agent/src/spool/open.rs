@@ -86,7 +86,8 @@ pub(super) fn open(config: SpoolConfig, disk: Arc<dyn Disk>) -> Result<(Writer, 
     }
     health.reserve_segments = reserve.len();
     let shared = Arc::new(Shared::new(config.boot_id.clone(), boots, health));
-    let writer = Writer::new(config, disk, reserve, active, acks, open, Arc::clone(&shared), lock);
+    let mut writer = Writer::new(config, disk, reserve, active, acks, open, Arc::clone(&shared), lock);
+    writer.release_all();
     Ok((writer, shared, recovered))
 }
 

@@ -338,6 +338,34 @@ async fn an_old_boot_is_read_first_and_goes_when_acknowledged() {
 }
 
 #[tokio::test]
+async fn what_was_acknowledged_before_a_kill_is_dropped_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let (spool, _) = open(dir.path());
+        spool.enqueue((1..=30).map(closing).collect()).await.unwrap();
+    }
+    drop(open(dir.path()));
+    let boot = segments(dir.path(), "b")[0].parent().unwrap().to_owned();
+    let last = {
+        let (spool, _) = open(dir.path());
+        all(&spool, "b", 0).await.0.pop().unwrap()
+    };
+    drop(open(dir.path()));
+    super::ack::AckFile::open(&boot).unwrap().write(Position { seq: last.seq, hash: last.hash }).unwrap();
+    let (spool, _) = open(dir.path());
+    assert_eq!(spool.enqueue(vec![closing(31)]).await.unwrap(), 31);
+    assert_eq!(segments(dir.path(), "b").len(), 1, "only the running boot's last stays");
+    spool.ack("b", 30).await.unwrap();
+    drop(spool);
+    drop(open(dir.path()));
+    super::ack::AckFile::open(&boot).unwrap().write(Position { seq: 31, hash: "x".into() }).unwrap();
+    let (spool, _) = reopen(|| Spool::open(config(dir.path(), "b2")));
+    spool.enqueue(vec![UsageRecord { boot_id: "b2".into(), ..closing(1) }]).await.unwrap();
+    assert_eq!(spool.boots().len(), 1);
+    assert!(!boot.exists());
+}
+
+#[tokio::test]
 async fn a_follower_sees_each_record_as_it_becomes_durable() {
     let dir = tempfile::tempdir().unwrap();
     let (spool, _) = open(dir.path());

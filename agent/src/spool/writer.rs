@@ -86,6 +86,12 @@ impl Writer {
         Self { config, disk, reserve, active, acks, open, shared, reserve_failed: None, _lock: lock }
     }
 
+    /// Drops what an agent that was killed had acknowledged and not yet dropped.
+    pub(super) fn release_all(&mut self) {
+        let boots = self.shared.state().boots.len();
+        (0..boots).rev().for_each(|at| self.release(at));
+    }
+
     /// Until every handle is gone.
     pub(super) fn run(mut self, inbox: Receiver<Command>) {
         while let Ok(first) = inbox.recv() {
