@@ -15,7 +15,7 @@ build_programs() {
     target=${CARGO_TARGET_DIR:-$repository/target}
     built=$target/$([[ $profile == dev ]] && echo debug || echo "$profile")
     # A directory of their own: cargo's holds a shim too, which is not static, and is written anew by other builds.
-    bin=$target/programs-$profile
+    bin=$target/programs/$profile
     (
         cd "$repository" || exit
         cargo build --locked --profile "$profile" -p agent -p vkubelet -p xtask --bins &&
@@ -30,8 +30,9 @@ build_programs() {
     mkdir -p "$bin"
     for program in "$built"/{vkubelet,nodeless-agent,nodeless,xtask} "$target/$triple/shim/nodeless-shim"; do
         if ! cmp -s "$program" "$bin/${program##*/}"; then
-            install -m 755 "$program" "$bin/${program##*/}.new"
-            mv "$bin/${program##*/}.new" "$bin/${program##*/}"
+            # Under a name of this process's own: another may be doing the same.
+            install -m 755 "$program" "$bin/.${program##*/}.$BASHPID"
+            mv "$bin/.${program##*/}.$BASHPID" "$bin/${program##*/}"
         fi
     done
     export NODELESS_BIN_DIR=$bin

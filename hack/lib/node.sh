@@ -101,7 +101,7 @@ node_wait_connected() {
 # The processes of this node: those in its cgroups, and those that were given its directories. Both are its own names.
 node_processes() {
     local pid command
-    find /sys/fs/cgroup -type f -path "*/nodeless-$node_name-*/cgroup.procs" -exec cat {} + 2>/dev/null || true
+    find /sys/fs/cgroup -type f -path "*/nodeless-$node_name-[0-9]*/cgroup.procs" -exec cat {} + 2>/dev/null || true
     for pid in /proc/[0-9]*; do
         command=$(tr '\0' '\n' 2>/dev/null <"$pid/cmdline") || continue
         if [[ $'\n'$command == *$'\n'"$node_run/"* || $'\n'$command == *$'\n'"$node_dir/"* ]]; then
@@ -125,12 +125,12 @@ node_remove() {
         awk -v dir="$node_dir/" -v run="$node_run/" \
             'index($5, dir) == 1 || index($5, run) == 1 { print $5 }' /proc/self/mountinfo | tac
     )
-    for netns in /run/netns/nodeless-"$node_name"-*; do
+    for netns in /run/netns/nodeless-"$node_name"-[0-9]*; do
         if [[ -e $netns ]]; then ip netns del "${netns##*/}"; fi
     done
     until=$((SECONDS + 5))
     while ((SECONDS < until)); do
-        mapfile -t groups < <(find /sys/fs/cgroup -depth -type d -path "*/nodeless-$node_name-*" 2>/dev/null)
+        mapfile -t groups < <(find /sys/fs/cgroup -depth -type d -path "*/nodeless-$node_name-[0-9]*" 2>/dev/null)
         ((${#groups[@]})) || break
         rmdir "${groups[@]}" 2>/dev/null || sleep 0.05
     done
