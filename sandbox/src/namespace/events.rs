@@ -1,6 +1,6 @@
 //! A sandbox's events: the shim's, and what is left of them when it is dead.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::mpsc;
 
@@ -26,7 +26,7 @@ impl Inner {
             let mut told = 0;
             loop {
                 let went_on = inner.follow(&id, &events, &mut told).await;
-                if events.is_closed() || !inner.exists_as(&id, &slot) {
+                if events.is_closed() || inner.is_dying(&id) || !inner.exists_as(&id, &slot) {
                     return;
                 }
                 if went_on.is_err() {
@@ -80,6 +80,19 @@ impl Inner {
             }
         }
         let _ = events.send(SandboxEvent::Lost { boottime_ns: clock::boottime_ns() }).await;
+    }
+
+    pub(super) fn set_dying(&self, id: &SandboxId, dying: bool) {
+        let mut all = self.dying.lock().unwrap_or_else(PoisonError::into_inner);
+        if dying {
+            all.insert(id.clone());
+        } else {
+            all.remove(id);
+        }
+    }
+
+    fn is_dying(&self, id: &SandboxId) -> bool {
+        self.dying.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 
     fn exists_as(&self, id: &SandboxId, slot: &Slot) -> bool {

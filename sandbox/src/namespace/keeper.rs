@@ -15,6 +15,9 @@ use crate::protocol::VERSIONS;
 use crate::protocol::keeper::{Reply, Request, Spawn};
 use crate::spec::Layer;
 
+/// How often a keeper that went away is looked for again, and how long after.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(20);
 /// How long a new keeper may take to listen.
 const START: Duration = Duration::from_secs(10);
 
@@ -46,29 +49,41 @@ impl Keeper {
         self.call("release of image layers", request, Vec::new).await.map(drop)
     }
 
-    /// Starts a shim; its process, and the descriptor of it.
+    /// Starts a shim; its process, and the descriptor of it. Never asked twice: a keeper that died over it may have started
+    /// the shim, and whoever asks clears the slot away when told `Unavailable`.
     pub(crate) async fn spawn(
         &self,
         spawn: &Spawn,
-        fds: impl Fn() -> Vec<OwnedFd>,
+        fds: impl FnOnce() -> Vec<OwnedFd>,
     ) -> Result<(u32, Option<OwnedFd>), SandboxError> {
-        let delivered = self.call("start of a shim", || Request::Spawn(spawn.clone()), fds).await?;
+        // A connection that is found dead here was not asked yet.
+        self.call("search for the keeper", || Request::Ping, Vec::new).await?;
+        let delivered = self.client().await?.call("start of a shim", Request::Spawn(spawn.clone()), fds()).await?;
         match delivered.reply {
             Reply::Spawned { pid } => Ok((pid, delivered.fds.into_iter().next())),
             _ => Err(unexpected("start of a shim")),
         }
     }
 
-    /// Asks; once more, of a new keeper, when the connection was found dead.
+    /// Asks; again, of a new keeper, when the connection was found dead. A keeper on its way out still takes connections for
+    /// a moment, so that may have to be found out more than once.
     async fn call(
         &self,
         operation: &str,
         request: impl Fn() -> Request,
         fds: impl Fn() -> Vec<OwnedFd>,
     ) -> Result<Delivered<Reply>, SandboxError> {
-        match self.client().await?.call(operation, request(), fds()).await {
-            Err(SandboxError::Unavailable { .. }) => self.client().await?.call(operation, request(), fds()).await,
-            other => other,
+        let (mut tries, deadline) = (0, Instant::now() + START);
+        loop {
+            let asked = match self.client().await {
+                Ok(client) => client.call(operation, request(), fds()).await,
+                Err(error) => Err(error),
+            };
+            match asked {
+                Err(SandboxError::Unavailable { .. }) if tries < TRIES && Instant::now() < deadline => tries += 1,
+                other => return other,
+            }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 

@@ -18,7 +18,7 @@ mod reset;
 mod slots;
 mod sources;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -76,6 +76,8 @@ struct Inner {
     pool: Mutex<Pool>,
     refilling: Mutex<()>,
     shims: Mutex<HashMap<SandboxId, Client<ShimWire>>>,
+    /// Sandboxes that are being destroyed: their shims' ends are no loss.
+    dying: std::sync::Mutex<BTreeSet<SandboxId>>,
 }
 
 impl NamespaceSandboxes {
@@ -102,6 +104,7 @@ impl NamespaceSandboxes {
             pool: Mutex::default(),
             refilling: Mutex::default(),
             shims: Mutex::default(),
+            dying: std::sync::Mutex::default(),
         });
         inner.recover().await?;
         tokio::spawn(Arc::clone(&inner).refill());
@@ -275,7 +278,10 @@ impl Sandboxes for NamespaceSandboxes {
         let slot = self.inner.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
         let Some(slot) = slot else { return Ok(()) };
         self.inner.shims.lock().await.remove(id);
-        self.inner.clear_slot(&slot, &self.inner.layout.sandbox(id)).await
+        self.inner.set_dying(id, true);
+        let cleared = self.inner.clear_slot(&slot, &self.inner.layout.sandbox(id)).await;
+        self.inner.set_dying(id, false);
+        cleared
     }
 
     async fn list(&self) -> Result<Vec<Listed>, SandboxError> {
