@@ -33,9 +33,9 @@ impl Dev {
         run(Command::new(repository().join("hack/dev")).args(arguments).args(["--name", &self.name]))
     }
 
-    /// What stands behind `key` in what `hack/dev` told.
+    /// What stands behind `key` in what `hack/dev` told last: the daemons come first, the addresses after them.
     fn told(&self, key: &str) -> String {
-        let line = self.told.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        let line = self.told.lines().rev().find_map(|line| line.strip_prefix(key)).map(str::trim);
         line.unwrap_or_else(|| panic!("hack/dev up told no {key}: {}", self.told)).to_owned()
     }
 
@@ -43,12 +43,17 @@ impl Dev {
         run(Command::new(self.told("kubectl")).args(["--kubeconfig", &self.told("KUBECONFIG")]).args(arguments))
     }
 
-    /// The client's answer as JSON.
-    fn client(&self, arguments: &[&str]) -> Value {
+    /// What the client prints.
+    fn client_text(&self, arguments: &[&str]) -> String {
         let line = self.told("client");
         let mut words = line.split(' ');
-        let answer = run(Command::new(words.next().unwrap()).args(words).args(["-o", "json"]).args(arguments));
-        serde_json::from_str(&answer).unwrap()
+        run(Command::new(words.next().unwrap()).args(words).args(arguments))
+    }
+
+    /// The client's answer as JSON.
+    fn client(&self, arguments: &[&str]) -> Value {
+        let arguments: Vec<&str> = ["-o", "json"].iter().chain(arguments).copied().collect();
+        serde_json::from_str(&self.client_text(&arguments)).unwrap()
     }
 
     fn pods(&self) -> Vec<Value> {
@@ -132,6 +137,7 @@ fn e2e_twenty_replicas_run_log_go_and_are_billed() {
 
     let file = scratch.path().join("twenty.json");
     std::fs::write(&file, deployment(&image).to_string()).unwrap();
+    let applied = Instant::now();
     dev.kubectl(&["apply", "-f", file.to_str().unwrap()]);
     until("twenty pods running and ready", || {
         let ready = dev.kubectl(&["get", "deployment", "twenty", "-o", "jsonpath={.status.readyReplicas}"]);
@@ -142,6 +148,8 @@ fn e2e_twenty_replicas_run_log_go_and_are_billed() {
             Err(format!("{ready} ready\n{pods}"))
         }
     });
+
+    eprintln!("{REPLICAS} replicas were ready {:.1} s after kubectl apply", applied.elapsed().as_secs_f64());
 
     let pods = dev.pods();
     assert_eq!(pods.len(), REPLICAS);
@@ -158,7 +166,7 @@ fn e2e_twenty_replicas_run_log_go_and_are_billed() {
     }
     let first = pods[0]["metadata"]["name"].as_str().unwrap();
     // The third layer's file: the stack of layers is in the right order.
-    assert_eq!(dev.kubectl(&["exec", first, "--", "cat", "/etc/layer"]).trim(), "3");
+    assert_eq!(dev.client_text(&["exec", first, "--", "cat", "/etc/layer"]).trim(), "3");
 
     dev.kubectl(&["delete", "deployment", "twenty", "--wait=true"]);
     until("no pod left in the API", || {
