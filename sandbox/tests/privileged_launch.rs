@@ -227,3 +227,20 @@ async fn privileged_a_terminal_is_the_containers_own() {
     assert_eq!(log, "/dev/pts/0\nx\nyes");
     host.close().await;
 }
+
+#[tokio::test]
+async fn privileged_a_refused_start_leaves_nothing_and_may_be_tried_again_at_once() {
+    privileged!("privileged_a_refused_start_leaves_nothing_and_may_be_tried_again_at_once");
+    let host = Host::new().await;
+    let id = host.sandbox("retry").await;
+    for attempt in [0, 0, 1] {
+        let mut spec = host.shell("main", "true");
+        (spec.args, spec.attempt) = (vec!["nothing".into()], attempt);
+        let refused = host.sandboxes().start(&id, &spec).await;
+        assert!(matches!(refused, Err(SandboxError::Exec { code: 127, .. })), "{attempt}: {refused:?}");
+    }
+    let mut spec = host.shell("main", "exit 6");
+    spec.attempt = 2;
+    assert_eq!(host.run(&id, &spec).await.code, 6);
+    host.close().await;
+}

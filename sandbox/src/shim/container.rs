@@ -38,8 +38,8 @@ pub(crate) enum Launch {
     },
     /// Its program runs.
     Running,
-    /// It was refused; only its end is waited for.
-    Refused,
+    /// It was refused; who waits is told so once it has ended and nothing of it is left.
+    Refused(Refusal),
 }
 
 /// What a process is.

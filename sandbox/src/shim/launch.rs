@@ -58,7 +58,7 @@ impl Shim {
                 continue;
             }
             return Some(match (&process.launch, container.spec.attempt == spec.attempt) {
-                (Launch::Stub { .. }, true) => Repeated::Starting(*key),
+                (Launch::Stub { .. } | Launch::Refused(_), true) => Repeated::Starting(*key),
                 (Launch::Running, true) => Repeated::Started(container.started.clone()?),
                 _ => Repeated::Other,
             });
@@ -223,14 +223,13 @@ impl Shim {
     /// The report has ended: the program runs, or never will.
     fn conclude_launch(&mut self, key: Key) {
         let Some(process) = self.processes.get_mut(&key) else { return };
-        let launch = std::mem::replace(&mut process.launch, Launch::Refused);
+        let launch = std::mem::replace(&mut process.launch, Launch::Running);
         let Launch::Stub { report, key: report_key, executing, master, refusal } = launch else {
             process.launch = launch;
             return;
         };
         self.poller.remove(report.socket());
         self.sources.remove(&report_key);
-        let waiters = std::mem::take(&mut process.waiters);
         let refusal = match refusal {
             Some(refusal) => Some(refusal),
             None if !executing => Some(Refusal::Failed {
@@ -241,9 +240,10 @@ impl Shim {
             None => None,
         };
         if let Some(refusal) = refusal {
-            return waiters.into_iter().for_each(|waiter| self.refuse(waiter, refusal.clone()));
+            process.launch = Launch::Refused(refusal);
+            return;
         }
-        process.launch = Launch::Running;
+        let waiters = std::mem::take(&mut process.waiters);
         let started = Started {
             pid: self.own_root.host_pid(&process.pidfd).unwrap_or(process.pid.as_raw_nonzero().get() as u32),
             boottime_ns: clock::boottime_ns(),

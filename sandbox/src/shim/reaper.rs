@@ -56,6 +56,9 @@ impl Shim {
                 }
             }
         }
+        if let Launch::Refused(refusal) = process.launch {
+            process.waiters.into_iter().for_each(|waiter| self.refuse(waiter, refusal.clone()));
+        }
     }
 
     /// Without its first process a shared PID namespace is dead, and all containers with it.
