@@ -20,6 +20,7 @@ pub mod billing_pull;
 pub mod client_api;
 pub mod config;
 pub mod desired;
+mod durable;
 pub mod events;
 pub mod hosts;
 pub mod kubelet_api;

@@ -97,11 +97,13 @@ pub(super) async fn pull(State(api): State<ClientApi>, Json(order): Json<PullOrd
         return Err(Problem::bad_request("reference: is missing"));
     }
     let handles = chosen(&api, &order.host)?;
-    let streams = handles.into_iter().map(|handle| Box::pin(progress(handle, order.reference.clone())));
+    // Whoever may write manifests may name paths on hosts; so may the same people here.
+    let source = if api.manifest.is_some() { "manifest" } else { "client" };
+    let streams = handles.into_iter().map(|handle| Box::pin(progress(handle, order.reference.clone(), source)));
     Ok(lines(stream::select_all(streams)))
 }
 
-fn progress(handle: HostHandle, reference: String) -> impl Stream<Item = PullProgress> {
+fn progress(handle: HostHandle, reference: String, source: &'static str) -> impl Stream<Item = PullProgress> {
     let host = handle.host_id().to_owned();
     let begin = async move {
         let end = |error: String, complete: bool| PullProgress {
@@ -110,7 +112,7 @@ fn progress(handle: HostHandle, reference: String) -> impl Stream<Item = PullPro
             complete,
             ..PullProgress::default()
         };
-        match handle.pull_image(&reference, Vec::new(), "client").await {
+        match handle.pull_image(&reference, Vec::new(), source).await {
             Err(status) => stream::iter([end(status.message().to_owned(), false)]).boxed(),
             Ok(updates) => {
                 let (each, last) = (host.clone(), end(String::new(), true));

@@ -1,6 +1,7 @@
 //! Spawns a task for each desired pod and wakes it; starts the sessions.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -48,10 +49,16 @@ impl std::fmt::Debug for Controller {
 
 impl Controller {
     /// Starts everything; it ends with `stop`. Pods go on running.
-    pub fn start(settings: ControllerSettings, hosts: Hosts, tracker: &TaskTracker, stop: &CancellationToken) -> Self {
+    pub fn start(
+        settings: ControllerSettings,
+        hosts: Hosts,
+        state_dir: &Path,
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Self {
         let fleet = Fleet::new(hosts.clone());
         let controller = Self::new(settings, Arc::new(fleet.clone()), hosts.epoch());
-        let sessions = Sessions::new(fleet, Arc::clone(&controller.shared), Arc::clone(&controller.sources));
+        let sessions = Sessions::new(fleet, Arc::clone(&controller.shared), Arc::clone(&controller.sources), state_dir);
         tracker.spawn(sessions.run(tracker.clone(), stop.clone()));
         tracker.spawn(controller.clone().dispatch(tracker.clone(), stop.clone()));
         controller
@@ -142,7 +149,9 @@ impl Controller {
             return;
         };
         let (sender, mailbox) = mpsc::unbounded_channel();
-        self.shared.board.enter(Arc::clone(&pod), now_ns(), sender);
+        // A pod that is placed already was seen in an earlier life: when, nobody knows any more.
+        let seen_ns = if pod.placement.is_some() { 0 } else { now_ns() };
+        self.shared.board.enter(Arc::clone(&pod), seen_ns, sender);
         let (shared, stop) = (Arc::clone(&self.shared), stop.clone());
         tracker.spawn(async move {
             tokio::select! {

@@ -28,6 +28,7 @@ pub mod access;
 pub mod agents;
 pub mod board;
 pub mod controller;
+mod cursors;
 pub mod intent;
 pub mod reconcile;
 pub mod sessions;

@@ -8,7 +8,8 @@
 //! ```
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::codes::StatusExt;
@@ -19,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::agents::Fleet;
 use super::board::{Applied, Input};
+use super::cursors::Cursors;
 use super::intent;
 use super::task::Shared;
 use crate::desired::{PodRef, SourceKind};
@@ -30,6 +32,8 @@ use crate::ports::{Event, EventType, SourcePorts};
 
 /// A host that has been away for so long is told to its pods' status (Kubernetes' node-monitor-grace-period).
 const HOST_LOST_AFTER: Duration = Duration::from_secs(40);
+/// How often event cursors are written.
+const SAVE_EVERY: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(10);
 
@@ -38,13 +42,17 @@ pub(super) struct Sessions {
     fleet: Fleet,
     shared: Arc<Shared>,
     sources: Arc<HashMap<SourceKind, SourcePorts>>,
-    /// The last event read from each boot of each host.
-    cursors: Arc<Mutex<HashMap<String, u64>>>,
+    cursors: Arc<Cursors>,
 }
 
 impl Sessions {
-    pub(super) fn new(fleet: Fleet, shared: Arc<Shared>, sources: Arc<HashMap<SourceKind, SourcePorts>>) -> Self {
-        Self { fleet, shared, sources, cursors: Arc::default() }
+    pub(super) fn new(
+        fleet: Fleet,
+        shared: Arc<Shared>,
+        sources: Arc<HashMap<SourceKind, SourcePorts>>,
+        state_dir: &Path,
+    ) -> Self {
+        Self { fleet, shared, sources, cursors: Arc::new(Cursors::open(state_dir)) }
     }
 
     pub(super) async fn run(self, tracker: TaskTracker, stop: CancellationToken) {
@@ -52,10 +60,18 @@ impl Sessions {
         let mut events = self.fleet.hosts().events();
         let mut known: HashMap<String, u64> = HashMap::new();
         self.list(&mut known, &tracker, &stop);
+        let mut tick = tokio::time::interval(SAVE_EVERY);
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
-                () = stop.cancelled() => return,
+                _ = tick.tick() => {
+                    self.save_cursors().await;
+                    continue;
+                }
+                () = stop.cancelled() => {
+                    self.save_cursors().await;
+                    return;
+                }
             };
             match event {
                 Ok(HostEvent::Connected(host)) => self.connected(host, &mut known, &tracker, &stop),
@@ -75,6 +91,12 @@ impl Sessions {
                 Err(broadcast::error::RecvError::Closed) => return,
             }
         }
+    }
+
+    async fn save_cursors(&self) {
+        let cursors = Arc::clone(&self.cursors);
+        // A failed join is a panic, which has been told already.
+        let _ = tokio::task::spawn_blocking(move || cursors.save()).await;
     }
 
     fn list(&self, known: &mut HashMap<String, u64>, tracker: &TaskTracker, stop: &CancellationToken) {
@@ -256,21 +278,17 @@ impl Sessions {
 
     async fn follow_events(&self, handle: &HostHandle) {
         let key = format!("{}/{}", handle.host_id(), handle.boot_id());
+        self.cursors.forget_other_boots(handle.host_id(), &key);
         let mut pause = RETRY_FIRST;
         loop {
-            let after = self.cursor(&key);
+            let after = self.cursors.get(&key);
             match handle.watch_events(after).await {
                 Ok(mut stream) => {
                     while let Ok(Some(event)) = stream.message().await {
                         pause = RETRY_FIRST;
                         let seq = event.seq;
                         self.take_event(event);
-                        self.cursors
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .entry(key.clone())
-                            .and_modify(|known| *known = seq.max(*known))
-                            .or_insert(seq);
+                        self.cursors.advance(&key, seq);
                     }
                 }
                 Err(status) => tracing::warn!(detail = status.message(), "events cannot be followed; trying again"),
@@ -278,10 +296,6 @@ impl Sessions {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MOST);
         }
-    }
-
-    fn cursor(&self, key: &str) -> u64 {
-        self.cursors.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied().unwrap_or(0)
     }
 
     fn take_event(&self, event: PodEvent) {

@@ -140,7 +140,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
         cluster: kubernetes::settings(&config, cluster.as_ref()),
         metrics: metrics.clone(),
     };
-    let controller = Controller::start(settings, hosts.clone(), &tracker, &stop);
+    let controller = Controller::start(settings, hosts.clone(), &config.state_dir, &tracker, &stop);
     let access = PodAccess::new(controller.board().clone(), hosts.clone());
 
     let mut addresses = BTreeMap::from([("agent", hosts.local_addr())]);

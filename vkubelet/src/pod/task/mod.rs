@@ -83,8 +83,7 @@ pub(super) async fn run(
         pod.uid = pod.uid(),
         pod.namespace = pod.pod_ref.namespace,
         pod.name = pod.pod_ref.name,
-        host.id = tracing::field::Empty,
-        generation = tracing::field::Empty,
+        host.id = pod.placement,
     );
     let mut task = Task::new(shared, ports, pod);
     let body = async move {
@@ -314,7 +313,6 @@ impl Task {
         };
         match made {
             Ok(intent) => {
-                tracing::Span::current().record("generation", generation);
                 self.shared.board.update(self.pod.uid(), |entry| entry.intent = Some(Arc::new(intent)));
                 self.made_for = Some(self.purpose(wanted));
                 true

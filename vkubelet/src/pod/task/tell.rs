@@ -90,7 +90,7 @@ impl Task {
         }
         self.start_counted = true;
         // A pod that started in an earlier life of ours says nothing about this one.
-        if started > seen {
+        if seen > 0 && started > seen {
             self.shared.metrics.started(started - seen);
         }
     }

@@ -1,12 +1,14 @@
 //! The pods that were started from files, on disk: one file each.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::durable;
 
 /// One pod.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -113,7 +115,7 @@ impl Records {
     pub(super) fn remove(&self, uid: &str) -> Result<(), RecordsError> {
         let path = self.pod_path(uid);
         match fs::remove_file(&path) {
-            Ok(()) => sync_dir(&path),
+            Ok(()) => durable::sync_directory(&path).map_err(io_error("fsync the directory of", &path)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(source) => Err(RecordsError::Io { verb: "remove", path, source }),
         }
@@ -158,23 +160,9 @@ fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Record
     move |source| RecordsError::Io { verb, path, source }
 }
 
-/// Replaces a file whole: temporary file, fsync, rename, fsync of the directory.
+/// Replaces a file whole.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), RecordsError> {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let temporary = path.with_file_name(format!(".{name}.tmp"));
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(io_error("write", path))?;
-    sync_dir(path)
-}
-
-fn sync_dir(path: &Path) -> Result<(), RecordsError> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    File::open(dir).and_then(|d| d.sync_all()).map_err(io_error("fsync", dir))
+    durable::replace(path, bytes).map_err(io_error("write", path))
 }
 
 #[cfg(test)]
