@@ -3,4 +3,5 @@
 pub mod bench;
 pub mod census;
 pub mod cluster;
+pub mod random;
 pub mod stack;

@@ -31,7 +31,8 @@ use billing::store::sqlite::SqliteStore;
 use billing::store::{PodQuery, Store};
 
 use child::Child;
-use oracle::{Oracle, Random};
+use oracle::Oracle;
+use tests::random::Random;
 
 /// The children; not a test of its own.
 #[test]

@@ -2,11 +2,31 @@
 
 use serde::Serialize;
 
+/// Which way a figure is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    /// Times, counts, sizes.
+    Lower,
+    /// Rates.
+    Higher,
+}
+
+/// What a benchmark can measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quantity {
+    /// `BENCH.FIGURE`, as SPECIFICATION.md lists it.
+    pub name: &'static str,
+    /// Its unit.
+    pub unit: &'static str,
+    /// Which way it is better.
+    pub better: Better,
+}
+
 /// A figure. `ratio` is always written so that more than 1 is better than the peer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figure {
-    /// `BENCH.FIGURE`, as SPECIFICATION.md lists it.
-    pub name: String,
+    /// `BENCH.FIGURE`.
+    pub name: &'static str,
     /// What was measured.
     pub value: f64,
     /// Its unit.
@@ -21,11 +41,26 @@ pub struct Figure {
     pub n: usize,
 }
 
-impl Figure {
+impl Quantity {
     /// A figure without a peer.
-    pub fn alone(name: &str, value: f64, unit: &'static str, n: usize) -> Self {
-        Self { name: name.to_owned(), value, unit, peer: None, peer_value: None, ratio: None, n }
+    pub fn alone(&self, value: f64, n: usize) -> Figure {
+        Figure { name: self.name, value: rounded(value), unit: self.unit, peer: None, peer_value: None, ratio: None, n }
     }
+
+    /// A figure beside a peer's. There is no ratio where one of both is nothing.
+    pub fn beside(&self, value: f64, n: usize, peer: &str, peer_value: f64) -> Figure {
+        let (above, below) = match self.better {
+            Better::Lower => (peer_value, value),
+            Better::Higher => (value, peer_value),
+        };
+        let ratio = (above > 0.0 && below > 0.0).then(|| rounded(above / below));
+        Figure { peer: Some(peer.to_owned()), peer_value: Some(rounded(peer_value)), ratio, ..self.alone(value, n) }
+    }
+}
+
+/// Microseconds of a millisecond, milliseconds of a second: more digits are noise.
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
 }
 
 /// The value below which the share `q` (0 to 1) of the samples lies (nearest rank); 0 for no samples.
@@ -46,11 +81,22 @@ pub fn quantile(samples: &[f64], q: f64) -> f64 {
 mod tests {
     use super::*;
 
+    const TIME: Quantity = Quantity { name: "x.time", unit: "ms", better: Better::Lower };
+    const RATE: Quantity = Quantity { name: "x.rate", unit: "1/s", better: Better::Higher };
+
     #[test]
     fn quantiles_are_by_nearest_rank() {
         let samples = [5.0, 1.0, 3.0, 2.0, 4.0];
         assert!((quantile(&samples, 0.5) - 3.0).abs() < f64::EPSILON);
         assert!((quantile(&samples, 0.95) - 5.0).abs() < f64::EPSILON);
         assert!(quantile(&[], 0.5).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn a_ratio_above_one_is_better_whichever_way_the_figure_goes() {
+        assert_eq!(TIME.beside(50.0, 3, "peer", 100.0).ratio, Some(2.0));
+        assert_eq!(RATE.beside(50.0, 3, "peer", 100.0).ratio, Some(0.5));
+        assert_eq!(TIME.beside(50.0, 3, "peer", 0.0).ratio, None);
+        assert_eq!(TIME.alone(50.0, 3).ratio, None);
     }
 }

@@ -1,6 +1,8 @@
 //! vkubelet on a manifest directory and one agent on this machine, each a real process, all state in one directory and the
 //! data plane in a network namespace of its own. What the survival and fault tests kill and start again.
 
+pub mod http;
+pub mod kernel;
 mod process;
 mod programs;
 
@@ -26,6 +28,10 @@ pub struct Stack {
     programs: Programs,
     dir: PathBuf,
     netns: String,
+    /// Flags that the agent is started with besides the stack's own.
+    pub agent_flags: Vec<String>,
+    /// Flags that vkubelet is started with besides the stack's own.
+    pub vkubelet_flags: Vec<String>,
     /// vkubelet, while it runs.
     pub vkubelet: Option<Process>,
     /// The agent, while it runs.
@@ -35,6 +41,11 @@ pub struct Stack {
 impl Stack {
     /// Makes directory and namespace, starts vkubelet, joins an agent and starts it; returns when the host is connected.
     pub fn up(name: &str) -> Result<Self> {
+        Self::up_with(name, &[], &[])
+    }
+
+    /// The same with further flags of the two daemons.
+    pub fn up_with(name: &str, agent_flags: &[&str], vkubelet_flags: &[&str]) -> Result<Self> {
         let programs = Programs::find()?;
         let id = format!("nl-{name}-{}", std::process::id());
         let dir = PathBuf::from("/run").join(&id);
@@ -42,7 +53,9 @@ impl Stack {
             std::fs::create_dir_all(dir.join(part)).context("make the test's directories")?;
         }
         run(Command::new("ip").args(["netns", "add", &id])).context("make the data plane's network namespace")?;
-        let mut stack = Self { programs, dir, netns: id, vkubelet: None, agent: None };
+        let owned = |flags: &[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let (agent_flags, vkubelet_flags) = (owned(agent_flags), owned(vkubelet_flags));
+        let mut stack = Self { programs, dir, netns: id, agent_flags, vkubelet_flags, vkubelet: None, agent: None };
         if let Err(error) = stack.begin() {
             let logs = stack.log_tails();
             let down = stack.down();
@@ -69,10 +82,33 @@ impl Stack {
         self.dir.join(part)
     }
 
+    /// The four programs.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
     /// Starts vkubelet and waits until it is ready.
     pub fn start_vkubelet(&mut self) -> Result<()> {
-        let addresses = self.dir.join("vk-run/addresses.json");
-        let _ = std::fs::remove_file(&addresses);
+        self.spawn_vkubelet()?;
+        wait("vkubelet writes its addresses", || Ok(self.vkubelet_is_up()))?;
+        std::fs::write(self.dir.join("agent-port"), self.address("agent")?)?;
+        Ok(())
+    }
+
+    /// Whether the vkubelet that was started last has written its addresses, which it does when it serves.
+    pub fn vkubelet_is_up(&self) -> bool {
+        self.dir.join("vk-run/addresses.json").exists()
+    }
+
+    /// Starts vkubelet without waiting for anything.
+    pub fn spawn_vkubelet(&mut self) -> Result<()> {
+        let _ = std::fs::remove_file(self.dir.join("vk-run/addresses.json"));
+        self.vkubelet = Some(Process::start(self.vkubelet_command(), &self.dir.join("logs/vkubelet.log"))?);
+        Ok(())
+    }
+
+    /// The command that starts this stack's vkubelet.
+    pub fn vkubelet_command(&self) -> Command {
         let mut command = Command::new(&self.programs.vkubelet);
         command.args(["--node-name", "test-node"]);
         for listen in ["--agent-listen", "--billing-listen", "--http-listen"] {
@@ -82,10 +118,8 @@ impl Stack {
         }
         command.arg("--pod-manifest-path").arg(self.dir.join("manifests"));
         command.arg("--state-dir").arg(self.dir.join("vk-state")).arg("--run-dir").arg(self.dir.join("vk-run"));
-        self.vkubelet = Some(Process::start(command, &self.dir.join("logs/vkubelet.log"))?);
-        wait("vkubelet writes its addresses", || Ok(addresses.exists()))?;
-        std::fs::write(self.dir.join("agent-port"), self.address("agent")?)?;
-        Ok(())
+        command.args(&self.vkubelet_flags);
+        command
     }
 
     fn known_agent_port(&self) -> Option<u16> {
@@ -95,17 +129,24 @@ impl Stack {
 
     /// Starts the agent; it connects by itself.
     pub fn start_agent(&mut self) -> Result<()> {
+        self.agent = Some(Process::start(self.agent_command(), &self.dir.join("logs/agent.log"))?);
+        Ok(())
+    }
+
+    /// The command that starts this stack's agent.
+    pub fn agent_command(&self) -> Command {
         let mut command = Command::new(&self.programs.agent);
         command.arg("run").arg("--state-dir").arg(self.dir.join("agent-state"));
         command.arg("--run-dir").arg(self.dir.join("agent-run"));
         command.arg("--data-plane-netns").arg(Path::new("/run/netns").join(&self.netns));
         command.args(["--cgroup-parent", &self.netns, "--http-listen", "127.0.0.1:0", "--pod-cidr", POD_CIDR]);
         command.arg("--shim").arg(&self.programs.shim);
-        self.agent = Some(Process::start(command, &self.dir.join("logs/agent.log"))?);
-        Ok(())
+        command.args(&self.agent_flags);
+        command
     }
 
-    fn vkubelet_says(&self, args: &[&str]) -> Result<String> {
+    /// What a command of vkubelet's prints, on this stack's state.
+    pub fn vkubelet_says(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.programs.vkubelet);
         command.args(args).arg("--state-dir").arg(self.dir.join("vk-state"));
         Ok(run(&mut command)?.trim().to_owned())
@@ -116,6 +157,14 @@ impl Stack {
         let text = std::fs::read(self.dir.join("vk-run/addresses.json")).context("read vkubelet's addresses")?;
         let value: Value = serde_json::from_slice(&text)?;
         Ok(value[which].as_str().with_context(|| format!("no address of {which}"))?.to_owned())
+    }
+
+    /// What the billing API answers to GET, with the node's own token.
+    pub fn billing(&self, path: &str) -> Result<Value> {
+        let token = std::fs::read_to_string(self.dir.join("vk-state/billing.token")).context("read the token")?;
+        let (status, text) = http::get(&self.address("billing")?, path, Some(token.trim()))?;
+        ensure!(status == 200, "GET {path}: {status}: {text}");
+        serde_json::from_str(&text).with_context(|| format!("GET {path} said: {text}"))
     }
 
     /// What the client answers as JSON.

@@ -5,24 +5,9 @@ use std::time::{Duration, Instant};
 
 use agent::meter::{Clock, SystemClock};
 use serde_json::json;
+use tests::random::Random;
 
 use super::child::Child;
-
-/// xorshift64*: the same schedule for the same seed, as far as the operating system lets it.
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {

@@ -1,0 +1,78 @@
+//! What the kernel knows of the stack's sandboxes: their control groups and the processes in them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::Stack;
+
+/// The leaf of a sandbox's control group that its shim is in.
+const SHIM_LEAF: &str = "shim";
+
+impl Stack {
+    /// Where sandboxes are while they are held: one directory each, named as in the bill.
+    pub fn sandboxes(&self) -> PathBuf {
+        self.dir.join("agent-run/sandboxes")
+    }
+
+    /// The control group of a sandbox; none when there is no such sandbox (any more).
+    pub fn cgroup(&self, sandbox: &str) -> Option<PathBuf> {
+        let text = std::fs::read(self.sandboxes().join(sandbox).join("slot.json")).ok()?;
+        let slot: Value = serde_json::from_slice(&text).ok()?;
+        let unified = Path::new("/sys/fs/cgroup/unified");
+        let root = if unified.is_dir() { unified } else { Path::new("/sys/fs/cgroup") };
+        Some(root.join(&self.netns).join(slot["name"].as_str()?))
+    }
+
+    /// The process id of a sandbox's shim.
+    pub fn shim(&self, sandbox: &str) -> Option<u32> {
+        let procs = std::fs::read_to_string(self.cgroup(sandbox)?.join(SHIM_LEAF).join("cgroup.procs")).ok()?;
+        procs.lines().find_map(|pid| pid.parse().ok())
+    }
+
+    /// The process id of the keeper.
+    pub fn keeper(&self) -> Option<u32> {
+        let run_dir = self.dir.join("agent-run");
+        let words = ["nodeless-shim keeper --run-dir", run_dir.to_str()?];
+        // Its own children (the holder of the shims' mount namespace, a shim until its exec) look like it.
+        let found = processes_with(&words).ok()?;
+        found.iter().copied().find(|pid| parent(*pid).is_none_or(|parent| !found.contains(&parent)))
+    }
+}
+
+/// Whether a container's process is in a sandbox's control group.
+pub fn has_container_processes(cgroup: &Path) -> bool {
+    let Ok(leaves) = std::fs::read_dir(cgroup) else { return false };
+    leaves.flatten().any(|leaf| {
+        leaf.file_name() != SHIM_LEAF
+            && std::fs::read(leaf.path().join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty())
+    })
+}
+
+/// Pids of the processes whose command line holds all of these words.
+pub fn processes_with(words: &[&str]) -> Result<Vec<u32>> {
+    let mut found = vec![];
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if words.iter().all(|word| line.contains(word)) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+/// SIGKILL to a process that the stack is known to have.
+pub fn kill(pid: u32) -> Result<()> {
+    let status = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status().context("run kill")?;
+    ensure!(status.success(), "kill {pid}: {status}");
+    Ok(())
+}
