@@ -138,10 +138,10 @@ pub enum LocalSources {
 pub enum Converter {
     /// On threads of this process.
     InProcess,
-    /// In a helper process per layer, which gives up its privileges first: `program args…`, whose main calls
+    /// In a converter process per layer, which gives up its privileges first: `program args…`, whose main calls
     /// [`run_converter`](crate::convert::run_converter).
     Program {
-        /// Absolute path of the helper.
+        /// Absolute path of the program.
         program: PathBuf,
         /// Its arguments.
         args: Vec<String>,

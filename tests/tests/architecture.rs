@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
@@ -201,10 +202,24 @@ fn documents_name_only_commands_that_exist() {
     }
 }
 
+/// What `hack/bench --list` names.
+fn figures() -> BTreeSet<String> {
+    let list = Command::new(root().join("hack/bench")).arg("--list").output().unwrap();
+    assert!(list.status.success(), "hack/bench --list: {}", String::from_utf8_lossy(&list.stderr));
+    String::from_utf8(list.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn hack_bench_lists_what_the_benchmarks_measure() {
+    let measured: BTreeSet<String> = tests::bench::figures().map(|figure| figure.name.to_owned()).collect();
+    assert_eq!(figures(), measured, "hack/bench.d, against the benchmarks' FIGURES");
+}
+
 /// SPECIFICATION.md's tables: `| promise | number | check |`, where check is `test:NAME`, `bench:FIGURE`, or pending.
 #[test]
 fn every_promise_has_its_check_or_says_pending() {
     let sources: String = sources().into_values().collect::<Vec<_>>().join("\n");
+    let figures = figures();
     let mut promises = 0;
     for line in read("SPECIFICATION.md").lines().filter(|line| line.starts_with("| ")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
@@ -221,7 +236,7 @@ fn every_promise_has_its_check_or_says_pending() {
         for link in links {
             let exists = match link.split_once(':') {
                 Some(("test", name)) => sources.contains(&format!("fn {name}(")),
-                Some((_, figure)) => sources.contains(&format!("\"{figure}\"")),
+                Some((_, figure)) => figures.contains(figure),
                 None => false,
             };
             assert!(exists, "{link} does not exist: {line}");

@@ -71,18 +71,18 @@ pub enum ConvertError {
     /// The stream stopped because its producer failed or went away; the producer knows why.
     #[error("the layer's bytes stopped coming")]
     Cancelled,
-    /// The helper process could not be started or talked to.
+    /// The converter process could not be started or talked to.
     #[error("could not {what} the layer converter")]
-    Helper {
+    Converter {
         /// What we tried.
         what: &'static str,
         /// Why.
         #[source]
         source: std::io::Error,
     },
-    /// The helper process refused the layer or died.
+    /// The converter process refused the layer or died.
     #[error("layer converter: {message}")]
-    HelperFailed {
+    ConverterFailed {
         /// The class it reported.
         kind: ErrorKind,
         /// Its words.
@@ -96,9 +96,9 @@ impl ConvertError {
         match self {
             Self::Decompress(_) | Self::Truncated { .. } | Self::DiffId { .. } => ErrorKind::Corrupt,
             Self::Write(e) if e.kind() == std::io::ErrorKind::StorageFull => ErrorKind::NoSpace,
-            Self::Write(_) | Self::Lower(_) | Self::Helper { .. } => ErrorKind::Store,
+            Self::Write(_) | Self::Lower(_) | Self::Converter { .. } => ErrorKind::Store,
             Self::Cancelled => ErrorKind::Unavailable,
-            Self::HelperFailed { kind, .. } => *kind,
+            Self::ConverterFailed { kind, .. } => *kind,
             Self::Header { .. }
             | Self::Name { .. }
             | Self::Place { .. }

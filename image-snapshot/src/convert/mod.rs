@@ -9,10 +9,10 @@
 //! A function of its input: the same archive over the same layers gives the same bytes. Nothing is written but the one output file, no name
 //! of the archive is ever opened, and memory is bounded: some MiB of buffers, at most 32 MiB of inodes, and the names.
 
+mod confined;
 mod decompress;
 mod emit;
 mod error;
-mod helper;
 mod journal;
 #[cfg(test)]
 mod judges;
@@ -36,8 +36,8 @@ use crate::{
     merged::Merged,
 };
 
+pub use confined::run_converter;
 pub use error::ConvertError;
-pub use helper::run_converter;
 pub use limits::Limits;
 pub(crate) use pipeline::{CANCELLED, stage_blob};
 pub use stage::Staged;

@@ -40,7 +40,7 @@ pub(crate) fn stage_blob(
     let thread = std::thread::Builder::new()
         .name("layer-inflate".into())
         .spawn(move || inflate.run())
-        .map_err(|source| ConvertError::Helper { what: "start a thread for", source })?;
+        .map_err(|source| ConvertError::Converter { what: "start a thread for", source })?;
     let pieces =
         Pieces { pieces, give_back, current: Vec::new(), at: 0, end: 0, hasher: Hasher::new(diff_id.algorithm()) };
     let result = stage(pieces, out, limits).map(|(staged, mut rest)| {
@@ -69,7 +69,7 @@ pub(crate) fn stage_blob(
 fn join(thread: std::thread::JoinHandle<Result<(), ConvertError>>) -> Result<(), ConvertError> {
     thread.join().unwrap_or_else(|_| {
         let source = io::Error::other("the thread panicked");
-        Err(ConvertError::Helper { what: "run", source })
+        Err(ConvertError::Converter { what: "run", source })
     })
 }
 

@@ -1,15 +1,15 @@
-//! Where a layer is converted: on threads of this process, or in a helper.
+//! Where a layer is converted: on threads of this process, or in a confined converter process.
 
 use std::{fs::File, io::Read, sync::Arc};
 
-use super::{ConvertError, Converted, Limits, Staged, helper::HelperStaged, open_below, stage_blob};
+use super::{ConvertError, Converted, Limits, Staged, confined::ConfinedStaged, open_below, stage_blob};
 use crate::{Converter, Digest};
 
 /// A layer whose bytes are all in, wherever.
 #[derive(Debug)]
 pub(crate) enum StagedLayer {
     Here(Box<Staged>),
-    Helper(HelperStaged),
+    Confined(ConfinedStaged),
 }
 
 /// Reads a whole blob. Blocking.
@@ -25,7 +25,7 @@ pub(crate) fn stage_layer(
             stage_blob(blob, diff_id, out, limits).map(|staged| StagedLayer::Here(Box::new(staged)))
         }
         Converter::Program { program, args } => {
-            HelperStaged::stage(program, args, blob, diff_id, out, limits).map(StagedLayer::Helper)
+            ConfinedStaged::stage(program, args, blob, diff_id, out, limits).map(StagedLayer::Confined)
         }
     }
 }
@@ -35,7 +35,7 @@ impl StagedLayer {
     pub(crate) fn finish(self, below: &[Arc<File>]) -> Result<Converted, ConvertError> {
         match self {
             Self::Here(staged) => staged.finish(&open_below(below)?),
-            Self::Helper(staged) => staged.finish(below),
+            Self::Confined(staged) => staged.finish(below),
         }
     }
 }

@@ -432,4 +432,20 @@ impl PodState {
     pub fn is_terminal(&self) -> bool {
         self.stage == Stage::Released
     }
+
+    /// Layers that containers of this pod use.
+    pub fn layers(&self) -> Vec<String> {
+        let mut layers: Vec<String> = self
+            .containers
+            .iter()
+            .filter_map(|c| match &c.image {
+                Picture::Ready(facts) => Some(facts.layers.clone()),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        layers.sort();
+        layers.dedup();
+        layers
+    }
 }

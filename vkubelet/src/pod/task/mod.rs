@@ -1,7 +1,10 @@
-//! The owner of one pod: asks [`super::reconcile`] what to do and does it, one step at a time.
+//! The owner of one pod: asks [`super::reconcile`] what to do and does it, one step at a time: [`view`] is what is
+//! known, [`steps`] does, [`prepare`] resolves and places, [`tell`] says what stands in the way.
 
 mod prepare;
+mod steps;
 mod tell;
+mod view;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,11 +18,11 @@ use tracing::Instrument;
 use crate::desired::{Desired, DesiredPod};
 use crate::observe::Metrics;
 use crate::placement::Reservations;
-use crate::pod::agents::{AgentError, Agents};
-use crate::pod::board::{Applied, Board, Input};
+use crate::pod::agents::Agents;
+use crate::pod::board::{Board, Input};
 use crate::pod::intent::{self, Generations};
-use crate::pod::reconcile::{IntentState, Presence, Step, View, Wanted, next};
-use crate::ports::{PortError, ReferenceChanged, SourcePorts};
+use crate::pod::reconcile::Presence;
+use crate::ports::{ReferenceChanged, SourcePorts};
 use crate::resolve::{ClusterSettings, HeldToken, Needs, Resolution};
 
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -139,29 +142,6 @@ impl Task {
         }
     }
 
-    /// Steps until there is nothing to do. False: the task is over.
-    async fn advance(&mut self) -> bool {
-        loop {
-            let step = next(&self.view());
-            tracing::debug!(?step, "next step");
-            let done = match step {
-                Step::Wait => return true,
-                Step::Finish => return false,
-                Step::Prepare { place, resolve } => self.prepare(place, resolve).await,
-                Step::Intend => self.intend(),
-                Step::Apply => self.apply().await,
-                Step::RemoveObject => self.remove_object().await,
-                Step::Forget => match self.forget().await {
-                    true => return false,
-                    false => false,
-                },
-            };
-            if !done {
-                return true;
-            }
-        }
-    }
-
     /// Waits for whatever may change the decision. False: nobody can tell anything any more.
     async fn wait(
         &mut self,
@@ -251,150 +231,6 @@ impl Task {
             None => {
                 self.gone = true;
                 self.shared.board.update(self.pod.uid(), |entry| entry.gone = true);
-            }
-        }
-    }
-
-    fn view(&self) -> View {
-        let wanted = match (self.gone, self.pod.deletion) {
-            (true, _) => Wanted::Gone,
-            (false, Some(_)) => Wanted::Delete,
-            (false, None) => Wanted::Run,
-        };
-        let up = self.host.as_deref().and_then(|host| self.shared.agents.up(host));
-        let presence = match self.presence {
-            Presence::Absent if up != Some(self.absent_on) => Presence::Unheard,
-            presence => presence,
-        };
-        View {
-            wanted,
-            ended_in_source: self.pod.is_terminal() || self.refused,
-            placed: self.host.is_some(),
-            host_up: up.is_some(),
-            presence,
-            resolved: self.resolution.is_some() && !self.outdated,
-            intent: self.intent_state(wanted, up),
-            removal_done: self.removal_done,
-        }
-    }
-
-    fn intent_state(&self, wanted: Wanted, up: Option<u64>) -> IntentState {
-        if self.made_for != Some(self.purpose(wanted)) {
-            return IntentState::Stale;
-        }
-        let entry = self.shared.board.get(self.pod.uid());
-        let applied = entry.is_some_and(|e| {
-            e.intent.is_some_and(|i| i.generation == e.applied.generation) && up == Some(e.applied.connection)
-        });
-        if applied { IntentState::Applied } else { IntentState::Made }
-    }
-
-    fn purpose(&self, wanted: Wanted) -> MadeFor {
-        match wanted {
-            Wanted::Run => MadeFor::Run { digest: self.digest, resolution: self.resolution_number },
-            Wanted::Delete | Wanted::Gone => MadeFor::Delete { grace_seconds: self.grace_seconds() },
-        }
-    }
-
-    fn grace_seconds(&self) -> i64 {
-        let own = self.pod.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
-        self.pod.deletion.map_or(own, |d| d.grace_seconds)
-    }
-
-    fn intend(&mut self) -> bool {
-        let wanted = self.view().wanted;
-        let generation = self.shared.generations.next();
-        let made = match wanted {
-            Wanted::Run => {
-                let resolved = self.resolution.as_ref().map(|r| r.resolved.clone()).unwrap_or_default();
-                intent::run(&self.pod, resolved, generation)
-            }
-            Wanted::Delete | Wanted::Gone => Ok(intent::delete(&self.pod, self.grace_seconds(), generation)),
-        };
-        match made {
-            Ok(intent) => {
-                self.shared.board.update(self.pod.uid(), |entry| entry.intent = Some(Arc::new(intent)));
-                self.made_for = Some(self.purpose(wanted));
-                true
-            }
-            Err(error) => {
-                self.wait_for("IntentTooLarge", "CreateContainerConfigError", &error.to_string(), "");
-                self.retry();
-                false
-            }
-        }
-    }
-
-    async fn apply(&mut self) -> bool {
-        let entry = self.shared.board.get(self.pod.uid());
-        let (Some(host), Some(intent)) = (self.host.clone(), entry.and_then(|e| e.intent)) else { return false };
-        let generation = intent.generation;
-        match self.shared.agents.apply(&host, (*intent).clone()).await {
-            Ok((connection, reply)) => {
-                self.shared.board.update(self.pod.uid(), |entry| {
-                    entry.applied = Applied { connection, generation };
-                    if entry.times.sent_ns == 0 {
-                        entry.times.sent_ns = now_ns();
-                    }
-                    entry.waiting = None;
-                });
-                self.last_words.clear();
-                if let Some(refusal) = reply.refused.filter(|_| !reply.accepted) {
-                    self.take_refusal(&refusal);
-                    return false;
-                }
-                tracing::info!(generation, delete = intent.delete, "intent applied");
-                self.shared.metrics.applied();
-                self.retry_after = RETRY_FIRST;
-                if self.presence != Presence::Terminated {
-                    self.presence = Presence::Present;
-                }
-                true
-            }
-            Err(AgentError::Unknown { .. }) if intent.delete => {
-                self.presence = Presence::Terminated;
-                true
-            }
-            Err(AgentError::Down { .. }) => false,
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    generation,
-                    "intent could not be sent; trying again"
-                );
-                self.retry();
-                false
-            }
-        }
-    }
-
-    async fn remove_object(&mut self) -> bool {
-        match self.ports.status.remove(&self.pod).await {
-            Ok(()) | Err(PortError::Stale { .. }) => {
-                tracing::info!("pod ended; its object is removed");
-                self.removal_done = true;
-                true
-            }
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "object could not be removed; trying again");
-                self.retry();
-                false
-            }
-        }
-    }
-
-    async fn forget(&mut self) -> bool {
-        let Some(host) = self.host.clone() else { return true };
-        match self.shared.agents.forget(&host, self.pod.uid()).await {
-            Ok(()) => true,
-            Err(AgentError::Down { .. }) => false,
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "agent could not be told to forget; trying again"
-                );
-                self.retry();
-                false
             }
         }
     }

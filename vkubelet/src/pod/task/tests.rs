@@ -12,9 +12,10 @@ use super::*;
 use crate::desired::{PodRef, SourceKind};
 use crate::placement::HostView;
 use crate::placement::choose::Amounts;
+use crate::pod::agents::AgentError;
 use crate::pod::{Controller, ControllerSettings};
 use crate::ports::{
-    Event, EventSink, PodSource, ReferencedObject, References, StatusReport, StatusSink, Token, TokenAsk,
+    Event, EventSink, PodSource, PortError, ReferencedObject, References, StatusReport, StatusSink, Token, TokenAsk,
 };
 
 /// A source and agents that keep state and can be told to fail.

@@ -30,6 +30,7 @@ mod parse;
 mod plan;
 mod ports;
 mod records;
+mod scan;
 mod watch;
 
 pub use ports::{ManifestSettings, ManifestSource};

@@ -2,21 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, oneshot};
 use uuid::Uuid;
 
-use super::parse::{MAX_BYTES, Manifest, parse};
+use super::parse::{Manifest, parse};
 use super::plan::{Action, Known, Seen, plan};
-use super::records::{DeletionRecord, DirectoryIdentity, Record, Records, RecordsError, replace};
+use super::records::{DeletionRecord, Record, Records, RecordsError, replace};
+use super::scan::Scan;
 use crate::desired::{Desired, DesiredPod, HOST_ANNOTATION, PodRef, SourceKind};
 use crate::ports::{PortError, ReferenceChanged, ReferenceKind, ReferencedObject};
 
@@ -52,14 +51,6 @@ pub(super) struct Owner {
     pub(super) desired: Desired,
     pub(super) visible: Arc<Mutex<Visible>>,
     pub(super) changes: broadcast::Sender<ReferenceChanged>,
-}
-
-/// One look at the directory.
-struct Scan {
-    identity: DirectoryIdentity,
-    files: BTreeMap<String, Seen>,
-    objects: BTreeMap<ObjectKey, ReferencedObject>,
-    problems: BTreeMap<String, String>,
 }
 
 impl Owner {
@@ -183,7 +174,7 @@ impl Owner {
     }
 
     fn rescan(&mut self) {
-        let (files, trusted) = match self.scan() {
+        let (files, trusted) = match Scan::of(&self.directory, &self.node_name) {
             Ok(scan) => self.take_scan(scan),
             Err(error) => {
                 let path = self.directory.display().to_string();
@@ -261,47 +252,6 @@ impl Owner {
         visible.problems = problems;
     }
 
-    fn scan(&self) -> io::Result<Scan> {
-        let meta = fs::metadata(&self.directory)?;
-        let identity = DirectoryIdentity { path: self.directory.clone(), device: meta.dev(), inode: meta.ino() };
-        let mut scan = Scan { identity, files: BTreeMap::new(), objects: BTreeMap::new(), problems: BTreeMap::new() };
-        for entry in fs::read_dir(&self.directory)? {
-            let path = entry?.path();
-            if is_manifest(&path) {
-                self.read(&path, &mut scan);
-            }
-        }
-        Ok(scan)
-    }
-
-    fn read(&self, path: &Path, scan: &mut Scan) {
-        let key = path.display().to_string();
-        let text = match read_text(path) {
-            Ok(text) => text,
-            // Gone since it was listed: a deletion like any other.
-            Err(ReadError::Io(e)) if e.kind() == io::ErrorKind::NotFound => return,
-            Err(error) => {
-                scan.problems.insert(key.clone(), error.to_string());
-                scan.files.insert(key, Seen::Unusable);
-                return;
-            }
-        };
-        match parse(&text, &self.node_name) {
-            Ok(Manifest::Pod(pod)) => {
-                let hash = hex::encode(Sha256::digest(pod.to_string().as_bytes()));
-                scan.files.insert(key, Seen::Pod { hash, pod });
-            }
-            Ok(Manifest::Object { kind, namespace, name, object }) => {
-                scan.objects.insert((kind, namespace, name), object);
-                scan.files.insert(key, Seen::Unusable);
-            }
-            Err(error) => {
-                scan.problems.insert(key.clone(), error.to_string());
-                scan.files.insert(key, Seen::Unusable);
-            }
-        }
-    }
-
     fn start(&mut self, path: String, hash: String, mut pod: Value) -> Result<(), RecordsError> {
         let number = self.records.next_start()?;
         let uid = Uuid::new_v5(&UID_NAMESPACE, format!("{path}\0{hash}\0{number}").as_bytes()).to_string();
@@ -339,38 +289,6 @@ impl Owner {
             }
         }
     }
-}
-
-fn is_manifest(path: &Path) -> bool {
-    let hidden = path.file_name().is_none_or(|n| n.to_string_lossy().starts_with('.'));
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    !hidden && matches!(extension, "yaml" | "yml" | "json")
-}
-
-#[derive(Debug, thiserror::Error)]
-enum ReadError {
-    #[error("cannot be read: {0}")]
-    Io(io::Error),
-    #[error("is not a regular file: remove it")]
-    NotAFile,
-    #[error("is larger than 3 MiB: make it smaller")]
-    TooLarge,
-    #[error("is not UTF-8 text: correct or remove it")]
-    NotText,
-}
-
-fn read_text(path: &Path) -> Result<String, ReadError> {
-    // A FIFO must not stop the thread: looked at before it is opened, and again by the open file.
-    if !fs::metadata(path).map_err(ReadError::Io)?.is_file() {
-        return Err(ReadError::NotAFile);
-    }
-    let file = fs::File::open(path).map_err(ReadError::Io)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(ReadError::Io)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(ReadError::TooLarge);
-    }
-    String::from_utf8(bytes).map_err(|_| ReadError::NotText)
 }
 
 fn names(record: &Record) -> (&str, &str) {

@@ -1,4 +1,4 @@
-//! What the helper gives up before it looks at anything: user, paths, most system calls, and boundless growth.
+//! What the converter gives up before it looks at anything: user, paths, most system calls, and boundless growth.
 
 use std::{collections::BTreeMap, io};
 

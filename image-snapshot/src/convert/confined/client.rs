@@ -19,23 +19,23 @@ use crate::{
 };
 
 const PIECE: usize = 256 << 10;
-/// Silence after which a helper counts as stuck.
+/// Silence after which a converter counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
-/// A helper that has read its blob and waits for the layers below. Dropped, it is killed.
+/// A converter that has read its blob and waits for the layers below. Dropped, it is killed.
 #[derive(Debug)]
-pub(crate) struct HelperStaged {
-    helper: Helper,
+pub(crate) struct ConfinedStaged {
+    converter: Process,
     out: File,
 }
 
 #[derive(Debug)]
-struct Helper {
+struct Process {
     child: Child,
     socket: OwnedFd,
 }
 
-impl Drop for Helper {
+impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended by itself; either way it is reaped here, and at once.
         let _ = self.child.kill();
@@ -43,8 +43,8 @@ impl Drop for Helper {
     }
 }
 
-impl HelperStaged {
-    /// Starts a helper and feeds it the blob.
+impl ConfinedStaged {
+    /// Starts a converter and feeds it the blob.
     pub(crate) fn stage(
         program: &Path,
         args: &[String],
@@ -53,12 +53,12 @@ impl HelperStaged {
         out: File,
         limits: &Limits,
     ) -> Result<Self, ConvertError> {
-        let mut helper = Helper::start(program, args)?;
+        let mut converter = Process::start(program, args)?;
         let (reader, mut writer) = io::pipe().map_err(failed("make a pipe for"))?;
         // A bigger pipe means fewer turns; the default works too.
         let _ = rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20);
         let job = Order::Job { diff_id: diff_id.clone(), limits: limits.clone() };
-        helper.tell(&job, &[reader.as_fd(), out.as_fd()])?;
+        converter.tell(&job, &[reader.as_fd(), out.as_fd()])?;
         drop(reader);
         let mut buf = vec![0; PIECE];
         loop {
@@ -76,9 +76,9 @@ impl HelperStaged {
             }
         }
         drop(writer);
-        match helper.answer()? {
-            Answer::Staged => Ok(Self { helper, out }),
-            Answer::Refused { kind, message } => Err(ConvertError::HelperFailed { kind, message }),
+        match converter.answer()? {
+            Answer::Staged => Ok(Self { converter, out }),
+            Answer::Refused { kind, message } => Err(ConvertError::ConverterFailed { kind, message }),
             Answer::Converted(_) => Err(failed("understand")(io::Error::other("answer out of turn"))),
         }
     }
@@ -86,8 +86,8 @@ impl HelperStaged {
     /// Hands over the layers below and waits for the end.
     pub(crate) fn finish(mut self, below: &[Arc<File>]) -> Result<Converted, ConvertError> {
         let fds: Vec<_> = below.iter().map(|f| f.as_fd()).collect();
-        self.helper.tell(&Order::Finish, &fds)?;
-        match self.helper.answer()? {
+        self.converter.tell(&Order::Finish, &fds)?;
+        match self.converter.answer()? {
             Answer::Converted(converted) => {
                 let bytes = self.out.metadata().map_err(ConvertError::Write)?.len();
                 if bytes != converted.bytes {
@@ -95,13 +95,13 @@ impl HelperStaged {
                 }
                 Ok(converted)
             }
-            Answer::Refused { kind, message } => Err(ConvertError::HelperFailed { kind, message }),
+            Answer::Refused { kind, message } => Err(ConvertError::ConverterFailed { kind, message }),
             Answer::Staged => Err(failed("understand")(io::Error::other("answer out of turn"))),
         }
     }
 }
 
-impl Helper {
+impl Process {
     fn start(program: &Path, args: &[String]) -> Result<Self, ConvertError> {
         let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
         let (socket, theirs) = pair.map_err(|e| failed("make a socket for")(e.into()))?;
@@ -122,7 +122,7 @@ impl Helper {
     fn tell(&mut self, order: &Order, fds: &[BorrowedFd<'_>]) -> Result<(), ConvertError> {
         match channel::send(&self.socket, order, fds) {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => match self.answer()? {
-                Answer::Refused { kind, message } => Err(ConvertError::HelperFailed { kind, message }),
+                Answer::Refused { kind, message } => Err(ConvertError::ConverterFailed { kind, message }),
                 Answer::Staged | Answer::Converted(_) => Err(failed("talk to")(e)),
             },
             sent => sent.map_err(failed("talk to")),
@@ -134,7 +134,7 @@ impl Helper {
             Ok(Some((answer, _))) => Ok(answer),
             Ok(None) => {
                 let status = self.child.wait().map_err(failed("wait for"))?;
-                Err(ConvertError::HelperFailed { kind: ErrorKind::Store, message: format!("died: {status}") })
+                Err(ConvertError::ConverterFailed { kind: ErrorKind::Store, message: format!("died: {status}") })
             }
             Err(e) => Err(failed("hear from")(e)),
         }
@@ -142,5 +142,5 @@ impl Helper {
 }
 
 fn failed(what: &'static str) -> impl FnOnce(io::Error) -> ConvertError {
-    move |source| ConvertError::Helper { what, source }
+    move |source| ConvertError::Converter { what, source }
 }

@@ -1,7 +1,7 @@
 //! Conversion in a process of its own, one per layer, that has given up everything but the files it was handed.
 //!
 //! ```text
-//!   agent                                   helper (uid nobody, no paths, no sockets to make, bounded)
+//!   agent                                   converter (uid nobody, no paths, no sockets to make, bounded)
 //!     ── job {diff id, limits} + [blob pipe, output file] ──>
 //!     ══ blob bytes, through the pipe ═══════════════════════>   decompress, hash, tar, data and leaf inodes
 //!     <── staged | refused {class, words} ────────────────────
@@ -9,8 +9,8 @@
 //!     <── converted {…} | refused {…} ────────────────────────
 //! ```
 //!
-//! Messages are JSON, one a packet, over a socket pair that is the helper's standard input. Whoever goes away first is noticed by the other:
-//! the helper ends when the socket does, and is killed when its owner drops it.
+//! Messages are JSON, one a packet, over a socket pair that is the converter's standard input. Whoever goes away first is noticed by the other:
+//! the converter ends when the socket does, and is killed when its owner drops it.
 
 mod channel;
 mod client;
@@ -22,10 +22,10 @@ use serde::{Deserialize, Serialize};
 use super::{Converted, Limits};
 use crate::{Digest, ErrorKind};
 
-pub(crate) use client::HelperStaged;
+pub(crate) use client::ConfinedStaged;
 pub use server::run_converter;
 
-/// To the helper.
+/// To the converter.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
     /// With the blob's pipe and the output file.
@@ -34,7 +34,7 @@ enum Order {
     Finish,
 }
 
-/// From the helper.
+/// From the converter.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Staged,

@@ -1,4 +1,4 @@
-//! The helper's side.
+//! The converter's side.
 
 use std::{fs::File, io, os::fd::OwnedFd, process::ExitCode, sync::Arc};
 

@@ -1,0 +1,132 @@
+//! What effects and the sandbox send back, and what each answer means to the pod.
+
+use sandbox::contract::{SandboxEvent, Started};
+
+use super::PodTask;
+use crate::pod::state::{Event, ExitFacts, ImageFacts, StartFailure};
+use crate::ports::{Address, ImageFailure, Metered, ReadyImage};
+
+/// What effects send back.
+pub(super) enum Outcome {
+    Prepared { incarnation: u32, result: Result<Address, String> },
+    Held { metered: Metered },
+    Configured { at: u64 },
+    Image { slot: usize, result: Box<Result<ReadyImage, ImageFailure>> },
+    Started { slot: usize, attempt: u32, result: Result<Started, StartFailure> },
+    Sandbox { incarnation: u32, event: SandboxEvent },
+    Exited { slot: usize, attempt: u32, exit: ExitFacts },
+    Released { metered: Option<Metered> },
+    Refreshed,
+}
+
+impl PodTask {
+    pub(super) async fn take(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Held { metered } => {
+                // Said again after an agent's restart, with the same instant.
+                tracing::info!(sandbox.id = %self.sandbox(), boottime_ns = metered.boottime_ns, "resources are held");
+                if self.record.timeline.held_ns == 0 {
+                    self.record.timeline.held_ns = metered.wall_ns;
+                    self.record.timeline.held_boottime_ns = metered.boottime_ns;
+                }
+            }
+            Outcome::Configured { at } => {
+                if self.record.timeline.sandbox_ready_ns == 0 {
+                    self.record.timeline.sandbox_ready_ns = self.label(at);
+                }
+            }
+            Outcome::Prepared { incarnation, result } => {
+                if incarnation != self.record.state.incarnation {
+                    return;
+                }
+                let event = match result {
+                    Ok(address) => {
+                        self.watch_sandbox().await;
+                        Event::SandboxReady { ip: Some(address.ip) }
+                    }
+                    Err(message) => Event::SandboxFailed { message },
+                };
+                self.happened(event).await;
+            }
+            Outcome::Image { slot, result } => self.image(slot, *result).await,
+            Outcome::Started { slot, attempt, result } => {
+                let event = match result {
+                    Ok(started) => self.started(slot, attempt, started),
+                    Err(failure) => Event::StartFailed { slot, attempt, failure },
+                };
+                self.happened(event).await;
+            }
+            Outcome::Sandbox { incarnation, event } => {
+                if incarnation == self.record.state.incarnation {
+                    self.sandbox_event(event).await;
+                }
+            }
+            Outcome::Exited { slot, attempt, exit } => self.happened(Event::Exited { slot, attempt, exit }).await,
+            Outcome::Released { metered } => {
+                if let Some(metered) = metered {
+                    let sandbox = self.sandbox();
+                    tracing::info!(sandbox.id = %sandbox, boottime_ns = metered.boottime_ns, "resources are released");
+                    self.record.timeline.released_ns = metered.wall_ns;
+                    self.record.timeline.released_boottime_ns = metered.boottime_ns;
+                }
+                self.record.holding = false;
+                self.happened(Event::Released).await;
+                if self.record.state.is_terminal() {
+                    self.images.clear();
+                    self.adopted.clear();
+                    self.saver.flush().await;
+                }
+            }
+            Outcome::Refreshed => self.happened(Event::Refreshed).await,
+        }
+    }
+
+    fn started(&mut self, slot: usize, attempt: u32, started: Started) -> Event {
+        if self.record.timeline.started_ns == 0 {
+            self.record.timeline.started_ns = self.label(started.boottime_ns);
+            let seconds = started.boottime_ns.saturating_sub(self.accepted.boottime_ns) as f64 / 1e9;
+            self.world.metrics.started(seconds);
+            self.start_span = tracing::Span::none();
+        }
+        Event::Started { slot, attempt, wall_ns: started.wall_ns }
+    }
+
+    async fn image(&mut self, slot: usize, result: Result<ReadyImage, ImageFailure>) {
+        let event = match result {
+            Ok(image) => {
+                let facts = ImageFacts {
+                    reference: image.reference.clone(),
+                    image_id: image.image_id.clone(),
+                    layers: image.layers.iter().map(|layer| layer.id.clone()).collect(),
+                };
+                self.images.insert(slot, image);
+                Event::ImageReady { slot, facts }
+            }
+            Err(failure) => Event::ImageFailed { slot, reason: failure.reason.to_owned(), message: failure.message },
+        };
+        self.happened(event).await;
+    }
+
+    async fn sandbox_event(&mut self, event: SandboxEvent) {
+        match event {
+            SandboxEvent::Started { container, attempt, started } => {
+                if let Some(slot) = self.plan.index(&container) {
+                    let event = self.started(slot, attempt, started);
+                    self.happened(event).await;
+                }
+            }
+            SandboxEvent::FirstByte { boottime_ns, .. } => {
+                if self.record.timeline.first_byte_ns == 0 {
+                    self.record.timeline.first_byte_ns = self.label(boottime_ns);
+                    self.publish();
+                }
+            }
+            SandboxEvent::Exited { container, attempt, exit } => {
+                if let Some(slot) = self.plan.index(&container) {
+                    self.read_exit(slot, attempt, exit);
+                }
+            }
+            SandboxEvent::Lost { .. } => self.happened(Event::Lost).await,
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What others ask of the pod: its beginning, a newer intent, to be forgotten.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::{Beginning, PodTask};
+use crate::clock::Now;
+use crate::intent::Intent;
+use crate::pod::plan::Plan;
+use crate::pod::state::Event;
+use crate::pod::volumes;
+
+impl PodTask {
+    /// Whether the pod is remembered: a new one that could not be written down is not.
+    pub(super) async fn begin(&mut self, beginning: Beginning) -> bool {
+        match beginning {
+            Beginning::New { verdict, notes, accepted } => {
+                let now = Now::read();
+                self.accepted = now;
+                self.record.timeline.accepted_ns = now.wall_ns;
+                // One write covers the intent and the sandbox that is about to exist.
+                self.record.holding = verdict.is_none();
+                if let Err(message) = self.write_down().await {
+                    // Nothing was touched, and nothing is remembered.
+                    self.world.board.remove(&self.intent.uid);
+                    let _ = accepted.send(Err(message));
+                    return false;
+                }
+                let _ = accepted.send(Ok(()));
+                for (reason, message) in notes {
+                    self.tell(None, true, reason, message);
+                }
+                match verdict {
+                    Some(verdict) => {
+                        self.world.metrics.refused(&verdict.reason);
+                        let (reason, message) = (verdict.reason.clone(), verdict.message.clone());
+                        self.tell_owned(None, true, reason, message);
+                        self.happened(Event::Deny(verdict)).await;
+                    }
+                    None => self.happened(Event::Begin).await,
+                }
+                if let Some(deletion) = self.intent.deletion {
+                    self.happened(Event::Delete { grace_seconds: deletion.grace_seconds }).await;
+                }
+            }
+            Beginning::Recovered { alive, rebooted, .. } => {
+                self.adopt_images();
+                self.record.boot_id.clone_from(&self.world.boot_id);
+                if alive {
+                    self.watch_sandbox().await;
+                }
+                self.happened(Event::Recovered { alive, rebooted }).await;
+                if self.record.state.begun.is_none() {
+                    self.happened(Event::Begin).await;
+                }
+                if let Some(deletion) = self.intent.deletion
+                    && !self.record.state.deleting
+                {
+                    self.happened(Event::Delete { grace_seconds: deletion.grace_seconds }).await;
+                }
+                self.publish();
+            }
+        }
+        true
+    }
+
+    pub(super) async fn new_intent(&mut self, intent: Intent, done: oneshot::Sender<Result<(), String>>) {
+        let newer = intent.generation > self.intent.generation;
+        let awaited = self.material.borrow().is_none();
+        let deletes = intent.deletion.is_some() && self.intent.deletion != intent.deletion;
+        if intent.generation < self.intent.generation || !(newer || awaited || deletes) {
+            let _ = done.send(Ok(()));
+            return;
+        }
+        let old = std::mem::replace(&mut self.intent, intent);
+        let (resolved, secrets) = self.intent.resolved.without_secrets();
+        self.record.generation = self.intent.generation;
+        self.record.pod = (*self.intent.raw).clone();
+        self.record.resolved = resolved;
+        self.record.secrets = secrets;
+        // Deletion cannot be taken back.
+        self.intent.deletion = self.intent.deletion.or(old.deletion);
+        self.record.deletion = self.intent.deletion;
+        let plan = Plan::of(&self.intent.pod);
+        let same = |new: &Plan| {
+            new.slots.len() == self.plan.slots.len()
+                && new.slots.iter().zip(&self.plan.slots).all(|(a, b)| a.name == b.name && a.image == b.image)
+        };
+        if same(&plan) {
+            self.plan = plan;
+        } else {
+            let message =
+                "containers or images of a running pod were changed; this version keeps what it started".to_owned();
+            self.tell(None, true, "UnsupportedPodChange", message);
+        }
+        if self.record.state.is_terminal() {
+            self.publish();
+        }
+        let result = self.write_down().await;
+        self.generation.send_replace(self.intent.generation);
+        self.material.send_replace(Some(Arc::new(self.intent.clone())));
+        let _ = done.send(result);
+        if let Some(deletion) = self.intent.deletion {
+            self.happened(Event::Delete { grace_seconds: deletion.grace_seconds }).await;
+        }
+        self.publish();
+        if !self.record.state.is_ending(&self.plan) {
+            self.refresh_volumes();
+        }
+    }
+
+    /// Whether nothing is left of it.
+    pub(super) async fn forget(&mut self) -> bool {
+        if !self.record.state.is_terminal() {
+            return false;
+        }
+        self.saver.flush().await;
+        let (ledger, dirs, uid) = (self.world.ledger.clone(), self.dirs.clone(), self.intent.uid.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            let files = volumes::disk::forget(&dirs).map_err(|e| crate::errors::chain(&e));
+            files.and_then(|()| ledger.remove(&uid).map_err(|e| crate::errors::chain(&e)))
+        })
+        .await;
+        match removed {
+            Ok(Ok(())) => {
+                self.world.board.remove(&self.intent.uid);
+                true
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "pod could not be forgotten; it will be tried again");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(%error, "pod could not be forgotten; it will be tried again");
+                false
+            }
+        }
+    }
+}
