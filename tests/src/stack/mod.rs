@@ -213,6 +213,11 @@ impl Stack {
         self.end()
     }
 
+    /// The same for an owner that has to go on.
+    pub fn end_now(&mut self) -> Result<()> {
+        self.end()
+    }
+
     fn end(&mut self) -> Result<()> {
         if let Some(vkubelet) = self.vkubelet.take() {
             vkubelet.terminate(PATIENCE)?;
