@@ -2,10 +2,16 @@
 # Builds the programs into one directory, $NODELESS_BIN_DIR, and exports it.
 #
 #   build_programs REPOSITORY     NODELESS_BUILD_PROFILE: release (default) or dev, for all but the shim
+#   programs_dir REPOSITORY       where that is, by $NODELESS_BUILD_PROFILE
 #   static_shim_target            the target triple that the shim is built for: this machine's own
 
 static_shim_target() {
     rustc -vV | sed -n 's/^host: //p'
+}
+
+# A directory of their own: cargo's holds a shim too, which is not static, and is written anew by other builds.
+programs_dir() {
+    echo "${CARGO_TARGET_DIR:-$1/target}/programs/${NODELESS_BUILD_PROFILE:-release}"
 }
 
 build_programs() {
@@ -14,8 +20,7 @@ build_programs() {
     triple=$(static_shim_target)
     target=${CARGO_TARGET_DIR:-$repository/target}
     built=$target/$([[ $profile == dev ]] && echo debug || echo "$profile")
-    # A directory of their own: cargo's holds a shim too, which is not static, and is written anew by other builds.
-    bin=$target/programs/$profile
+    bin=$(programs_dir "$repository")
     (
         cd "$repository" || exit
         cargo build --locked --profile "$profile" -p agent -p vkubelet -p xtask --bins &&

@@ -6,6 +6,7 @@
 #   node_vkubelet ARGUMENTS...             starts vkubelet and waits until it serves
 #   node_agent NUMBER ARGUMENTS...         joins and starts agent NUMBER, its data plane in a network namespace of its own
 #   node_remove                            ends and removes all of it; what runs in pods ends with it
+#   node_log_tails LINES           the last LINES of every daemon's log, to standard error
 #   node_address vkubelet|agent-N KEY      an address that a daemon serves on
 
 node_dirs() {
@@ -81,21 +82,25 @@ node_agent() {
         --state-dir "$state" --run-dir "$node_run/$agent" --http-listen 127.0.0.1:0 \
         --data-plane-netns "/run/netns/$netns" --cgroup-parent "nodeless-$node_name-${agent#agent-}" \
         --shim "$NODELESS_BIN_DIR/nodeless-shim" "$@"
-    node_wait_served "$agent" && node_wait_connected "$node_name-${agent#agent-}" "$agent"
+    node_wait_served "$agent" && node_wait_ready "$node_name-${agent#agent-}" "$agent"
 }
 
-# node_wait_connected HOST AGENT: until vkubelet lists the host
-node_wait_connected() {
-    local until=$((SECONDS + 60))
-    while ((SECONDS < until)); do
-        if "$NODELESS_BIN_DIR/nodeless" --socket "$node_run/vkubelet/vkubelet.sock" -o json hosts 2>/dev/null |
-            grep -q "\"$1\""; then
-            return 0
-        fi
-        process_runs "$node_dir/$2.pid" || break
-        sleep 0.02
+# node_wait_ready HOST AGENT: until HOST takes pods; says why when it does not
+node_wait_ready() {
+    local pid
+    read -r pid _ <"$node_dir/$2.pid" || return 1
+    "$NODELESS_BIN_DIR/xtask" host-ready "$1" --socket "$node_run/vkubelet/vkubelet.sock" --agent-pid "$pid" && return
+    process_runs "$node_dir/$2.pid" || node_failed "$2"
+    return 1
+}
+
+node_log_tails() {
+    local log
+    for log in "$node_dir"/*.log; do
+        [[ -e $log ]] || continue
+        echo "the end of ${log##*/}:" >&2
+        tail -n "$1" "$log" | sed 's/^/  /' >&2
     done
-    node_failed "$2"
 }
 
 # The processes of this node: those in its cgroups, and those that were given its directories. Both are its own names.

@@ -3,8 +3,12 @@
 #
 #   need_programs PURPOSE PROGRAM[=PACKAGE]...
 #
+#   need_rust PURPOSE                     cargo, and a C compiler that links statically
+#   need_kernel PURPOSE                   what the kernel must have, each by name
+#   need_room PURPOSE DIR MIB PERCENT WHAT [HINT]   so much free space where DIR is or will be
+#
 # Installs the Debian packages of those programs that are missing, when it can (root, apt-get), and says so; otherwise
-# fails and names exactly what is missing. PACKAGE is PROGRAM unless given.
+# fails and names exactly what is missing. PACKAGE is PROGRAM unless given. $packages_log_dir: for apt's words meanwhile.
 
 need_programs() {
     local purpose=$1 wanted program
@@ -30,7 +34,7 @@ install_packages() {
         return 1
     fi
     echo "$purpose: installing Debian packages: $*" >&2
-    log=$(mktemp)
+    log=$(mktemp -p "${packages_log_dir:-${TMPDIR:-/tmp}}")
     if ! { apt_install "$@" || { apt-get update -q && apt_install "$@"; }; } >"$log" 2>&1; then
         tail -n 15 "$log" >&2
         rm -f "$log"
@@ -61,4 +65,33 @@ need_rust() {
 
 links_statically() {
     command -v cc >/dev/null && cc -static -x c -o /dev/null - 2>/dev/null <<<'int main(void) { return 0; }'
+}
+
+need_kernel() {
+    local purpose=$1 filesystem
+    if [[ ! -r /proc/filesystems ]]; then
+        echo "$purpose needs /proc: mount -t proc proc /proc" >&2
+        return 1
+    fi
+    if ! grep -qs cgroup /proc/self/mounts; then
+        echo "$purpose needs control groups: mount -t cgroup2 cgroup2 /sys/fs/cgroup" >&2
+        return 1
+    fi
+    for filesystem in erofs overlay; do
+        if ! grep -qw "$filesystem" /proc/filesystems && ! modprobe -q "$filesystem" 2>/dev/null; then
+            echo "$purpose needs a kernel with $filesystem: it is not built in, and modprobe $filesystem does not load it" >&2
+            return 1
+        fi
+    done
+}
+
+need_room() {
+    local purpose=$1 dir=$2 mib=$3 percent=$4 what=$5 hint=${6:-} free all
+    while [[ ! -d $dir ]]; do dir=$(dirname "$dir"); done
+    read -r free all < <(df --output=avail,size --block-size=1M "$dir" | tail -n 1)
+    if ((free < mib || free * 100 < all * percent)); then
+        mib=$((all * percent / 100 > mib ? all * percent / 100 : mib))
+        echo "$purpose: too little disk space for $what: $free MiB of $all MiB are free at $dir, $mib MiB must be${hint:+ ($hint)}" >&2
+        return 1
+    fi
 }

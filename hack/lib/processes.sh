@@ -5,6 +5,8 @@
 #   start_process NAME DIR COMMAND...   runs COMMAND, output to DIR/NAME.log, identity to DIR/NAME.pid
 #   process_runs PIDFILE                true while the process of PIDFILE lives
 #   stop_process PIDFILE [SECONDS]      SIGTERM, after SECONDS (10) SIGKILL; removes PIDFILE
+#   start_group COMMAND...              runs COMMAND in the background, in a process group of its own: $worker
+#   end_group GROUP                     SIGTERM to all of it, after 2 s SIGKILL; returns when it is gone
 #   wait_until SECONDS WHAT COMMAND...  until COMMAND is true; after SECONDS says that WHAT did not happen
 #   run_dir_default NAME                where short-lived state goes: /run/NAME for root, else a directory of the user's
 
@@ -56,6 +58,32 @@ stop_process() {
         fi
     fi
     rm -f "$file"
+}
+
+start_group() {
+    setsid "$@" </dev/null &
+    # shellcheck disable=SC2034 # for the caller
+    worker=$!
+}
+
+# signal_group SIGNAL GROUP: also when its first process is not yet its leader
+signal_group() {
+    kill "-$1" -- "-$2" 2>/dev/null || kill "-$1" "$2" 2>/dev/null
+}
+
+end_group() {
+    local tries
+    for ((tries = 0; tries < 40; tries++)); do
+        signal_group TERM "$1" || break
+        sleep 0.05
+    done
+    # Nobody in a group can start another member once the whole of it has this signal. What is dead and not yet waited
+    # for (by init, perhaps) takes signals too, hence the limit.
+    for ((tries = 0; tries < 100; tries++)); do
+        signal_group KILL "$1" || break
+        sleep 0.02
+    done
+    wait "$1" 2>/dev/null || true
 }
 
 wait_until() {

@@ -28,7 +28,7 @@ fn e2e_quickstart_runs_bills_and_leaves_nothing() {
     }
     assert!(said["start_ms"].as_f64() <= said["first_byte_ms"].as_f64(), "a byte came before the start: {said}");
 
-    let timeline = |step: &str| said["timeline"][step].as_u64().unwrap();
+    let timeline = |step: &str| said["record"]["timeline"][step].as_u64().unwrap();
     let held = timeline("released_boottime_ns") - timeline("held_boottime_ns");
     assert!(held >= 3_000_000_000, "the pod runs three seconds, {held} ns were held");
     assert_eq!(said["record"]["state"], "final");

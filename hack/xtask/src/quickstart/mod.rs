@@ -9,7 +9,6 @@
 //!
 //! Everything that is told comes from the node's client API; nothing is guessed from outside. [`show`] only prints.
 
-mod client;
 mod outcome;
 mod pod;
 mod show;
@@ -22,9 +21,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
-use client::Client;
 use outcome::{Outcome, Timeline};
 use show::Show;
+
+use crate::client::Client;
 
 /// The pod's name, in namespace `default`.
 const POD: &str = "quickstart";
@@ -54,6 +54,11 @@ pub(crate) struct Options {
     command: Vec<String>,
 }
 
+/// The image is not to be had: the user's to mend, and no fault of the node's.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make a snapshot of {0}")]
+pub(crate) struct NoImage(String);
+
 pub(crate) fn run(options: Options) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
@@ -70,8 +75,7 @@ async fn act(options: &Options) -> Result<Outcome> {
     let show = Show::new(!options.json);
     show.title(&options.image);
 
-    host_ready(&client).await?;
-    let snapshot = snapshot(&client, &show, &options.image).await.context("cannot make the snapshot")?;
+    let snapshot = snapshot(&client, &show, &options.image).await.with_context(|| NoImage(options.image.clone()))?;
     let manifest = pod::manifest(POD, &options.image, &options.command);
     pod::write(&options.manifests, POD, &manifest)?;
 
@@ -104,20 +108,6 @@ async fn act(options: &Options) -> Result<Outcome> {
     let outcome = Outcome::new(&options.image, snapshot, &ended, &released, &again, logs, exec, record);
     show.again(&outcome);
     Ok(outcome)
-}
-
-/// Waits until the agent has dialled in and takes pods.
-async fn host_ready(client: &Client) -> Result<()> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let hosts = client.json("/v1/hosts").await?;
-        let ready = |host: &Value| host["connected"] == true && host["ready"] == true;
-        if hosts["items"].as_array().is_some_and(|hosts| hosts.iter().any(ready)) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < until, "no host is ready after {} s: {}", PATIENCE.as_secs(), hosts["items"]);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Has the image made into a snapshot, with its progress shown; how long that took.

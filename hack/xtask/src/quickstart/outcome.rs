@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::pod;
 
@@ -24,8 +24,10 @@ pub(crate) struct Outcome {
     pub(crate) second_start_ms: f64,
     logs: String,
     exec: String,
-    timeline: Timeline,
+    /// The final record, with `timeline`: when what it is made of happened.
     record: Value,
+    #[serde(skip)]
+    timeline: Timeline,
     #[serde(skip)]
     pub(crate) reason: String,
 }
@@ -69,9 +71,12 @@ impl Outcome {
         again: &Value,
         logs: String,
         exec: String,
-        record: Value,
+        mut record: Value,
     ) -> Self {
         let (timeline, second) = (Timeline::of(released), Timeline::of(again));
+        if let Some(record) = record.as_object_mut() {
+            record.insert("timeline".to_owned(), json!(timeline));
+        }
         let text = |field: &str| ended[field].as_str().unwrap_or_default().to_owned();
         Self {
             pod: format!("{}/{}", text("namespace"), text("name")),
