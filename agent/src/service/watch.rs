@@ -43,8 +43,9 @@ impl Service {
     pub(super) fn events(&self, after: u64) -> Answers<proto::PodEvent> {
         let journal = self.roster.world().journal.clone();
         let (sender, stream) = answers();
+        // Before the call returns: whoever asks next finds it acknowledged.
+        journal.acknowledge(after);
         tokio::spawn(async move {
-            journal.acknowledge(after);
             let mut changes = journal.changes();
             let mut seen = after;
             loop {
