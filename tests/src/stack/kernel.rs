@@ -18,11 +18,14 @@ impl Stack {
 
     /// The control group of a sandbox; none when there is no such sandbox (any more).
     pub fn cgroup(&self, sandbox: &str) -> Option<PathBuf> {
-        let text = std::fs::read(self.sandboxes().join(sandbox).join("slot.json")).ok()?;
-        let slot: Value = serde_json::from_slice(&text).ok()?;
+        cgroup_of(&self.cgroup_parent(), &self.sandboxes().join(sandbox))
+    }
+
+    /// The control group (of the unified hierarchy) that all sandboxes are in.
+    pub fn cgroup_parent(&self) -> PathBuf {
         let unified = Path::new("/sys/fs/cgroup/unified");
         let root = if unified.is_dir() { unified } else { Path::new("/sys/fs/cgroup") };
-        Some(root.join(&self.netns).join(slot["name"].as_str()?))
+        root.join(&self.netns)
     }
 
     /// The process id of a sandbox's shim.
@@ -39,6 +42,13 @@ impl Stack {
         let found = processes_with(&words).ok()?;
         found.iter().copied().find(|pid| parent(*pid).is_none_or(|parent| !found.contains(&parent)))
     }
+}
+
+/// The control group of the sandbox whose directory this is.
+pub fn cgroup_of(parent: &Path, sandbox: &Path) -> Option<PathBuf> {
+    let text = std::fs::read(sandbox.join("slot.json")).ok()?;
+    let slot: Value = serde_json::from_slice(&text).ok()?;
+    Some(parent.join(slot["name"].as_str()?))
 }
 
 /// Whether a container's process is in a sandbox's control group.
