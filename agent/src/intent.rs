@@ -42,6 +42,8 @@ pub struct Intent {
     pub source: Source,
     /// Deletion, when asked for.
     pub deletion: Option<Deletion>,
+    /// The trace context of the pod's start, as W3C text; empty when nothing is traced.
+    pub traceparent: String,
 }
 
 /// Why an intent makes no sense.
@@ -99,7 +101,8 @@ impl Intent {
         let deletion =
             wire.delete.then(|| Deletion { grace_seconds: u64::try_from(wire.grace_seconds).unwrap_or_default() });
         let resolved = wire.resolved.map(Resolved::from).unwrap_or_default();
-        Self::new(uid, wire.generation, raw, resolved, source, deletion)
+        let intent = Self::new(uid, wire.generation, raw, resolved, source, deletion)?;
+        Ok(Self { traceparent: wire.traceparent, ..intent })
     }
 
     /// From its parts.
@@ -142,6 +145,7 @@ impl Intent {
             resolved: Arc::new(resolved),
             source,
             deletion,
+            traceparent: String::new(),
         })
     }
 

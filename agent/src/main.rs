@@ -6,8 +6,10 @@ use agent::config::{Cli, Command, Config, JoinFlags, LogFormat, default_host_id}
 use agent::link::{self, JoinOptions};
 use agent::{observe, reset, run};
 use agent_api::identity::{HostId, SpkiHash};
+use agent_api::trace::Exporter;
 use anyhow::Context as _;
 use clap::Parser as _;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -17,17 +19,23 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Run(flags) => {
             let host_id = flags.host_id.clone();
             let config = Config::load(*flags).context("configuration")?;
-            observe::init(config.log_format);
+            let runtime = runtime()?;
+            let exporter = exporter(&config, &runtime)?;
+            observe::init(config.log_format, exporter.as_ref());
             tracing::info!(?config, "nodeless-agent starts");
-            runtime()?.block_on(daemon(config, host_id))?;
+            let end = runtime.block_on(daemon(config, host_id));
+            if let Some(exporter) = exporter {
+                exporter.flush();
+            }
+            end?;
         }
         Command::Join(flags) => {
-            observe::init(LogFormat::Text);
+            observe::init(LogFormat::Text, None);
             runtime()?.block_on(join(flags))?;
         }
         Command::Reset(flags) => {
             let config = Config::load(*flags).context("configuration")?;
-            observe::init(config.log_format);
+            observe::init(config.log_format, None);
             runtime()?.block_on(reset::run(&config)).context("reset")?;
         }
         Command::ConvertLayer => return Ok(image_snapshot::convert::run_converter()),
@@ -35,8 +43,13 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+}
+
+fn exporter(config: &Config, runtime: &Runtime) -> anyhow::Result<Option<Exporter>> {
+    let _guard = runtime.enter();
+    config.otlp_endpoint.as_deref().map(|to| Exporter::new(to, "nodeless-agent")).transpose().context("--otlp-endpoint")
 }
 
 async fn daemon(config: Config, host_id: Option<String>) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+use agent_api::trace::Exporter;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -15,8 +16,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::LogFormat;
 use crate::spool::SpoolGauges;
@@ -161,17 +164,18 @@ impl Metrics {
     }
 }
 
-/// Installs the log subscriber. Call once, first thing in main. `NODELESS_LOG` filters (`info` by default); with
+/// Installs the subscriber of log lines and, with an exporter, of a pod's start's spans. Call once, first thing in main. `NODELESS_LOG` filters lines (`info` by default); with
 /// `NODELESS_LOG_SPANS` set, each span (a pod's start and its steps) is logged with its time when it closes.
-pub fn init(format: LogFormat) {
+pub fn init(format: LogFormat, exporter: Option<&Exporter>) {
     let spans = if std::env::var_os("NODELESS_LOG_SPANS").is_some() { FmtSpan::CLOSE } else { FmtSpan::NONE };
     let filter = EnvFilter::try_from_env("NODELESS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_span_events(spans).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+    let lines = tracing_subscriber::fmt::layer().with_span_events(spans).with_writer(std::io::stderr);
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let registry = tracing_subscriber::registry().with(lines.with_filter(filter));
+    registry.with(exporter.map(|exporter| exporter.layer(&["agent", "image_snapshot", "sandbox"]))).init();
 }
 
 /// `/metrics`, `/healthz`, `/readyz`.

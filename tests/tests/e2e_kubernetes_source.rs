@@ -84,7 +84,14 @@ async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl 
 }
 
 fn report(status: serde_json::Value) -> StatusReport {
-    StatusReport { generation: 1, host: "h".into(), status: Arc::new(status), terminated: false, timeline: None }
+    StatusReport {
+        generation: 1,
+        host: "h".into(),
+        status: Arc::new(status),
+        terminated: false,
+        timeline: None,
+        start: tracing::Span::none(),
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use agent_api::trace::Exporter;
 use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -61,10 +62,15 @@ fn host(command: HostCommand) -> anyhow::Result<()> {
 
 fn daemon(flags: RunFlags) -> anyhow::Result<()> {
     let config = Config::load(flags)?;
-    observe::init(config.log_format);
-    tracing::info!(?config, "vkubelet starts");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(async {
+    let exporter = {
+        let _guard = runtime.enter();
+        let endpoint = config.otlp_endpoint.as_deref();
+        endpoint.map(|to| Exporter::new(to, "vkubelet")).transpose().context("--otlp-endpoint")?
+    };
+    observe::init(config.log_format, exporter.as_ref());
+    tracing::info!(?config, "vkubelet starts");
+    let end = runtime.block_on(async {
         let stop = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -78,5 +84,9 @@ fn daemon(flags: RunFlags) -> anyhow::Result<()> {
             asked.cancel();
         });
         Box::pin(run::run(config, stop)).await.map_err(anyhow::Error::from)
-    })
+    });
+    if let Some(exporter) = exporter {
+        exporter.flush();
+    }
+    end
 }

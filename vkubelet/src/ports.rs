@@ -86,6 +86,8 @@ pub struct StatusReport {
     pub terminated: bool,
     /// The start and end of the pod in nanoseconds, when an agent has told.
     pub timeline: Option<agent_api::proto::Timeline>,
+    /// The pod's start that this report is part of; none after it.
+    pub start: tracing::Span,
 }
 
 /// Where statuses, placements and completed deletions go.

@@ -97,6 +97,9 @@ pub struct RunFlags {
     /// Registry HOST[:PORT] spoken to in plain HTTP; may be repeated (loopback always is).
     #[arg(long, env = "NODELESS_INSECURE_REGISTRY", value_delimiter = ',')]
     pub insecure_registry: Option<Vec<String>>,
+    /// Seconds of silence after which a registry's request is given up [default: 60].
+    #[arg(long, env = "NODELESS_REGISTRY_TIMEOUT_SECONDS")]
+    pub registry_timeout_seconds: Option<u64>,
     /// Directory below which pods of the cluster may name `oci-layout:` images; may be repeated.
     #[arg(long, env = "NODELESS_ALLOW_OCI_LAYOUT", value_delimiter = ',')]
     pub allow_oci_layout: Option<Vec<PathBuf>>,
@@ -115,6 +118,9 @@ pub struct RunFlags {
     /// How log lines look [default: text].
     #[arg(long, env = "NODELESS_LOG_FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
+    /// Where spans of pods' starts are sent: OTLP over gRPC, http://HOST:PORT [default: nowhere].
+    #[arg(long, env = "NODELESS_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
 }
 
 impl RunFlags {
@@ -138,12 +144,14 @@ impl RunFlags {
             http_listen,
             resolv_conf,
             insecure_registry,
+            registry_timeout_seconds,
             allow_oci_layout,
             capacity_cpu,
             capacity_memory,
             max_pods,
             pids_limit,
             log_format,
+            otlp_endpoint,
         )
     }
 }

@@ -62,6 +62,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Registries spoken to in plain HTTP.
     pub insecure_registries: Vec<String>,
+    /// Silence after which a registry's request is given up; without it the store's own default.
+    pub registry_timeout: Option<std::time::Duration>,
     /// Directories that pods may name in `oci-layout:` references.
     pub oci_layouts: Vec<PathBuf>,
     /// CPU to give, in thousandths; the host's own when absent.
@@ -74,6 +76,8 @@ pub struct Config {
     pub pids_limit: u64,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Where spans are sent.
+    pub otlp_endpoint: Option<String>,
 }
 
 /// Why the configuration cannot be used.
@@ -186,12 +190,17 @@ impl Config {
             http_listen: flags.http_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 10_272))),
             resolv_conf: flags.resolv_conf.unwrap_or_else(|| PathBuf::from("/etc/resolv.conf")),
             insecure_registries: flags.insecure_registry.unwrap_or_default(),
+            registry_timeout: match flags.registry_timeout_seconds {
+                Some(0) => return Err(wrong("registry-timeout-seconds", "0 would give every request up".to_owned())),
+                seconds => seconds.map(std::time::Duration::from_secs),
+            },
             oci_layouts: flags.allow_oci_layout.unwrap_or_default(),
             capacity_milli_cpu: quantity("capacity-cpu", flags.capacity_cpu, milli)?,
             capacity_memory: quantity("capacity-memory", flags.capacity_memory, whole)?,
             max_pods: flags.max_pods.unwrap_or(MAX_PODS),
             pids_limit: flags.pids_limit.unwrap_or(PIDS_LIMIT),
             log_format: flags.log_format.unwrap_or_default(),
+            otlp_endpoint: flags.otlp_endpoint,
         })
     }
 }
@@ -258,6 +267,7 @@ mod tests {
             (RunFlags { data_plane_netns: Some("x".into()), ..flags() }, "data-plane-netns"),
             (RunFlags { capacity_cpu: Some("lots".into()), ..flags() }, "capacity-cpu"),
             (RunFlags { host_id: Some("Not OK".into()), ..flags() }, "host-id"),
+            (RunFlags { registry_timeout_seconds: Some(0), ..flags() }, "registry-timeout-seconds"),
         ] {
             let error = Config::check(wrong).unwrap_err();
             assert!(error.to_string().contains(flag), "{error}");

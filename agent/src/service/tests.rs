@@ -134,7 +134,7 @@ async fn a_sync_is_applied_only_when_it_came_whole() {
     use sync_item::Item::{Begin, End, Pod};
     let rig = Rig::new();
     let service = service(&rig).await;
-    let begin = || Begin(proto::SyncBegin { epoch: 1 });
+    let begin = || Begin(proto::SyncBegin { epoch: 1, confirmed: vec![] });
     let pod = || Pod(wire("u", 1, &["run"]));
     for partial in [
         vec![],

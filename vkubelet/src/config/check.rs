@@ -109,6 +109,7 @@ impl Config {
             http_listen: flags.http_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 10271))),
             cluster: cluster(&flags),
             log_format: flags.log_format.unwrap_or_default(),
+            otlp_endpoint: flags.otlp_endpoint.clone(),
             state_dir,
         })
     }

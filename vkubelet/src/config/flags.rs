@@ -164,6 +164,9 @@ pub struct RunFlags {
     /// How log lines look [default: text].
     #[arg(long, env = "NODELESS_LOG_FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
+    /// Where spans of pods' starts are sent: OTLP over gRPC, http://HOST:PORT [default: nowhere].
+    #[arg(long, env = "NODELESS_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
 }
 
 impl RunFlags {
@@ -197,6 +200,7 @@ impl RunFlags {
             no_taint,
             node_labels,
             log_format,
+            otlp_endpoint,
         )
     }
 }

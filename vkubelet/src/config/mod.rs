@@ -54,6 +54,8 @@ pub struct Config {
     pub cluster: ClusterSettings,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Where spans are sent.
+    pub otlp_endpoint: Option<String>,
 }
 
 /// What is needed with an API server.

@@ -41,8 +41,8 @@ pub struct TooLarge {
     limit: usize,
 }
 
-/// The intent to run.
-pub fn run(pod: &DesiredPod, resolved: Resolved, generation: u64) -> Result<Intent, TooLarge> {
+/// The intent to run; `traceparent` is the context of the pod's start, empty when nothing is traced.
+pub fn run(pod: &DesiredPod, resolved: Resolved, generation: u64, traceparent: String) -> Result<Intent, TooLarge> {
     let intent = Intent {
         uid: pod.uid().to_owned(),
         generation,
@@ -51,6 +51,7 @@ pub fn run(pod: &DesiredPod, resolved: Resolved, generation: u64) -> Result<Inte
         source: pod.source.as_str().to_owned(),
         delete: false,
         grace_seconds: 0,
+        traceparent,
     };
     let (bytes, limit) = (intent.encoded_len(), MAX_MESSAGE - ENVELOPE);
     if bytes > limit { Err(TooLarge { bytes, limit }) } else { Ok(intent) }
@@ -67,6 +68,7 @@ pub fn delete(pod: &DesiredPod, grace_seconds: i64, generation: u64) -> Intent {
         source: pod.source.as_str().to_owned(),
         delete: true,
         grace_seconds,
+        traceparent: String::new(),
     }
 }
 
@@ -81,6 +83,7 @@ pub fn keep(pod: &DesiredPod) -> Intent {
         source: pod.source.as_str().to_owned(),
         delete: false,
         grace_seconds: 0,
+        traceparent: String::new(),
     }
 }
 

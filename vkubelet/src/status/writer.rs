@@ -12,6 +12,7 @@ use kube::{Api, Client};
 use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use super::patch::{CREATING, patch, patience};
 use crate::desired::{Desired, DesiredPod, HOST_ANNOTATION};
@@ -22,12 +23,19 @@ use crate::sources::kubernetes::port_error;
 /// First and longest wait between tries.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
-#[derive(Default)]
 struct Slot {
     wanted: Option<Arc<Value>>,
     written: Option<Arc<Value>>,
+    /// The pod's start that the wanted status is part of.
+    start: Span,
     busy: bool,
     flush: bool,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self { wanted: None, written: None, start: Span::none(), busy: false, flush: false }
+    }
 }
 
 struct Inner {
@@ -102,13 +110,15 @@ impl Inner {
         let mut wait = RETRY.0;
         loop {
             let Some(wanted) = self.next(pod.uid()).await else { return };
+            let span = self.span(pod.uid());
             let outcome = tokio::select! {
-                outcome = self.write(&pod, &wanted) => outcome,
+                outcome = self.write(&pod, &wanted).instrument(span) => outcome,
                 () = self.stop.cancelled() => return,
             };
             match outcome {
                 Outcome::Written => {
                     if let Some(slot) = self.slots().get_mut(pod.uid()) {
+                        slot.start = Span::none();
                         slot.written = Some(wanted);
                     }
                     wait = RETRY.0;
@@ -156,6 +166,14 @@ impl Inner {
                 () = self.stop.cancelled() => return None,
             }
             waited += began.elapsed();
+        }
+    }
+
+    /// A write is part of the pod's start, or of nothing.
+    fn span(&self, uid: &str) -> Span {
+        match self.slots().get(uid) {
+            Some(slot) if !slot.start.is_none() => tracing::info_span!(parent: &slot.start, "status.write"),
+            _ => Span::current(),
         }
     }
 
@@ -219,6 +237,7 @@ impl StatusSink for StatusWriter {
             let mut slots = self.inner.slots();
             let slot = slots.entry(pod.uid().to_owned()).or_default();
             slot.wanted = Some(report.status);
+            slot.start = report.start;
             !std::mem::replace(&mut slot.busy, true)
         };
         if start {

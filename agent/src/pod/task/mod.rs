@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use agent_api::proto::PodEvent;
+use agent_api::trace::adopt;
 use sandbox::spec::SandboxId;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -59,6 +60,10 @@ pub struct PodTask {
     /// Cancelled when nothing new is to be started.
     ending: CancellationToken,
     saver: Saver,
+    /// Exits whose termination messages are being read; the sandbox's end is told after them.
+    reading: usize,
+    /// The sandbox has died, and exits are still being read.
+    lost: bool,
     start_span: tracing::Span,
     accepted: Now,
 }
@@ -87,6 +92,7 @@ impl PodTask {
             ),
             Beginning::Recovered { .. } => tracing::Span::none(),
         };
+        adopt(&start_span, &intent.traceparent);
         let has_material = match &beginning {
             Beginning::New { .. } => true,
             Beginning::Recovered { material, .. } => *material,
@@ -102,6 +108,8 @@ impl PodTask {
             outcomes,
             ending: CancellationToken::new(),
             saver: Saver::new(world.ledger.clone()),
+            reading: 0,
+            lost: false,
             start_span,
             accepted: record.state.begun.unwrap_or_else(Now::read),
             intent,

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::desired::{Desired, DesiredPod};
 use crate::observe::Metrics;
@@ -70,6 +70,8 @@ pub(super) struct Task {
     retry_after: Duration,
     last_words: String,
     start_counted: bool,
+    /// From the pod's discovery until its start is told; none afterwards.
+    start: Span,
     /// What was told of references that do not stop the pod.
     warned: HashSet<String>,
 }
@@ -117,6 +119,7 @@ impl Task {
             retry_after: RETRY_FIRST,
             last_words: String::new(),
             start_counted: false,
+            start: start_span(&pod),
             warned: HashSet::new(),
             shared,
             ports,
@@ -239,6 +242,21 @@ impl Task {
         self.retry_at = Some(Instant::now() + self.retry_after);
         self.retry_after = (self.retry_after * 2).min(RETRY_MOST);
     }
+}
+
+/// The root of the trace of a pod's start; none for a pod that has started before.
+fn start_span(pod: &DesiredPod) -> Span {
+    let phase = pod.pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    if !matches!(phase, None | Some("Pending")) {
+        return Span::none();
+    }
+    tracing::info_span!(
+        parent: None,
+        "pod.start",
+        pod.uid = pod.uid(),
+        pod.namespace = pod.pod_ref.namespace,
+        pod.name = pod.pod_ref.name,
+    )
 }
 
 async fn next_change(

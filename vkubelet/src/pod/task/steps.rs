@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use agent_api::trace::traceparent;
+use tracing::{Instrument, Span};
+
 use super::{RETRY_FIRST, Task, now_ns};
 use crate::pod::agents::AgentError;
 use crate::pod::board::Applied;
@@ -18,9 +21,15 @@ impl Task {
             let done = match step {
                 Step::Wait => return true,
                 Step::Finish => return false,
-                Step::Prepare { place, resolve } => self.prepare(place, resolve).await,
+                Step::Prepare { place, resolve } => {
+                    let span = self.part(|start| tracing::info_span!(parent: start, "pod.prepare", place, resolve));
+                    self.prepare(place, resolve).instrument(span).await
+                }
                 Step::Intend => self.intend(),
-                Step::Apply => self.apply().await,
+                Step::Apply => {
+                    let span = self.part(|start| tracing::info_span!(parent: start, "intent.apply"));
+                    self.apply().instrument(span).await
+                }
                 Step::RemoveObject => self.remove_object().await,
                 Step::Forget => match self.forget().await {
                     true => return false,
@@ -33,13 +42,18 @@ impl Task {
         }
     }
 
+    /// A span of the pod's start; none once the pod has started.
+    fn part(&self, make: impl FnOnce(&Span) -> Span) -> Span {
+        if self.start.is_none() { Span::current() } else { make(&self.start) }
+    }
+
     fn intend(&mut self) -> bool {
         let wanted = self.view().wanted;
         let generation = self.shared.generations.next();
         let made = match wanted {
             Wanted::Run => {
                 let resolved = self.resolution.as_ref().map(|r| r.resolved.clone()).unwrap_or_default();
-                intent::run(&self.pod, resolved, generation)
+                intent::run(&self.pod, resolved, generation, traceparent(&self.start))
             }
             Wanted::Delete | Wanted::Gone => Ok(intent::delete(&self.pod, self.grace_seconds(), generation)),
         };

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use agent_api::proto::{Refusal, StatusUpdate, Timeline};
 
+use tracing::Span;
+
 use super::{Task, now_ns, now_text};
 use crate::pod::reconcile::Presence;
 use crate::pod::status;
@@ -78,8 +80,12 @@ impl Task {
             status: Arc::new(status),
             terminated: update.terminated,
             timeline: update.timeline,
+            start: self.start.clone(),
         };
         self.deliver(report);
+        if self.start_counted {
+            self.start = Span::none();
+        }
     }
 
     fn count_start(&mut self, timeline: Option<&Timeline>) {
@@ -103,7 +109,7 @@ impl Task {
         }
         let json = status::host_lost(&last.status, &host, &now_text());
         self.event(EventType::Warning, "HostLost", &format!("host {host} does not answer"), "");
-        self.deliver(StatusReport { status: Arc::new(json), ..last });
+        self.deliver(StatusReport { status: Arc::new(json), start: Span::none(), ..last });
     }
 
     pub(super) fn report(&self, json: serde_json::Value, terminated: bool) {
@@ -113,6 +119,7 @@ impl Task {
             status: Arc::new(json),
             terminated,
             timeline: None,
+            start: self.start.clone(),
         });
     }
 

@@ -142,6 +142,7 @@ async fn an_ended_pod_is_known_as_ended_after_a_restart() {
         status: Arc::new(serde_json::json!({"phase": "Succeeded"})),
         terminated: true,
         timeline: None,
+        start: tracing::Span::none(),
     };
     world.source.report(&pod, report);
     world.until("end", |d| d.get(pod.uid()).filter(|p| p.is_terminal())).await;
