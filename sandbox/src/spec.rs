@@ -137,6 +137,10 @@ pub struct Mount {
     /// Shift owners with the sandbox's user namespace, so that id 0 on the host appears as 0 in the container.
     #[serde(default = "yes")]
     pub idmap: bool,
+    /// The source was made for this sandbox alone: where its file system cannot shift owners (tmpfs before Linux 6.3), those
+    /// in it are changed instead, and whoever writes there later keeps to the owner of the directory. Only with `idmap`.
+    #[serde(default)]
+    pub exclusive: bool,
 }
 
 fn yes() -> bool {

@@ -14,6 +14,7 @@ fn volume(source: &std::path::Path, sub_path: &str, destination: &str) -> Mount 
         read_only: false,
         no_exec: false,
         idmap: true,
+        exclusive: false,
     }
 }
 

@@ -59,6 +59,7 @@ mod tests {
             read_only: false,
             no_exec: false,
             idmap: true,
+            exclusive: false,
         }
     }
 

@@ -5,12 +5,16 @@
 //! VOLUME/..data -> ..2026_11_21_03_25_59.123456789     swapped by one rename
 //! VOLUME/a -> ..data/a
 //! ```
+//!
+//! Owners are written as the pod names them, and appear so by the mount's mapping. Where the file system has none (tmpfs
+//! before Linux 6.3), the sandbox has changed owners in the volume itself by the time that content is replaced: the owner of
+//! VOLUME is what the pod's id 0 is there, and what is written keeps to that.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::content::Files;
@@ -32,27 +36,32 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Wri
 
 const DATA: &str = "..data";
 const NEW_DATA: &str = "..data_tmp";
+/// How many ids a pod has.
+const SANDBOX_IDS: u32 = 65_536;
 
 /// Makes the volume hold exactly these files. `group`: the pod's fsGroup. Nothing happens when it holds them already.
 /// The directory must be the agent's own: nobody else may write in it.
 pub fn write(volume: &Path, files: &Files, group: Option<u32>, wall_ns: u64) -> Result<(), WriteError> {
-    make_directory(volume, 0o755, group)?;
+    make_directory(volume, 0o755, Owner { root: 0, user: 0, group })?;
+    // Shifted or not, see above.
+    let root = fs::symlink_metadata(volume).map_err(failed("look at", volume))?.uid();
+    let owner = Owner { root, user: 0, group };
     let current = fs::read_link(volume.join(DATA)).ok();
     if let Some(current) = &current
         && holds(&volume.join(current), files)
     {
-        return link_names(volume, files);
+        return link_names(volume, files, owner);
     }
     let name = stamp(wall_ns);
     let fresh = volume.join(&name);
-    make_directory(&fresh, 0o755, group)?;
+    make_directory(&fresh, 0o755, owner)?;
     for (path, file) in files {
         let target = fresh.join(path);
         let mut parent = fresh.clone();
         if let Some(inner) = Path::new(path).parent() {
             for part in inner.components() {
                 parent.push(part);
-                make_directory(&parent, 0o755, group)?;
+                make_directory(&parent, 0o755, owner)?;
             }
         }
         // A pod in the group may read what its author gave it, whatever the mode says of others.
@@ -64,7 +73,7 @@ pub fn write(volume: &Path, files: &Files, group: Option<u32>, wall_ns: u64) -> 
             .open(&target)
             .map_err(failed("create", &target))?;
         handle.write_all(&file.bytes).map_err(failed("write", &target))?;
-        give_group(&target, group)?;
+        give(&target, Owner { user: file.owner, ..owner })?;
         handle.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed("set mode of", &target))?;
     }
     let link = volume.join(NEW_DATA);
@@ -73,9 +82,10 @@ pub fn write(volume: &Path, files: &Files, group: Option<u32>, wall_ns: u64) -> 
         _ => {}
     }
     std::os::unix::fs::symlink(&name, &link).map_err(failed("link", &link))?;
+    give(&link, owner)?;
     let data = volume.join(DATA);
     fs::rename(&link, &data).map_err(failed("swap", &data))?;
-    link_names(volume, files)?;
+    link_names(volume, files, owner)?;
     remove_old(volume, &name)
 }
 
@@ -94,25 +104,36 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), WriteError
     fs::rename(&fresh, path).map_err(failed("rename", path))
 }
 
-/// Makes a directory, and sets mode and group also when it is there already.
-pub fn make_directory(path: &Path, mode: u32, group: Option<u32>) -> Result<(), WriteError> {
+/// Whose something is: ids as the pod has them, above what its id 0 is on this file system.
+#[derive(Clone, Copy)]
+struct Owner {
+    root: u32,
+    user: u32,
+    group: Option<u32>,
+}
+
+/// Makes a directory; one that is there stays as it is.
+fn make_directory(path: &Path, mode: u32, owner: Owner) -> Result<(), WriteError> {
     match fs::DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(failed("make directory", path)(error)),
         Ok(()) => {
-            give_group(path, group)?;
-            let mode = if group.is_some() { mode | 0o2050 } else { mode };
+            give(path, owner)?;
+            let mode = if owner.group.is_some() { mode | 0o2050 } else { mode };
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed("set mode of", path))?;
         }
     }
     Ok(())
 }
 
-fn give_group(path: &Path, group: Option<u32>) -> Result<(), WriteError> {
-    match group {
-        Some(gid) => std::os::unix::fs::lchown(path, None, Some(gid)).map_err(failed("give group to", path)),
-        None => Ok(()),
+fn give(path: &Path, owner: Owner) -> Result<(), WriteError> {
+    // Ids that no sandbox has stay what they are: nobody's.
+    let here = |id: u32| if id < SANDBOX_IDS { owner.root.saturating_add(id) } else { id };
+    let (user, group) = (here(owner.user), here(owner.group.unwrap_or(0)));
+    if (user, group) == (0, 0) {
+        return Ok(());
     }
+    std::os::unix::fs::lchown(path, Some(user), Some(group)).map_err(failed("give owner to", path))
 }
 
 fn holds(directory: &Path, files: &Files) -> bool {
@@ -140,13 +161,14 @@ fn holds(directory: &Path, files: &Files) -> bool {
 }
 
 /// One link for each first part of a path; links of paths that are gone are removed.
-fn link_names(volume: &Path, files: &Files) -> Result<(), WriteError> {
+fn link_names(volume: &Path, files: &Files, owner: Owner) -> Result<(), WriteError> {
     let wanted: BTreeSet<&str> = files.keys().filter_map(|path| path.split('/').next()).collect();
     for name in &wanted {
         let link = volume.join(name);
         match std::os::unix::fs::symlink(Path::new(DATA).join(name), &link) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("link", &link)(error)),
-            _ => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed("link", &link)(error)),
+            Ok(()) => give(&link, owner)?,
         }
     }
     for entry in fs::read_dir(volume).map_err(failed("list", volume))?.flatten() {
@@ -186,7 +208,7 @@ mod tests {
     fn files(pairs: &[(&str, &str)]) -> Files {
         pairs
             .iter()
-            .map(|(path, text)| ((*path).to_owned(), File { bytes: text.as_bytes().to_vec(), mode: 0o640 }))
+            .map(|(path, text)| ((*path).to_owned(), File { bytes: text.as_bytes().to_vec(), mode: 0o640, owner: 0 }))
             .collect()
     }
 
@@ -206,6 +228,36 @@ mod tests {
         assert!(!volume.join("d").exists() && !volume.join(&before).exists());
         let mode = fs::metadata(volume.join("a")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o640);
+    }
+
+    #[test]
+    fn privileged_what_replaces_content_keeps_to_the_owner_of_the_volume() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED privileged_what_replaces_content_keeps_to_the_owner_of_the_volume: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("v");
+        let mut content = files(&[("d/a", "1")]);
+        content.get_mut("d/a").unwrap().owner = 1000;
+        let owners = |path: &str| {
+            let data = fs::symlink_metadata(volume.join(path)).unwrap();
+            (data.uid(), data.gid(), data.mode() & 0o7777)
+        };
+        write(&volume, &content, Some(2000), 1_700_000_000_000_000_000).unwrap();
+        assert_eq!(owners("..data/d/a"), (1000, 2000, 0o640));
+        assert_eq!(owners("..data/d"), (0, 2000, 0o2755));
+        // As a sandbox does where the mount cannot shift.
+        let base = 1 << 29;
+        std::os::unix::fs::chown(&volume, Some(base), Some(base + 2000)).unwrap();
+        content.get_mut("d/a").unwrap().bytes = b"2".to_vec();
+        write(&volume, &content, Some(2000), 1_700_000_001_000_000_000).unwrap();
+        assert_eq!(owners("..data/d/a"), (base + 1000, base + 2000, 0o640));
+        assert_eq!(owners("..data/d"), (base, base + 2000, 0o2755));
+        assert_eq!(owners("..data").0, base);
+        write(&volume, &files(&[("b", "1")]), Some(70_000), 1_700_000_002_000_000_000).unwrap();
+        assert_eq!(owners("..data/b"), (base, 70_000, 0o640), "no id of another sandbox's");
+        assert_eq!(owners("b").0, base);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct File {
     pub bytes: Vec<u8>,
     /// Permission bits.
     pub mode: u32,
+    /// The pod's id that it belongs to; 0 unless the kubelet gives it to the pod's user.
+    pub owner: u32,
 }
 
 impl std::fmt::Debug for File {
@@ -70,7 +72,13 @@ pub fn of_volume(context: Context<'_>, volume: &Volume) -> Result<Option<Files>,
                         part.path, volume.name
                     ),
                 })?;
-                put(&mut files, &part.path, token.token.clone().into_bytes(), default)?;
+                let user = only_user(context);
+                // As a kubelet: a token is for the pod's one user, or for its group (which adds its own bits), or for all.
+                let mode = if user.is_some() || fs_group(context).is_some() { 0o600 } else { default };
+                put(&mut files, &part.path, token.token.clone().into_bytes(), mode)?;
+                if let (Some(user), Some(file)) = (user, files.get_mut(&part.path)) {
+                    file.owner = user;
+                }
             }
         }
     } else {
@@ -80,6 +88,26 @@ pub fn of_volume(context: Context<'_>, volume: &Volume) -> Result<Option<Files>,
         return Err(SpecError::Mount { message: format!("volume {:?} holds more than 16 MiB", volume.name) });
     }
     Ok(Some(files))
+}
+
+/// The pod's fsGroup.
+pub fn fs_group(context: Context<'_>) -> Option<u32> {
+    let security = context.spec()?.security_context.as_ref()?;
+    security.fs_group.and_then(|group| u32::try_from(group).ok())
+}
+
+/// The user whom every container of the pod is told to run as, if there is one.
+fn only_user(context: Context<'_>) -> Option<u32> {
+    let spec = context.spec()?;
+    let of_pod = spec.security_context.as_ref().and_then(|s| s.run_as_user);
+    let mut users = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+        .map(|container| container.security_context.as_ref().and_then(|s| s.run_as_user).or(of_pod));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok()).flatten()
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -154,7 +182,7 @@ fn put(files: &mut Files, path: &str, bytes: Vec<u8>, mode: i32) -> Result<(), S
         return Err(SpecError::Mount { message: format!("path {path:?} conflicts with path {other:?}") });
     }
     let mode = u32::try_from(mode).unwrap_or(0) & 0o777;
-    files.insert(path.to_owned(), File { bytes, mode });
+    files.insert(path.to_owned(), File { bytes, mode, owner: 0 });
     Ok(())
 }
 
@@ -208,6 +236,34 @@ mod tests {
             {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}}]}}))
         .unwrap();
         assert_eq!(got, ["ca.crt=1 644", "namespace=n 644", "token=t 644"]);
+    }
+
+    #[test]
+    fn a_token_is_for_the_pods_one_user_or_its_group_as_a_kubelet_has_it() {
+        let token = |spec: serde_json::Value| {
+            let volume =
+                serde_json::json!({"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}});
+            let mut json = serde_json::json!({"volumes": [volume]});
+            json.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+            let pod: Pod =
+                serde_json::from_value(serde_json::json!({"metadata": {"name": "p"}, "spec": json})).unwrap();
+            let tokens = vec![Token { volume: "v".into(), path: "t".into(), token: "t".into(), expires_unix: 0 }];
+            let (resolved, host) = (Resolved { tokens, ..Resolved::default() }, HostFacts::default());
+            let context = Context { pod: &pod, resolved: &resolved, host: &host, ip: None };
+            let files = of_volume(context, &pod.spec.as_ref().unwrap().volumes.as_ref().unwrap()[0]).unwrap().unwrap();
+            (files["t"].owner, files["t"].mode)
+        };
+        let user = |id: u32| serde_json::json!({"name": "c", "securityContext": {"runAsUser": id}});
+        let plain = serde_json::json!({"name": "c"});
+        assert_eq!(token(serde_json::json!({"containers": [plain]})), (0, 0o644));
+        assert_eq!(token(serde_json::json!({"containers": [user(7), user(7)]})), (7, 0o600));
+        assert_eq!(token(serde_json::json!({"containers": [user(7), user(8)]})), (0, 0o644));
+        assert_eq!(token(serde_json::json!({"containers": [user(7), plain]})), (0, 0o644));
+        assert_eq!(token(serde_json::json!({"initContainers": [user(8)], "containers": [user(7)]})), (0, 0o644));
+        let of_pod = serde_json::json!({"securityContext": {"runAsUser": 9}, "containers": [plain, user(9)]});
+        assert_eq!(token(of_pod), (9, 0o600));
+        let group = serde_json::json!({"securityContext": {"fsGroup": 5}, "containers": [plain]});
+        assert_eq!(token(group), (0, 0o600), "the group's bits come with the group");
     }
 
     #[test]

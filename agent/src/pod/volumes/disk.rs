@@ -72,11 +72,7 @@ pub fn make_dirs(dirs: &PodDirs) -> Result<(), VolumeError> {
 /// Everything that a pod's containers mount, and the files of `/etc`. Repeating it brings content up to date.
 pub fn prepare(context: Context<'_>, dirs: &PodDirs, host: &Resolver, wall_ns: u64) -> Result<(), VolumeError> {
     make_dirs(dirs)?;
-    let group = context
-        .spec()
-        .and_then(|s| s.security_context.as_ref())
-        .and_then(|s| s.fs_group)
-        .and_then(|g| u32::try_from(g).ok());
+    let group = content::fs_group(context);
     for volume in volumes(context) {
         let path = dirs.volume(volume);
         match kind(volume) {

@@ -122,6 +122,7 @@ pub fn mounts(
             read_only: content || wanted.read_only == Some(true),
             no_exec: false,
             idmap: true,
+            exclusive: true,
         });
     }
     let message_path = container.termination_message_path.as_deref().filter(|p| !p.is_empty());
@@ -141,6 +142,7 @@ pub fn mounts(
                 read_only: false,
                 no_exec: false,
                 idmap: true,
+                exclusive: true,
             });
         }
     }

@@ -12,6 +12,7 @@
 pub(crate) mod identity;
 pub(crate) mod masks;
 pub(crate) mod mounts;
+pub(crate) mod owners;
 pub(crate) mod program;
 pub(crate) mod report;
 pub(crate) mod rootfs;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rustix::fs::fstatfs;
 
+use super::owners;
 use super::report::Step;
 use crate::protocol::Refusal;
 use crate::spec;
@@ -32,7 +33,7 @@ pub(crate) fn mount_all(
         if ["/proc", "/sys"].iter().any(|kernel| volume.destination.starts_with(kernel)) {
             return Err(in_the_kernel(&volume.destination));
         }
-        if let Some(what) = prepare(volume, source, user)? {
+        if let Some(what) = prepare(volume, source, user, base)? {
             degraded.push(what);
         }
         let kind = paths::kind_of(source).step(format!("kind of the volume for {destination}"))?;
@@ -44,7 +45,7 @@ pub(crate) fn mount_all(
     Ok(degraded)
 }
 
-fn prepare(volume: &spec::Mount, source: &OwnedFd, user: &OwnedFd) -> Result<Option<String>, Refusal> {
+fn prepare(volume: &spec::Mount, source: &OwnedFd, user: &OwnedFd, base: u32) -> Result<Option<String>, Refusal> {
     let destination = volume.destination.display();
     let mut attributes = mount::NODEV | mount::NOSUID;
     if volume.read_only {
@@ -54,16 +55,25 @@ fn prepare(volume: &spec::Mount, source: &OwnedFd, user: &OwnedFd) -> Result<Opt
         attributes |= mount::NOEXEC;
     }
     mount::make_private(source, true).step(format!("propagation of the volume for {destination}"))?;
+    let mut left_out = None;
     if volume.idmap {
         match mount::idmap(source, user, attributes) {
             Ok(()) => return Ok(None),
-            // The file system cannot (tmpfs before Linux 6.3): owners appear as nobody, modes decide.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            // The file system cannot (tmpfs before Linux 6.3).
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && volume.exclusive => {
+                let failed = |error| Refusal::failed(format!("owners in the volume for {destination}"), &error);
+                owners::shift(source, base).map_err(failed)?;
+            }
+            // Owners appear as nobody, modes decide.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                let what = format!("owners in the volume on {destination} are not shifted: its file system cannot");
+                left_out = Some(what);
+            }
             Err(error) => return Err(Refusal::failed(format!("id mapping of the volume for {destination}"), &error)),
         }
     }
     mount::set(source, attributes, true).step(format!("attributes of the volume for {destination}"))?;
-    Ok(volume.idmap.then(|| format!("owners in the volume on {destination} are not shifted: its file system cannot")))
+    Ok(left_out)
 }
 
 fn refuse_kernel_file_systems(target: &OwnedFd, destination: &Path) -> Result<(), Refusal> {

@@ -1,0 +1,118 @@
+//! Owners in volumes on file systems that can and cannot shift them in the mount: the pod sees the same.
+
+mod support;
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sandbox::contract::Sandboxes as _;
+use sandbox::spec::{Mount, User};
+use support::Host;
+
+/// A mounted file system, unmounted at the end.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(kind: &str, path: PathBuf) -> io::Result<Self> {
+        fs::create_dir(&path)?;
+        let status = Command::new("mount").args(["-t", kind, "volumes"]).arg(&path).status()?;
+        if status.success() { Ok(Self(path)) } else { Err(io::Error::other(format!("mount of {kind}: {status}"))) }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn put(directory: &Path, name: &str, group: u32, mode: u32) -> io::Result<()> {
+    let path = directory.join(name);
+    fs::write(&path, name)?;
+    chown(&path, None, Some(group))?;
+    fs::set_permissions(&path, Permissions::from_mode(mode))
+}
+
+fn mount_of(source: &Path, destination: &str, read_only: bool) -> Mount {
+    Mount {
+        source: source.to_owned(),
+        sub_path: PathBuf::new(),
+        destination: destination.into(),
+        read_only,
+        no_exec: false,
+        idmap: true,
+        exclusive: true,
+    }
+}
+
+/// tmpfs cannot before Linux 6.3, ramfs never can, the directory of the test itself can.
+#[tokio::test]
+async fn privileged_a_volumes_owners_are_the_pods_on_every_file_system() {
+    privileged!("privileged_a_volumes_owners_are_the_pods_on_every_file_system");
+    for kind in ["disk", "tmpfs", "ramfs"] {
+        let host = Host::new().await;
+        let place = host.path().join("volumes");
+        let mounted = if kind == "disk" {
+            fs::create_dir(&place).unwrap();
+            None
+        } else {
+            Some(Mounted::new(kind, place.clone()).unwrap())
+        };
+        let (content, empty) = (place.join("content"), place.join("empty"));
+        for directory in [&content, &empty] {
+            fs::create_dir(directory).unwrap();
+            chown(directory, None, Some(2000)).unwrap();
+        }
+        fs::set_permissions(&content, Permissions::from_mode(0o2755)).unwrap();
+        fs::set_permissions(&empty, Permissions::from_mode(0o2770)).unwrap();
+        let data = content.join("data");
+        fs::create_dir(&data).unwrap();
+        put(&data, "owner", 0, 0o400).unwrap();
+        put(&data, "group", 2000, 0o440).unwrap();
+        put(&data, "program", 2000, 0o6755).unwrap();
+        std::os::unix::fs::symlink("data/group", content.join("group")).unwrap();
+
+        let id = host.sandbox(&format!("owners-{kind}")).await;
+        let volumes = || vec![mount_of(&content, "/content", true), mount_of(&empty, "/empty", false)];
+        let look = "stat -c '%n %u:%g:%a' /content /content/data/* /empty; cat /content/data/* /content/group; id -u >/empty/$(id -u); stat -c '%u:%g' /empty/$(id -u)";
+        let mut root = host.shell("root", look);
+        root.mounts = volumes();
+        assert_eq!(host.run(&id, &root).await.code, 0, "{kind}: {}", host.log(&id, "root", 0));
+        assert_eq!(
+            host.log(&id, "root", 0).lines().map(str::trim).collect::<Vec<_>>().join("|"),
+            "/content 0:2000:2755|/content/data/group 0:2000:440|/content/data/owner 0:0:400|/content/data/program 0:2000:6755|\
+             /empty 0:2000:2770|groupownerprogramgroup0:2000",
+            "{kind}"
+        );
+        let mut member = host.shell(
+            "member",
+            "cat /content/group; cat /content/data/owner; id -u >/empty/$(id -u); stat -c '%u:%g' /empty/*",
+        );
+        member.user = User { uid: 1000, gid: 1000, additional_gids: vec![2000] };
+        member.mounts = volumes();
+        host.run(&id, &member).await;
+        let log = host.log(&id, "member", 0);
+        assert!(log.contains("group") && log.contains("/content/data/owner': Permission denied"), "{kind}: {log}");
+        assert!(log.trim_end().ends_with("0:2000\n1000:2000"), "{kind}: {log}");
+        let mut other = host
+            .shell("other", "cat /content/group /content/data/owner; echo x >/empty/x; stat -c %u /content/data/owner");
+        other.user = User { uid: 1001, gid: 1001, additional_gids: Vec::new() };
+        other.mounts = volumes();
+        host.run(&id, &other).await;
+        let log = host.log(&id, "other", 0);
+        assert_eq!(log.to_lowercase().matches("permission denied").count(), 3, "{kind}: {log}");
+        assert!(log.trim_end().ends_with('0'), "{kind}: {log}");
+
+        if kind == "ramfs" {
+            // Who writes there later learns from the directory whose it is.
+            let owner = fs::metadata(&content).unwrap().uid();
+            assert!(owner >= 1 << 29 && owner % 65_536 == 0, "the directory belongs to {owner}");
+        }
+        host.sandboxes().destroy(&id).await.unwrap();
+        drop(mounted);
+        host.close().await;
+    }
+}
