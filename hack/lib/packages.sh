@@ -5,7 +5,7 @@
 #
 #   need_rust PURPOSE                     cargo, and a C compiler that links statically
 #   need_kernel PURPOSE                   what the kernel must have, each by name
-#   need_room PURPOSE DIR MIB PERCENT WHAT [HINT]   so much free space where DIR is or will be
+#   need_room PURPOSE DIR MIB PERCENT WHAT [HINT]   so much free space where DIR is or will be (PERCENT: at most 10 GiB)
 #
 # Installs the Debian packages of those programs that are missing, when it can (root, apt-get), and says so; otherwise
 # fails and names exactly what is missing. PACKAGE is PROGRAM unless given. $packages_log_dir: for apt's words meanwhile.
@@ -86,12 +86,14 @@ need_kernel() {
 }
 
 need_room() {
-    local purpose=$1 dir=$2 mib=$3 percent=$4 what=$5 hint=${6:-} free all
+    local purpose=$1 dir=$2 mib=$3 percent=$4 what=$5 hint=${6:-} free used all wanted
     while [[ ! -d $dir ]]; do dir=$(dirname "$dir"); done
-    read -r free all < <(df --output=avail,size --block-size=1M "$dir" | tail -n 1)
-    if ((free < mib || free * 100 < all * percent)); then
-        mib=$((all * percent / 100 > mib ? all * percent / 100 : mib))
-        echo "$purpose: too little disk space for $what: $free MiB of $all MiB are free at $dir, $mib MiB must be${hint:+ ($hint)}" >&2
+    read -r free used < <(df --output=avail,used --block-size=1M "$dir" | tail -n 1)
+    all=$((free + used)) wanted=$(((free + used) * percent / 100))
+    wanted=$((wanted > 10240 ? 10240 : wanted))
+    wanted=$((wanted > mib ? wanted : mib))
+    if ((free < wanted)); then
+        echo "$purpose: too little disk space for $what: $free MiB of $all MiB are free at $dir, $wanted MiB must be${hint:+ ($hint)}" >&2
         return 1
     fi
 }
