@@ -198,6 +198,10 @@ async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Resu
     let sandboxes = NamespaceSandboxes::open(sandbox_config(config)).await.map_err(RunError::Sandboxes)?;
     let mut images_config = ImagesConfig::new(config.state_dir.join("images"));
     images_config.insecure_registries.clone_from(&config.insecure_registries);
+    if let Some(silence) = config.registry_timeout {
+        images_config.timeouts.progress = silence;
+        images_config.timeouts.connect = images_config.timeouts.connect.min(silence);
+    }
     match std::env::current_exe() {
         // Untrusted archives are parsed by a process without privileges.
         Ok(program) => {

@@ -76,10 +76,11 @@ pub fn available_memory() -> Option<u64> {
     procfs::Meminfo::current().ok()?.mem_available
 }
 
-/// Bytes free and in all on the filesystem of a path.
+/// Bytes free and in all on the filesystem of a path, as `df` counts them: what is reserved for others is neither.
 pub fn disk(path: &Path) -> Option<(u64, u64)> {
     let stat = rustix::fs::statvfs(path).ok()?;
-    Some((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
+    let taken = stat.f_blocks.saturating_sub(stat.f_bfree);
+    Some((stat.f_bavail * stat.f_frsize, (taken + stat.f_bavail) * stat.f_frsize))
 }
 
 fn go_architecture(rust: &str) -> &str {

@@ -1,8 +1,9 @@
 //! Container logs as a kubelet serves them: from CRI log files, over rotations, live while a container runs.
 //!
-//! [`select`] decides, purely, what of an entry is shown; [`follow`] reads and waits; the files themselves are read by the
+//! [`attempt`] decides whose log is meant, [`select`] decides, purely, what of an entry is shown; [`follow`] reads and waits; the files themselves are read by the
 //! sandbox crate's reader, which knows how its shim rotates them.
 
+pub mod attempt;
 pub mod follow;
 pub mod select;
 

@@ -9,7 +9,7 @@ use tonic::Status;
 use super::{Answers, Service, answers};
 use crate::board::{Board, Posted};
 use crate::errors::chain;
-use crate::logs::{follow, select::Selection};
+use crate::logs::{attempt, follow, select::Selection};
 use crate::pod::volumes::PodDirs;
 
 impl Service {
@@ -21,17 +21,12 @@ impl Service {
             .ok_or_else(|| Code::NotFound.status(format!("pod {} is not on this host", asked.uid)))?;
         let container = named(&posted, &asked.container)?;
         let found = posted.containers.get(&container).copied().unwrap_or_default();
-        let pod = &posted.name;
-        let attempt = if asked.previous {
-            found.number.checked_sub(1).ok_or_else(|| {
-                Code::NotFound
-                    .status(format!("previous terminated container \"{container}\" in pod \"{pod}\" not found"))
-            })?
-        } else if found.created {
-            found.number
-        } else {
-            return Err(Code::WrongState
-                .status(format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating")));
+        let status = serde_json::from_slice(&posted.status_json).map_err(|e| Code::Internal.status(e.to_string()))?;
+        let attempt = match attempt::choose(&status, &posted.name, &container, asked.previous) {
+            Ok(attempt) => attempt,
+            // Its first line is awaited.
+            Err(_) if found.starting && !asked.previous => found.number,
+            Err(why) => return Err(Code::WrongState.status(why)),
         };
         let selection = selection(&asked)?;
         let directory = PodDirs::new(&world.state_dir, &world.run_dir, &asked.uid).logs().join(&container);

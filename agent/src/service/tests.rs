@@ -199,7 +199,7 @@ async fn logs_are_read_followed_and_kept_until_forgotten() {
     apply(&service, 1, wire("u", 1, &["run"])).await.unwrap();
     until(&service, "u", running).await;
     assert_eq!(read(service.read_logs(asked(false, false)).unwrap()).await, "c 0\n");
-    assert_eq!(service.read_logs(asked(false, true)).err().unwrap().error_code(), Code::NotFound);
+    assert_eq!(service.read_logs(asked(false, true)).err().unwrap().error_code(), Code::WrongState);
     let other = proto::LogsRequest { container: "x".to_owned(), ..asked(false, false) };
     assert_eq!(service.read_logs(other).err().unwrap().error_code(), Code::NotFound);
     let follower = tokio::spawn(read(service.read_logs(asked(true, false)).unwrap()));

@@ -12,16 +12,18 @@ use crate::{Timeouts, source::SourceError};
 pub(super) struct Retry<'a> {
     timeouts: &'a Timeouts,
     failures: u32,
+    silences: u32,
 }
 
 impl<'a> Retry<'a> {
     pub(super) fn new(timeouts: &'a Timeouts) -> Self {
-        Self { timeouts, failures: 0 }
+        Self { timeouts, failures: 0, silences: 0 }
     }
 
     /// Something was achieved: count from the start again.
     pub(super) fn reset(&mut self) {
         self.failures = 0;
+        self.silences = 0;
     }
 
     /// After a failure: how long to wait before the next try; `None`: give up.
@@ -31,7 +33,9 @@ impl<'a> Retry<'a> {
 
     fn after_with(&mut self, error: &SourceError, jitter: f64) -> Option<Duration> {
         self.failures += 1;
-        if !error.is_transient() || self.failures >= self.timeouts.attempts {
+        // Each silence costs its whole time, in which nobody learns why the pod waits.
+        self.silences += u32::from(matches!(error, SourceError::TimedOut { .. }));
+        if !error.is_transient() || self.failures >= self.timeouts.attempts || self.silences > 1 {
             return None;
         }
         if let Some(asked) = error.retry_after() {
@@ -93,6 +97,17 @@ mod tests {
         let timeouts = timeouts();
         assert_eq!(Retry::new(&timeouts).after(&status(429, Some(2))), Some(Duration::from_secs(2)));
         assert_eq!(Retry::new(&timeouts).after(&status(503, Some(60))), None);
+    }
+
+    #[test]
+    fn silence_is_tried_again_once() {
+        let timeouts = timeouts();
+        let silence = || SourceError::TimedOut { what: String::new(), after: Duration::from_secs(60) };
+        let mut retry = Retry::new(&timeouts);
+        assert!(retry.after(&silence()).is_some());
+        assert_eq!(retry.after(&silence()), None);
+        retry.reset();
+        assert!(retry.after(&silence()).is_some());
     }
 
     #[test]

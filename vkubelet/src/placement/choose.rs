@@ -9,8 +9,10 @@ use super::request::Request;
 pub struct HostView {
     /// Its id.
     pub id: String,
-    /// Connected, synced and without a condition that forbids new pods.
+    /// Connected, synced and ready by its own word.
     pub ready: bool,
+    /// Memory, disk or processes are short there: no new pods.
+    pub pressed: bool,
     /// Go's name: `amd64`, `arm64`.
     pub architecture: String,
     /// What it has.
@@ -40,6 +42,7 @@ pub struct Amounts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Misfit {
     NotReady,
+    Pressed,
     Architecture,
     SandboxKind,
     TooManyPods,
@@ -52,6 +55,7 @@ impl Misfit {
     fn words(self) -> &'static str {
         match self {
             Self::NotReady => "not ready",
+            Self::Pressed => "short of memory, disk or processes",
             Self::Architecture => "of another architecture",
             Self::SandboxKind => "without the sandbox kind that runtimeClassName asks for",
             Self::TooManyPods => "full of pods",
@@ -108,6 +112,9 @@ fn misfits_of(request: &Request, host: &HostView) -> Vec<Misfit> {
     if !host.ready {
         return vec![Misfit::NotReady];
     }
+    if host.pressed {
+        return vec![Misfit::Pressed];
+    }
     if request.architecture.as_ref().is_some_and(|a| *a != host.architecture) {
         return vec![Misfit::Architecture];
     }
@@ -162,6 +169,7 @@ mod tests {
         HostView {
             id: id.to_owned(),
             ready: true,
+            pressed: false,
             architecture: "amd64".to_owned(),
             capacity: Amounts { milli_cpu: cpu, memory_bytes: 1 << 30, pods: 10, ..Amounts::default() },
             used: Amounts { milli_cpu: used, memory_bytes: 0, pods: 0, ..Amounts::default() },

@@ -320,10 +320,11 @@ impl Sessions {
 }
 
 fn view(id: &str, status: &HostStatus, up: bool) -> HostView {
-    let pressed = status.conditions.iter().any(|c| (c.r#type == "Ready") != c.status);
+    let (ready, pressures): (Vec<_>, Vec<_>) = status.conditions.iter().partition(|c| c.r#type == "Ready");
     HostView {
         id: id.to_owned(),
-        ready: up && !pressed,
+        ready: up && ready.iter().all(|c| c.status),
+        pressed: pressures.iter().any(|c| c.status),
         architecture: status.architecture.clone(),
         capacity: Amounts {
             milli_cpu: status.capacity_milli_cpu,
@@ -358,10 +359,10 @@ mod tests {
             conditions: vec![condition("Ready", true), condition("DiskPressure", false)],
             ..HostStatus::default()
         };
-        assert!(view("h", &status, true).ready);
+        assert!(view("h", &status, true).ready && !view("h", &status, true).pressed);
         assert!(!view("h", &status, false).ready);
         status.conditions[1].status = true;
-        assert!(!view("h", &status, true).ready);
+        assert!(view("h", &status, true).pressed);
         status.conditions = vec![condition("Ready", false)];
         assert!(!view("h", &status, true).ready);
     }

@@ -206,6 +206,14 @@ fn kind_name(kind: ReferenceKind) -> &'static str {
     }
 }
 
+/// As its objects spell their kind.
+fn kind_of(kind: ReferenceKind) -> &'static str {
+    match kind {
+        ReferenceKind::ConfigMap => "ConfigMap",
+        ReferenceKind::Secret => "Secret",
+    }
+}
+
 fn container_reason(need: &Need) -> &'static str {
     if need.env { "CreateContainerConfigError" } else { "ContainerCreating" }
 }
@@ -240,7 +248,7 @@ fn missing_keys(kind: ReferenceKind, namespace: &str, name: &str, need: &Need, o
                 ReferenceKind::Secret => "MandatorySecretNotFound",
             },
             container_reason: container_reason(need),
-            message: format!("couldn't find key {key} in {} {namespace}/{name}", kind_name(kind)),
+            message: format!("couldn't find key {key} in {} {namespace}/{name}", kind_of(kind)),
             field: need.field.clone(),
         })
         .collect()

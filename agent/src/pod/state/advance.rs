@@ -136,6 +136,7 @@ impl PodState {
                     *backing_off = true;
                     let image = &plan.slots[slot].image;
                     out.push(tell(Some(slot), false, "BackOff", format!("Back-off pulling image \"{image}\"")));
+                    out.push(tell(Some(slot), true, "Failed", "Error: ImagePullBackOff".to_owned()));
                 }
                 _ => {}
             }

@@ -200,7 +200,11 @@ fn a_failed_pull_is_shown_then_backs_off_and_is_tried_again() {
     rig.step(failed(), 1);
     assert_eq!(rig.state.next_wake(&rig.plan, at(1)), Some(2 * SECOND));
     let told = rig.state.step(&rig.plan, Event::Tick, at(2)).unwrap();
-    assert!(matches!(&told[..], [Effect::Tell { reason: "BackOff", warning: false, .. }]));
+    let [Effect::Tell { reason: "BackOff", warning: false, .. }, Effect::Tell { reason: "Failed", message, .. }] = &told[..]
+    else {
+        panic!("{told:?}")
+    };
+    assert_eq!(message, "Error: ImagePullBackOff");
     assert_eq!(rig.step(Event::Tick, 11), [Effect::Pull { slot: 0 }]);
     rig.step(failed(), 12);
     assert_eq!(rig.step(Event::Tick, 31), []);

@@ -209,26 +209,31 @@ pub(super) async fn image(world: &World, wish: &ImageWish, teller: &Teller) -> R
             Ok(image)
         }
         Ok(image) => {
-            teller.tell(false, "Pulled", format!("Container image \"{name}\" already present on machine"));
+            teller.tell(
+                false,
+                "Pulled",
+                format!("Container image \"{name}\" already present on machine and can be accessed by the pod"),
+            );
             Ok(image)
         }
         Err(failure) => {
             world.metrics.pull_failed(failure.reason);
-            let (reason, message) = match failure.reason {
-                "InvalidImageName" => (
-                    "InspectFailed",
-                    format!(
+            // The waiting state's message is the Event's, but for a failed pull, where it is the cause alone.
+            let (reason, told, message) = match failure.reason {
+                "InvalidImageName" => {
+                    let message = format!(
                         "Failed to apply default image tag \"{name}\": couldn't parse image name \"{name}\": {}",
                         failure.message
-                    ),
-                ),
-                "ErrImageNeverPull" => (
-                    "ErrImageNeverPull",
-                    format!("Container image \"{name}\" is not present with pull policy of Never"),
-                ),
-                _ => ("Failed", format!("Failed to pull image \"{name}\": {}", failure.message)),
+                    );
+                    ("InspectFailed", message.clone(), message)
+                }
+                "ErrImageNeverPull" => {
+                    let message = format!("Container image \"{name}\" is not present with pull policy of Never");
+                    ("ErrImageNeverPull", message.clone(), message)
+                }
+                _ => ("Failed", format!("Failed to pull image \"{name}\": {}", failure.message), failure.message),
             };
-            teller.tell(true, reason, message.clone());
+            teller.tell(true, reason, told);
             teller.tell(true, "Failed", format!("Error: {}", failure.reason));
             Err(ImageFailure { reason: failure.reason, message })
         }

@@ -93,7 +93,7 @@ async fn a_missing_key_waits() {
     let mut fake = FakeReferences::default();
     fake.config_maps.insert("m".into(), object(&[("other", "1")]));
     let list = waits(run(&fake, &env_pod(false), &[], 0).await);
-    assert!(list[0].message.contains("couldn't find key k in configmap ns/m"), "{}", list[0].message);
+    assert!(list[0].message.contains("couldn't find key k in ConfigMap ns/m"), "{}", list[0].message);
 }
 
 #[tokio::test]
