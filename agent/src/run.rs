@@ -66,6 +66,23 @@ pub enum RunError {
         /// By certificate.
         joined: String,
     },
+    /// Another agent works here.
+    #[error(
+        "another agent runs with state directory {path:?}: a host has one; for a second one give it directories of its own"
+    )]
+    InUse {
+        /// Whose.
+        path: std::path::PathBuf,
+    },
+    /// The state directory cannot be taken.
+    #[error("could not lock {path:?}")]
+    Lock {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The port for metrics and health is not to be had.
     #[error("could not listen on {address} (--http-listen)")]
     Listen {
@@ -111,6 +128,18 @@ fn directory(path: &std::path::Path, mode: u32) -> Result<(), RunError> {
     made.map_err(|source| RunError::Directory { path: path.to_owned(), source })
 }
 
+/// Takes the state directory for this process alone, before anything in it is touched. The lock ends with the process.
+fn lock(state_dir: &std::path::Path) -> Result<std::fs::File, RunError> {
+    let path = state_dir.join("lock");
+    let opened = std::fs::File::options().create(true).truncate(false).write(true).open(&path);
+    let file = opened.map_err(|source| RunError::Lock { path: path.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(RunError::InUse { path: state_dir.to_owned() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(RunError::Lock { path, source }),
+    }
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RunError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| RunError::Interrupted)
 }
@@ -132,6 +161,7 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
     if let Some(given) = host_id.filter(|given| *given != identity.host_id.as_str()) {
         return Err(RunError::OtherHost { given, joined: identity.host_id.to_string() });
     }
+    let _ours = lock(&config.state_dir)?;
     let listener = TcpListener::bind(config.http_listen).await;
     let listener = listener.map_err(|source| RunError::Listen { address: config.http_listen, source })?;
     let http = listener.local_addr().map_err(|source| RunError::Listen { address: config.http_listen, source })?;

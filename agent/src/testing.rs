@@ -37,6 +37,7 @@ pub(crate) struct FakeState {
 pub(crate) struct FakeSandbox {
     pub(crate) spec: Option<SandboxSpec>,
     pub(crate) running: BTreeMap<String, ContainerSpec>,
+    dead: bool,
     events: Vec<SandboxEvent>,
     watchers: Vec<mpsc::Sender<SandboxEvent>>,
 }
@@ -85,6 +86,7 @@ impl FakeSandboxes {
         let mut state = self.lock();
         let sandbox = state.sandboxes.get_mut(id).unwrap();
         sandbox.running.clear();
+        sandbox.dead = true;
         sandbox.tell(SandboxEvent::Lost { boottime_ns: Now::read().boottime_ns });
     }
 
@@ -223,7 +225,7 @@ impl Sandboxes for FakeSandboxes {
         let listed = |(id, s): (&String, &FakeSandbox)| Listed {
             id: SandboxId(id.clone()),
             labels: s.spec.as_ref().map(|spec| spec.labels.clone()).unwrap_or_default(),
-            alive: true,
+            alive: !s.dead,
         };
         Ok(state.sandboxes.iter().map(listed).collect())
     }

@@ -60,6 +60,7 @@ fn e2e_kills_of_agent_shim_keeper_and_vkubelet_bill_each_nanosecond_once() -> Re
     eprintln!("NODELESS_FAULT_SEED={seed} NODELESS_KILLS={kills}");
     let mut random = Random::new(seed);
     let mut stack = Stack::up_with("bill", &["--log-format", "json"], &[])?;
+    wait("the host is ready", || stack.host_is_ready())?;
     let witness = Witness::of(&stack);
     let mut churn = Churn::new(stack.busybox()?);
     let mut victims = Victims::default();

@@ -252,8 +252,15 @@ impl Roster {
     }
 
     /// The complete desired set. Pods that are not in it and carry no deletion mark are removed, unless the brake holds.
-    /// `unreadable`: pods that are wanted, too, but came damaged; nothing is done about them.
-    pub async fn sync(&self, epoch: u64, intents: Vec<Intent>, unreadable: &[String]) -> Result<Synced, RosterError> {
+    /// `unreadable`: pods that are wanted, too, but came damaged; nothing is done about them. `confirmed`: pods whose removal an
+    /// operator has confirmed; the brake does not count them.
+    pub async fn sync(
+        &self,
+        epoch: u64,
+        intents: Vec<Intent>,
+        unreadable: &[String],
+        confirmed: &[String],
+    ) -> Result<Synced, RosterError> {
         let mut inner = self.inner.lock().await;
         self.fence_locked(&mut inner, epoch).await?;
         if inner.recovering {
@@ -262,8 +269,8 @@ impl Roster {
         let wanted: BTreeSet<String> = intents.iter().map(|i| &i.uid).chain(unreadable).cloned().collect();
         let posted = self.world.board.all();
         let running: Vec<&Posted> = posted.iter().filter(|p| !p.terminated).collect();
-        let unwanted: Vec<String> =
-            running.iter().filter(|p| !wanted.contains(&p.uid) && !p.deleting).map(|p| p.uid.clone()).collect();
+        let unwanted = running.iter().filter(|p| !wanted.contains(&p.uid) && !p.deleting).map(|p| p.uid.clone());
+        let (mut going, unmarked): (Vec<String>, Vec<String>) = unwanted.partition(|uid| confirmed.contains(uid));
         let mut synced = Synced::default();
         let mut waiting = Vec::new();
         for intent in intents {
@@ -273,20 +280,21 @@ impl Roster {
                 Err(error) => synced.refused.push((uid, error.to_string())),
             }
         }
-        if brake::holds(running.len(), unwanted.len()) {
+        if brake::holds(running.len(), unmarked.len()) {
             self.world.metrics.brake_held();
             tracing::error!(
                 running = running.len(),
-                unwanted = unwanted.len(),
+                unwanted = unmarked.len(),
                 "a complete-set sync would remove too many running pods without a deletion mark: held"
             );
-            synced.held = unwanted;
+            synced.held = unmarked;
         } else {
-            for uid in unwanted {
-                tracing::warn!(pod.uid = uid, "pod is no longer wanted");
-                if let Some(handle) = inner.pods.get(&uid) {
-                    let _ = handle.requests.send(Request::Remove).await;
-                }
+            going.extend(unmarked);
+        }
+        for uid in going {
+            tracing::warn!(pod.uid = uid, "pod is no longer wanted");
+            if let Some(handle) = inner.pods.get(&uid) {
+                let _ = handle.requests.send(Request::Remove).await;
             }
         }
         // Terminated pods that nobody knows any more are forgotten.

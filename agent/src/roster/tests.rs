@@ -248,6 +248,28 @@ async fn a_lost_sandbox_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_ended_before_its_shim_died_ended_as_it_did() {
+    let rig = Rig::new();
+    let mut roster = agent(&rig, "boot").await;
+    // With the agent there, and without.
+    for (uid, away) in [("here", false), ("away", true)] {
+        roster.apply(1, intent(pod(uid, "OnFailure", &["run"]), 1)).await.unwrap();
+        until(&roster, uid, runs).await;
+        if away {
+            roster.close().await;
+        }
+        rig.sandboxes.end(&format!("{uid}-0"), "c", 0, false);
+        rig.sandboxes.lose(&format!("{uid}-0"));
+        if away {
+            roster = agent(&rig, "boot").await;
+        }
+        let done = until(&roster, uid, |p| p.terminated).await;
+        assert_eq!(phase(&done), "Succeeded", "{}", status(&done));
+        assert!(!rig.meter.open.lock().unwrap().contains_key(&format!("{uid}-0")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_that_cannot_be_made_is_tried_again() {
     let rig = Rig::new();
     rig.sandboxes.lock().failing.insert("configure", 1);
@@ -267,14 +289,18 @@ async fn the_brake_holds_a_sync_that_would_remove_too_many() {
         roster.apply(1, intent(json(n), 1)).await.unwrap();
         until(&roster, &format!("u{n}"), runs).await;
     }
-    let synced = roster.sync(2, vec![intent(json(0), 1)], &[]).await.unwrap();
+    let synced = roster.sync(2, vec![intent(json(0), 1)], &[], &[]).await.unwrap();
     assert_eq!(synced.held, ["u1", "u2", "u3", "u4", "u5"]);
     assert_eq!(rig.sandboxes.ids().len(), 6);
+    // With an operator's word those go that it names; the rest is judged by itself.
+    let synced = roster.sync(2, vec![intent(json(0), 1)], &[], &["u5".to_owned()]).await.unwrap();
+    assert_eq!(synced.held, ["u1", "u2", "u3", "u4"]);
+    until(&roster, "u5", |p| p.terminated).await;
     // With a mark on each they go, and a few may go without.
     let marked: Vec<Intent> = (0..3).map(|n| deleted(json(n), 2, 0)).collect();
-    let synced = roster.sync(2, marked, &[]).await.unwrap();
+    let synced = roster.sync(2, marked, &[], &[]).await.unwrap();
     assert_eq!(synced, Synced::default());
-    for n in 0..6 {
+    for n in 0..5 {
         until(&roster, &format!("u{n}"), |p| p.terminated).await;
     }
 }

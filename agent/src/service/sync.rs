@@ -18,8 +18,8 @@ impl Service {
         mut items: impl Stream<Item = Result<proto::SyncItem, Status>> + Unpin,
     ) -> Result<proto::SyncReply, Status> {
         let incomplete = |message: String| Code::SyncIncomplete.status(message);
-        let epoch = match items.next().await.transpose()?.and_then(|item| item.item) {
-            Some(Item::Begin(begin)) => begin.epoch,
+        let (epoch, confirmed) = match items.next().await.transpose()?.and_then(|item| item.item) {
+            Some(Item::Begin(begin)) => (begin.epoch, begin.confirmed),
             _ => return Err(incomplete("a sync must open with its begin".to_owned())),
         };
         self.fence(epoch).await?;
@@ -54,7 +54,8 @@ impl Service {
         }
         // A pod that could not be read is wanted all the same: it must not be removed for that.
         let unreadable: Vec<String> = refused.iter().map(|r| r.uid.clone()).collect();
-        let synced = self.roster.sync(epoch, intents, &unreadable).await.map_err(|error| refusal(&error))?;
+        let synced = self.roster.sync(epoch, intents, &unreadable, &confirmed).await;
+        let synced = synced.map_err(|error| refusal(&error))?;
         refused.extend(synced.refused.into_iter().map(|(uid, message)| proto::Refusal {
             uid,
             reason: "NotAccepted".to_owned(),

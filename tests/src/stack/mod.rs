@@ -179,6 +179,14 @@ impl Stack {
         run(command.arg("--socket").arg(self.dir.join("vk-run/vkubelet.sock")).args(args))
     }
 
+    /// Whether a host takes pods; an error says why not.
+    pub fn host_is_ready(&self) -> Result<bool> {
+        let hosts = self.client(&["hosts"])?;
+        let ready = |host: &&Value| host["connected"] == true && host["ready"] == true;
+        ensure!(items(&hosts).iter().any(|host| ready(&host)), "no host is ready: {hosts}");
+        Ok(true)
+    }
+
     /// Puts a manifest into the directory, whole at once.
     pub fn put_manifest(&self, name: &str, pod: &Value) -> Result<()> {
         let path = self.dir.join("manifests").join(format!("{name}.json"));
@@ -248,6 +256,11 @@ impl Drop for Stack {
     fn drop(&mut self) {
         if self.dir.exists() {
             eprintln!("{}", self.log_tails());
+            if let Some(kept) = std::env::var_os("NODELESS_KEEP_LOGS")
+                && let Err(error) = run(Command::new("cp").arg("-r").arg(self.dir.join("logs")).arg(kept))
+            {
+                eprintln!("the logs were not kept: {error:#}");
+            }
             if let Err(error) = self.end() {
                 eprintln!("clean-up failed: {error:#}");
             }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tests::random::Random;
 use tests::stack::kernel::kill;
-use tests::stack::{Stack, items, wait};
+use tests::stack::{Stack, wait};
 
 use super::now;
 
@@ -95,9 +95,6 @@ impl Victims {
     pub(crate) fn raise_all(&mut self, stack: &mut Stack) -> Result<()> {
         self.raise(stack, Instant::now() + Duration::from_secs(3600))?;
         wait("vkubelet is up", || Ok(stack.vkubelet_is_up()))?;
-        wait("the host is ready", || {
-            let hosts = stack.client(&["hosts"])?;
-            Ok(items(&hosts).iter().any(|host| host["connected"] == true && host["ready"] == true))
-        })
+        wait("the host is ready", || stack.host_is_ready())
     }
 }

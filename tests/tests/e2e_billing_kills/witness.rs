@@ -24,7 +24,17 @@ pub(crate) struct Seen {
     pub(crate) last: u64,
     /// A container's process was in it at this instant.
     pub(crate) ran: Option<(u64, u64)>,
-    cgroup: Option<PathBuf>,
+    cgroup: Cgroup,
+}
+
+/// Where to look for its processes.
+#[derive(Debug, Clone, Default)]
+enum Cgroup {
+    #[default]
+    Unknown,
+    Known(PathBuf),
+    /// Never looked at again: its name may come again, for another sandbox.
+    Gone,
 }
 
 /// The thread that looks.
@@ -63,12 +73,12 @@ fn look(sandboxes: &std::path::Path, parent: &std::path::Path, seen: &mut BTreeM
     for name in names {
         let known = seen.entry(name.clone()).or_insert_with(|| Seen { first: after, ..Seen::default() });
         known.last = before;
-        if known.cgroup.is_none() {
-            known.cgroup = cgroup_of(parent, &sandboxes.join(&name));
+        if let (Cgroup::Unknown, Some(path)) = (&known.cgroup, cgroup_of(parent, &sandboxes.join(&name))) {
+            known.cgroup = Cgroup::Known(path);
         }
     }
     for known in seen.values_mut() {
-        let Some(cgroup) = &known.cgroup else { continue };
+        let Cgroup::Known(cgroup) = &known.cgroup else { continue };
         let before = now();
         if has_container_processes(cgroup) {
             let first = known.ran.map_or_else(now, |(first, _)| first);
@@ -76,9 +86,8 @@ fn look(sandboxes: &std::path::Path, parent: &std::path::Path, seen: &mut BTreeM
         }
         if cgroup.is_dir() {
             known.last = known.last.max(before);
-        } else if before > known.last + 1_000_000_000 {
-            // Never looked at again: the name of a control group may come again.
-            known.cgroup = None;
+        } else {
+            known.cgroup = Cgroup::Gone;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Hosts and their images.
+//! Images of hosts.
 
 use std::collections::HashMap;
 
@@ -10,52 +10,9 @@ use futures::future::join_all;
 use futures::{Stream, StreamExt, stream};
 
 use super::pods::lines;
-use super::types::{HostItem, ImageItem, List, PullOrder, PullProgress, RemovedItem};
+use super::types::{ImageItem, List, PullOrder, PullProgress, RemovedItem};
 use super::{ClientApi, Problem};
-use crate::hosts::{ConnectedHost, HostHandle};
-use crate::placement::HostView;
-
-pub(super) async fn hosts(State(api): State<ClientApi>) -> Json<List<HostItem>> {
-    let mut connected: HashMap<String, ConnectedHost> =
-        api.hosts.list().into_iter().map(|host| (host.handle.host_id().to_owned(), host)).collect();
-    let mut items: Vec<HostItem> = api
-        .controller
-        .reservations()
-        .hosts()
-        .into_iter()
-        .map(|view| {
-            let host = connected.remove(&view.id);
-            host_item(view, host.as_ref())
-        })
-        .collect();
-    for (id, host) in connected {
-        items.push(host_item(HostView { id, ..HostView::default() }, Some(&host)));
-    }
-    items.sort_by(|a, b| a.id.cmp(&b.id));
-    Json(List { items })
-}
-
-fn host_item(view: HostView, host: Option<&ConnectedHost>) -> HostItem {
-    let status = host.map(|h| h.status.clone()).unwrap_or_default();
-    let bad = status.conditions.iter().filter(|c| (c.r#type == "Ready") != c.status);
-    HostItem {
-        connected: host.is_some(),
-        ready: view.ready,
-        conditions: bad.map(|c| format!("{}: {} {}", c.r#type, c.reason, c.message)).collect(),
-        architecture: view.architecture,
-        capacity_milli_cpu: view.capacity.milli_cpu,
-        capacity_memory_bytes: view.capacity.memory_bytes,
-        capacity_pods: view.capacity.pods,
-        used_milli_cpu: view.used.milli_cpu,
-        used_memory_bytes: view.used.memory_bytes,
-        used_pods: view.used.pods,
-        version: host.map(|h| h.handle.agent_version().to_owned()).unwrap_or_default(),
-        kernel: status.kernel_version,
-        addresses: status.addresses,
-        peer: host.map(|h| h.peer.to_string()).unwrap_or_default(),
-        id: view.id,
-    }
-}
+use crate::hosts::HostHandle;
 
 /// The named host, or all that are connected.
 fn chosen(api: &ClientApi, host: &str) -> Result<Vec<HostHandle>, Problem> {

@@ -10,6 +10,7 @@
 //! | `GET /v1/pods/{ns}/{name}/logs` | its log; query as the kubelet's (`follow`, `tailLines`, …) and `container` |
 //! | `POST /v1/pods/{ns}/{name}/exec` | upgrade to [`frames`]; query `command` (repeated), `container`, `stdin` |
 //! | `GET /v1/hosts` | the hosts |
+//! | `POST /v1/hosts/{id}/release` | confirms the removal of the pods that the host's mass-delete brake holds |
 //! | `GET /v1/images`, `POST /v1/images`, `DELETE /v1/images?reference=R` | snapshots; POST answers with progress, a JSON object a line |
 //! | `GET /v1/problems` | manifests that are not taken, and why |
 //! | `/billing/…` | the billing API |
@@ -18,6 +19,7 @@
 
 mod exec;
 pub mod frames;
+mod hosts;
 mod images;
 mod pods;
 mod problem;
@@ -58,7 +60,8 @@ fn router(api: ClientApi) -> Router {
         .route("/v1/pods/{namespace}/{name}/watch", get(pods::watch))
         .route("/v1/pods/{namespace}/{name}/logs", get(pods::logs))
         .route("/v1/pods/{namespace}/{name}/exec", post(exec::exec))
-        .route("/v1/hosts", get(images::hosts))
+        .route("/v1/hosts", get(hosts::list))
+        .route("/v1/hosts/{id}/release", post(hosts::release))
         .route("/v1/images", get(images::list).post(images::pull).delete(images::remove))
         .route("/v1/problems", get(pods::problems))
         .fallback(|| async { Problem::not_found("no such route") })

@@ -128,6 +128,18 @@ pub struct HostItem {
     pub addresses: Vec<String>,
     /// From where it dialled.
     pub peer: String,
+    /// UIDs of pods that it keeps though they are not wanted any more: too many at once have no deletion mark.
+    #[serde(default)]
+    pub held_pods: Vec<String>,
+}
+
+/// The removal of held pods was confirmed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleasedItem {
+    /// The host.
+    pub host: String,
+    /// UIDs of the pods that it ends now.
+    pub pods: Vec<String>,
 }
 
 /// One image on one host.

@@ -27,7 +27,8 @@ pub(super) fn already_connected(peer: &HostPeer, other: &str) -> Preamble {
     Preamble::Refused {
         code: Code::HostConnected,
         message: format!(
-            "an agent with the host id {host} is connected from {other} and answers: two agents must not share one identity"
+            "an agent with the host id {host} is connected from {other} and answers: two agents must not share one identity. \
+             Stop one of them, or join it anew with a --state-dir and a --host-id of its own"
         ),
     }
 }

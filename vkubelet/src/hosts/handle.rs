@@ -91,12 +91,13 @@ impl HostHandle {
     }
 
     /// Tells the complete desired set of this host. Applied only as a whole; see the reply's `held` and `refused`.
-    pub async fn sync<I>(&self, pods: I) -> Result<proto::SyncReply, Status>
+    /// `confirmed`: uids that may be removed without a deletion mark, since an operator has said so.
+    pub async fn sync<I>(&self, pods: I, confirmed: Vec<String>) -> Result<proto::SyncReply, Status>
     where
         I: IntoIterator<Item = proto::Intent>,
         I::IntoIter: Send + 'static,
     {
-        let begin = Item::Begin(proto::SyncBegin { epoch: self.inner.epoch });
+        let begin = Item::Begin(proto::SyncBegin { epoch: self.inner.epoch, confirmed });
         let mut count = 0_u32;
         let mut pods = pods.into_iter();
         let mut ended = false;

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::agents::{Agents, Fleet};
 use super::board::{Board, Input};
+use super::held::ReleaseError;
 use super::intent::Generations;
 use super::sessions::Sessions;
 use super::task::{self, Shared};
@@ -39,6 +40,8 @@ pub struct ControllerSettings {
 pub struct Controller {
     shared: Arc<Shared>,
     sources: Arc<HashMap<SourceKind, SourcePorts>>,
+    /// Of a controller that was started.
+    sessions: Option<Sessions>,
 }
 
 impl std::fmt::Debug for Controller {
@@ -57,8 +60,9 @@ impl Controller {
         stop: &CancellationToken,
     ) -> Self {
         let fleet = Fleet::new(hosts.clone());
-        let controller = Self::new(settings, Arc::new(fleet.clone()), hosts.epoch());
+        let mut controller = Self::new(settings, Arc::new(fleet.clone()), hosts.epoch());
         let sessions = Sessions::new(fleet, Arc::clone(&controller.shared), Arc::clone(&controller.sources), state_dir);
+        controller.sessions = Some(sessions.clone());
         tracker.spawn(sessions.run(tracker.clone(), stop.clone()));
         tracker.spawn(controller.clone().dispatch(tracker.clone(), stop.clone()));
         controller
@@ -76,7 +80,21 @@ impl Controller {
             metrics: settings.metrics,
             entered: CancellationToken::new(),
         };
-        Self { shared: Arc::new(shared), sources: Arc::new(sources) }
+        Self { shared: Arc::new(shared), sources: Arc::new(sources), sessions: None }
+    }
+
+    /// The pods of a host that are not wanted any more and that its agent keeps, since so many have no deletion mark.
+    #[must_use]
+    pub fn held(&self, host: &str) -> Vec<String> {
+        self.sessions.as_ref().map(|sessions| sessions.held(host)).unwrap_or_default()
+    }
+
+    /// Confirms the removal of those pods, and of no others. Which they are.
+    pub async fn release(&self, host: &str) -> Result<Vec<String>, ReleaseError> {
+        match &self.sessions {
+            Some(sessions) => sessions.release(host).await,
+            None => Err(ReleaseError::Away { host: host.to_owned() }),
+        }
     }
 
     /// What is known of every pod.

@@ -152,6 +152,6 @@ mod tests {
             data: [("k".to_owned(), vec![0u8; MAX_MESSAGE].into())].into(),
         };
         let resolved = Resolved { config_maps: vec![object], ..Resolved::default() };
-        assert!(run(&p, resolved, 1).is_err());
+        assert!(run(&p, resolved, 1, String::new()).is_err());
     }
 }

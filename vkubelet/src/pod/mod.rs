@@ -16,6 +16,7 @@
 //! | [`task`] | executes it; owns all change of one pod |
 //! | [`board`] | what is known of every pod: read by sessions, the client API and the kubelet API |
 //! | [`sessions`] | follows hosts; complete-set sync, status and event streams |
+//! | `held` | what agents' mass-delete brakes hold, until an operator confirms it |
 //! | [`agents`] | how a task reaches an agent; never while a sync of that host is under way |
 //! | [`status`] | statuses that vkubelet itself says, when no agent has spoken yet or any more (pure) |
 //! | [`intent`] | intents and their generations |
@@ -29,6 +30,7 @@ pub mod agents;
 pub mod board;
 pub mod controller;
 mod cursors;
+mod held;
 pub mod intent;
 pub mod reconcile;
 pub mod sessions;
@@ -36,3 +38,4 @@ pub mod status;
 pub mod task;
 
 pub use controller::{Controller, ControllerSettings};
+pub use held::ReleaseError;

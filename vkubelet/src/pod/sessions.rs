@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::agents::Fleet;
 use super::board::{Applied, Input};
 use super::cursors::Cursors;
+use super::held::{Held, ReleaseError};
 use super::intent;
 use super::task::Shared;
 use crate::desired::{PodRef, SourceKind};
@@ -43,6 +44,7 @@ pub(super) struct Sessions {
     shared: Arc<Shared>,
     sources: Arc<HashMap<SourceKind, SourcePorts>>,
     cursors: Arc<Cursors>,
+    held: Held,
 }
 
 impl Sessions {
@@ -52,7 +54,26 @@ impl Sessions {
         sources: Arc<HashMap<SourceKind, SourcePorts>>,
         state_dir: &Path,
     ) -> Self {
-        Self { fleet, shared, sources, cursors: Arc::new(Cursors::open(state_dir)) }
+        Self { fleet, shared, sources, cursors: Arc::new(Cursors::open(state_dir)), held: Held::default() }
+    }
+
+    /// The pods of a host whose removal its agent holds.
+    pub(super) fn held(&self, host: &str) -> Vec<String> {
+        self.held.of(host)
+    }
+
+    /// Confirms the removal of the pods that a host's agent holds: those, and no others. Which they are.
+    pub(super) async fn release(&self, host: &str) -> Result<Vec<String>, ReleaseError> {
+        let host = host.to_owned();
+        let Some(handle) = self.fleet.hosts().handle(&host) else { return Err(ReleaseError::Away { host }) };
+        let pods = self.held.of(&host);
+        if pods.is_empty() {
+            return Err(ReleaseError::NothingHeld { host });
+        }
+        tracing::warn!(host.id = host, ?pods, "an operator confirms the removal of held pods");
+        let synced = self.sync(&handle, pods.clone()).await;
+        synced.map_err(|status| ReleaseError::Call { host, source: Box::new(status) })?;
+        Ok(pods)
     }
 
     pub(super) async fn run(self, tracker: TaskTracker, stop: CancellationToken) {
@@ -163,7 +184,7 @@ impl Sessions {
         self.shared.entered.cancelled().await;
         let handle = &host.handle;
         let mut pause = RETRY_FIRST;
-        while let Err(status) = self.sync(handle).await {
+        while let Err(status) = self.sync(handle, vec![]).await {
             if status.is_fenced() {
                 tracing::error!(detail = status.message(), "another vkubelet has taken over this host");
                 return;
@@ -179,13 +200,13 @@ impl Sessions {
     }
 
     /// Tells the complete set while no single change passes; then opens the gate for this connection.
-    async fn sync(&self, handle: &HostHandle) -> Result<(), tonic::Status> {
+    async fn sync(&self, handle: &HostHandle, confirmed: Vec<String>) -> Result<(), tonic::Status> {
         let host = handle.host_id();
         let gate = self.fleet.gate(host);
         let mut open_for = gate.write().await;
         let intents = self.complete_set(host);
         let sent: Vec<(String, u64)> = intents.iter().map(|i| (i.uid.clone(), i.generation)).collect();
-        let reply = handle.sync(intents).await?;
+        let reply = handle.sync(intents, confirmed).await?;
         tracing::info!(pods = sent.len(), held = reply.held, refused = reply.refused.len(), "complete set synced");
         let connection = handle.connection();
         for (uid, generation) in sent.iter().filter(|(_, generation)| *generation > 0) {
@@ -200,15 +221,16 @@ impl Sessions {
     }
 
     fn take_reply(&self, host: &str, reply: SyncReply) {
-        self.shared.metrics.synced(reply.held_pods.len());
         if reply.held {
             tracing::error!(
                 host.id = host,
                 pods = ?reply.held_pods,
                 detail = reply.message,
-                "the agent holds a mass deletion: these pods are not desired any more and have no deletion mark"
+                "the agent holds a mass deletion: these pods are not desired any more and have no deletion mark; they go on until \
+                 `nodeless hosts release` confirms it"
             );
         }
+        self.shared.metrics.synced(self.held.set(host, reply.held_pods));
         for refusal in reply.refused {
             let uid = refusal.uid.clone();
             self.shared.board.send(&uid, Input::Refused(refusal));

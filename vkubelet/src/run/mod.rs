@@ -99,15 +99,21 @@ pub enum RunError {
 /// Runs the daemon until `stop` is cancelled.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError> {
     let _lock = places::prepare(&config)?;
+    let ended = Box::pin(serve_all(&config, stop)).await;
+    places::clean(&config);
+    ended
+}
+
+async fn serve_all(config: &Config, stop: CancellationToken) -> Result<(), RunError> {
     let tracker = TaskTracker::new();
     let readiness = Readiness::default();
     let metrics = Metrics::default();
 
-    let store = billing::open(&config)?;
-    let token = billing::token(&config)?;
+    let store = billing::open(config)?;
+    let token = billing::token(config)?;
     let http = bind("health and metrics", "--http-listen", config.http_listen).await?;
     let billing_socket = bind("bills", "--billing-listen", config.billing_listen).await?;
-    let client_socket = places::client_socket(&config)?;
+    let client_socket = places::client_socket(config)?;
     let cluster = match &config.kubernetes {
         Some(settings) => Some(kubernetes::Cluster::prepare(settings).await?),
         None => None,
@@ -129,7 +135,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
         config.kubernetes.as_ref().map(|_| SourceKind::Kubernetes),
     ];
     let desired = Desired::new(expected.into_iter().flatten());
-    let manifest = start_manifest(&config, &desired, &tracker, &stop)?;
+    let manifest = start_manifest(config, &desired, &tracker, &stop)?;
     let mut sources: Vec<_> = manifest.iter().map(ManifestSource::ports).collect();
     if let Some(cluster) = &cluster {
         sources.push(cluster.start_source(&config.node_name, desired.clone(), stop.clone()));
@@ -137,7 +143,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
     let settings = ControllerSettings {
         desired: desired.clone(),
         sources,
-        cluster: kubernetes::settings(&config, cluster.as_ref()),
+        cluster: kubernetes::settings(config, cluster.as_ref()),
         metrics: metrics.clone(),
     };
     let controller = Controller::start(settings, hosts.clone(), &config.state_dir, &tracker, &stop);
@@ -152,7 +158,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
     addresses.insert("http", serve(http, router(registry, readiness.clone()), &tracker, &stop)?);
     if let Some(cluster) = cluster {
         let statuses = follow_hosts(hosts.clone(), &tracker, &stop);
-        let address = cluster.serve(&config, access.clone(), statuses, readiness.clone(), &tracker, &stop).await?;
+        let address = cluster.serve(config, access.clone(), statuses, readiness.clone(), &tracker, &stop).await?;
         addresses.insert("kubelet", address);
     }
     let api = ClientApi { controller, access, hosts, manifest, billing: doors.internal };
@@ -166,14 +172,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
             readiness.set("sources", Ok(()));
         }
     });
-    places::write_addresses(&config, &addresses)?;
+    places::write_addresses(config, &addresses)?;
     tracing::info!(node = config.node_name, ?addresses, "vkubelet is up");
     stop.cancelled().await;
     tracker.close();
     if tokio::time::timeout(STOP_WITHIN, tracker.wait()).await.is_err() {
         tracing::warn!("some tasks did not end in time");
     }
-    places::clean(&config);
     tracing::info!("vkubelet ended; pods go on");
     Ok(())
 }

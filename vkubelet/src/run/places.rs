@@ -53,6 +53,15 @@ pub(super) fn prepare(config: &Config) -> Result<File, RunError> {
         Err(TryLockError::WouldBlock) => return Err(RunError::Locked { path: config.state_dir.clone() }),
         Err(TryLockError::Error(source)) => return Err(RunError::Place { verb: "lock", path, source }),
     }
+    // Another node's vkubelet, with another state directory: what is in the run directory is its own.
+    let socket = socket_path(config);
+    if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        return Err(RunError::Place {
+            verb: "listen (another vkubelet answers there: give --run-dir) on",
+            path: socket,
+            source: io::Error::from(io::ErrorKind::AddrInUse),
+        });
+    }
     // Readers wait for this file: an old one would mislead them.
     let _ = fs::remove_file(addresses_path(config));
     Ok(lock)
@@ -61,14 +70,6 @@ pub(super) fn prepare(config: &Config) -> Result<File, RunError> {
 /// Binds the client socket, 0600.
 pub(super) fn client_socket(config: &Config) -> Result<UnixListener, RunError> {
     let path = socket_path(config);
-    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-        let source = io::Error::from(io::ErrorKind::AddrInUse);
-        return Err(RunError::Place {
-            verb: "listen (another vkubelet answers there: give --run-dir) on",
-            path,
-            source,
-        });
-    }
     let _ = fs::remove_file(&path);
     // Bound under a name that nobody knows until it is protected.
     let hidden = path.with_file_name(".vkubelet.sock.new");

@@ -231,7 +231,8 @@ impl PodState {
             // The next sandbox begins at the beginning: init containers run again.
             for (container, slot) in self.containers.iter_mut().zip(&plan.slots) {
                 container.begun = false;
-                if slot.role == crate::pod::plan::Role::Init {
+                // What could not be made there may well be made in the next one, and need not wait.
+                if slot.role == crate::pod::plan::Role::Init || matches!(container.run, Run::Blocked { .. }) {
                     container.run = Run::Idle;
                 }
             }

@@ -61,7 +61,13 @@ impl PodTask {
                     self.sandbox_event(event).await;
                 }
             }
-            Outcome::Exited { slot, attempt, exit } => self.happened(Event::Exited { slot, attempt, exit }).await,
+            Outcome::Exited { slot, attempt, exit } => {
+                self.happened(Event::Exited { slot, attempt, exit }).await;
+                self.reading = self.reading.saturating_sub(1);
+                if self.reading == 0 && std::mem::take(&mut self.lost) {
+                    self.happened(Event::Lost).await;
+                }
+            }
             Outcome::Released { metered } => {
                 if let Some(metered) = metered {
                     let sandbox = self.sandbox();
@@ -123,9 +129,12 @@ impl PodTask {
             }
             SandboxEvent::Exited { container, attempt, exit } => {
                 if let Some(slot) = self.plan.index(&container) {
+                    self.reading += 1;
                     self.read_exit(slot, attempt, exit);
                 }
             }
+            // What ended before the sandbox did ended as it says, not by the sandbox's death.
+            SandboxEvent::Lost { .. } if self.reading > 0 => self.lost = true,
             SandboxEvent::Lost { .. } => self.happened(Event::Lost).await,
         }
     }

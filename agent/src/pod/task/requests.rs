@@ -8,7 +8,7 @@ use super::{Beginning, PodTask};
 use crate::clock::Now;
 use crate::intent::Intent;
 use crate::pod::plan::Plan;
-use crate::pod::state::Event;
+use crate::pod::state::{Event, Stage};
 use crate::pod::volumes;
 
 impl PodTask {
@@ -47,10 +47,12 @@ impl PodTask {
             Beginning::Recovered { alive, rebooted, .. } => {
                 self.adopt_images();
                 self.record.boot_id.clone_from(&self.world.boot_id);
-                if alive {
+                // A dead shim's record is still told to its end, and then that it is dead: see `SandboxEvent::Lost`.
+                let told = alive || (!rebooted && self.record.state.stage == Stage::Up);
+                if told {
                     self.watch_sandbox().await;
                 }
-                self.happened(Event::Recovered { alive, rebooted }).await;
+                self.happened(Event::Recovered { alive: told, rebooted }).await;
                 if self.record.state.begun.is_none() {
                     self.happened(Event::Begin).await;
                 }

@@ -46,8 +46,8 @@ pub(crate) enum Command {
     Rm(RmOrder),
     /// Show one pod: status, start timeline, events.
     Describe(PodName),
-    /// List hosts.
-    Hosts,
+    /// Hosts: list; let held pods go.
+    Hosts(HostsOrder),
     /// Images: list, pull, remove.
     Images(ImagesOrder),
     /// Show what pods are billed.
@@ -195,6 +195,26 @@ pub(crate) struct RmOrder {
     /// Do not wait until they are gone.
     #[arg(long)]
     pub(crate) no_wait: bool,
+}
+
+/// Hosts.
+#[derive(Debug, Args)]
+pub(crate) struct HostsOrder {
+    /// What to do; without it, list.
+    #[command(subcommand)]
+    pub(crate) command: Option<HostsCommand>,
+}
+
+/// What to do with hosts.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostsCommand {
+    /// List them.
+    Ls,
+    /// End the pods that a host holds: they are not wanted any more, but too many at once had no deletion mark.
+    Release {
+        /// The host.
+        host: String,
+    },
 }
 
 /// Images.

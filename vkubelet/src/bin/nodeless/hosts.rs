@@ -1,14 +1,36 @@
-//! hosts.
+//! hosts: list them, let held pods go.
 
 use http::Method;
-use vkubelet::client_api::types::{HostItem, List};
+use vkubelet::client_api::types::{HostItem, List, ReleasedItem};
 
-use crate::args::Output;
-use crate::connect::Connection;
+use crate::args::{HostsCommand, Output};
+use crate::connect::{Connection, target};
 use crate::failure::Failure;
 use crate::table;
 
-pub(crate) async fn hosts(connection: &Connection, output: Output) -> Result<(), Failure> {
+pub(crate) async fn hosts(
+    connection: &Connection,
+    command: Option<HostsCommand>,
+    output: Output,
+) -> Result<(), Failure> {
+    match command {
+        None | Some(HostsCommand::Ls) => list(connection, output).await,
+        Some(HostsCommand::Release { host }) => release(connection, &host, output).await,
+    }
+}
+
+async fn release(connection: &Connection, host: &str, output: Output) -> Result<(), Failure> {
+    let path = target(&["v1", "hosts", host, "release"], &[]);
+    let released: ReleasedItem = connection.json(Method::POST, &path).await?;
+    if output == Output::Json {
+        return table::json(&released);
+    }
+    println!("host {} ends {} pods:", released.host, released.pods.len());
+    released.pods.iter().for_each(|uid| println!("{uid}"));
+    Ok(())
+}
+
+async fn list(connection: &Connection, output: Output) -> Result<(), Failure> {
     let list: List<HostItem> = connection.json(Method::GET, "/v1/hosts").await?;
     if output == Output::Json {
         return table::json(&list.items);
@@ -20,12 +42,22 @@ pub(crate) async fn hosts(connection: &Connection, output: Output) -> Result<(),
         return Ok(());
     }
     let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    table::print(&["NAME", "STATUS", "PODS", "CPU", "MEMORY", "ARCH", "VERSION", "ADDRESS"], &rows)
+    table::print(&["NAME", "STATUS", "PODS", "CPU", "MEMORY", "ARCH", "VERSION", "ADDRESS"], &rows)?;
+    for host in list.items.iter().filter(|host| !host.held_pods.is_empty()) {
+        eprintln!(
+            "{0}: {1} running pods are not wanted any more, but have no deletion mark, and are kept. If they are to end: \
+             `nodeless hosts release {0}`.",
+            host.id,
+            host.held_pods.len()
+        );
+    }
+    Ok(())
 }
 
 fn row(host: &HostItem) -> Vec<String> {
     let status = match (host.connected, host.ready) {
         (false, _) => "Away".to_owned(),
+        (true, true) if !host.held_pods.is_empty() => format!("Ready ({} pods held)", host.held_pods.len()),
         (true, true) => "Ready".to_owned(),
         (true, false) if host.conditions.is_empty() => "NotReady".to_owned(),
         (true, false) => format!("NotReady ({})", host.conditions.join("; ")),

@@ -54,7 +54,7 @@ async fn obey(cli: Cli) -> Result<u8, Failure> {
         Command::Exec(order) => exec::exec(&connection, &order).await,
         Command::Rm(order) => pods::rm(&connection, &order).await.map(|()| 0),
         Command::Describe(order) => pods::describe(&connection, &order, out).await.map(|()| 0),
-        Command::Hosts => hosts::hosts(&connection, out).await.map(|()| 0),
+        Command::Hosts(order) => hosts::hosts(&connection, order.command, out).await.map(|()| 0),
         Command::Images(order) => images::images(&connection, order.command, out).await,
         Command::Bill(order) => bill::bill(&connection, &order, out).await.map(|()| 0),
         Command::Completion { shell } => {

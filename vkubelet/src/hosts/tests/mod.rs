@@ -96,9 +96,9 @@ async fn an_agent_enrols_connects_and_is_called() {
 
     let handle = bench.hosts.handle("edge-1").expect("connected");
     assert!(handle.apply(intent("a")).await.expect("applied").accepted);
-    handle.sync(["a", "b", "c"].map(intent)).await.expect("synced");
+    handle.sync(["a", "b", "c"].map(intent), vec![]).await.expect("synced");
     assert_eq!(*agent.synced.lock().expect("lock"), ["a", "b", "c"]);
-    handle.sync([]).await.expect("an empty set is complete too");
+    handle.sync([], vec![]).await.expect("an empty set is complete too");
     assert!(agent.synced.lock().expect("lock").is_empty());
     assert!(handle.forget("a").await.expect_err("unknown").is_not_found());
     let mut logs = handle.logs(proto::LogsRequest::default()).await.expect("logs");
