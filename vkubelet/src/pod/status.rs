@@ -51,6 +51,15 @@ pub fn refused(pod: &Pod, reason: &str, message: &str, now: &str) -> Value {
     status
 }
 
+/// An image of the pod could not be had, and will be asked for again.
+#[must_use]
+pub fn lacks_image(status: &Value) -> bool {
+    let lists = ["containerStatuses", "initContainerStatuses"];
+    lists.iter().flat_map(|list| status[list].as_array().into_iter().flatten()).any(|container| {
+        matches!(container["state"]["waiting"]["reason"].as_str(), Some("ErrImagePull" | "ImagePullBackOff"))
+    })
+}
+
 /// The host does not answer: what was last known, and not ready. The phase stays: the containers may well run.
 #[must_use]
 pub fn host_lost(last: &Value, host: &str, now: &str) -> Value {
@@ -84,6 +93,16 @@ mod tests {
         let waiting = typed.container_statuses.unwrap()[0].state.clone().unwrap().waiting.unwrap();
         assert_eq!(waiting.reason.as_deref(), Some("CreateContainerConfigError"));
         assert_eq!(typed.init_container_statuses.unwrap().len(), 1);
+    }
+
+    #[test]
+    fn an_image_that_could_not_be_had_is_seen_in_any_container() {
+        for (reason, lacks) in [("ErrImagePull", true), ("ImagePullBackOff", true), ("CrashLoopBackOff", false)] {
+            let status = waiting(&pod(), reason, "", "2026-01-01T00:00:00Z");
+            assert_eq!(lacks_image(&status), lacks, "{reason}");
+            let only_init = json!({"initContainerStatuses": status["initContainerStatuses"]});
+            assert_eq!(lacks_image(&only_init), lacks, "{reason}");
+        }
     }
 
     #[test]

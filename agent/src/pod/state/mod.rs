@@ -237,7 +237,7 @@ pub enum StartFailure {
     },
     /// Its program could not be executed.
     Run {
-        /// 126, 127 or 128.
+        /// 128, as containerd has it.
         code: i32,
         /// The whole story.
         message: String,

@@ -28,6 +28,8 @@ use crate::pod::state::StartFailure;
 use crate::pod::volumes::{self, PodDirs, content, disk};
 use crate::ports::{Address, ImageFailure, ImageWish, Interval, PullPolicy, ReadyImage};
 
+/// Exit code of a container whose program could not be started, whatever the reason: as containerd tells it to a kubelet.
+const START_ERROR: i32 = 128;
 /// Pause before volumes that could not be set up are tried again.
 const VOLUME_PAUSE: Duration = Duration::from_secs(2);
 
@@ -286,7 +288,7 @@ impl Launch {
         };
         match world.sandboxes.start(&sandbox, &spec).instrument(tracing::info_span!("container.launch")).await {
             Ok(started) => Ok(started),
-            Err(SandboxError::Exec { message, code }) => Err(StartFailure::Run { code, message }),
+            Err(SandboxError::Exec { message, .. }) => Err(StartFailure::Run { code: START_ERROR, message }),
             Err(error) => Err(config(format!("failed to create container: {}", chain(&error)))),
         }
     }

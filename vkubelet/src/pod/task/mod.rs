@@ -27,6 +27,8 @@ use crate::resolve::{ClusterSettings, HeldToken, Needs, Resolution};
 
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(30);
+/// While an image cannot be had, the pull secrets are read again this often: somebody may have corrected them.
+const PULL_SECRETS_EVERY: Duration = Duration::from_secs(8);
 
 /// What every task shares.
 pub(super) struct Shared {
@@ -62,6 +64,8 @@ pub(super) struct Task {
     resolution: Option<Resolution>,
     resolution_number: u64,
     outdated: bool,
+    /// When the references are read again, although nothing told of a change.
+    look_again: Option<Instant>,
     held: Vec<HeldToken>,
     made_for: Option<MadeFor>,
     removal_done: bool,
@@ -111,6 +115,7 @@ impl Task {
             resolution: None,
             resolution_number: 0,
             outdated: false,
+            look_again: None,
             held: Vec::new(),
             made_for: None,
             removal_done: false,
@@ -174,6 +179,10 @@ impl Task {
             () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 self.retry_at = None;
                 self.outdated |= self.token_age().is_some_and(|left| left.is_zero());
+                if self.look_again.is_some_and(|at| at <= Instant::now()) {
+                    self.outdated = true;
+                    self.look_again = Some(Instant::now() + PULL_SECRETS_EVERY);
+                }
             }
         }
         true
@@ -181,9 +190,9 @@ impl Task {
 
     fn deadline(&self) -> Option<Instant> {
         let token = self.token_age().map(|left| Instant::now() + left);
-        match (self.retry_at, token) {
-            (Some(retry), _) => Some(retry),
-            (None, token) => token.filter(|_| !self.outdated),
+        match self.retry_at {
+            Some(retry) => Some(retry),
+            None => [token, self.look_again].into_iter().flatten().min().filter(|_| !self.outdated),
         }
     }
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use agent_api::proto::{Refusal, StatusUpdate, Timeline};
-
+use tokio::time::Instant;
 use tracing::Span;
 
-use super::{Task, now_ns, now_text};
+use super::{PULL_SECRETS_EVERY, Task, now_ns, now_text};
 use crate::pod::reconcile::Presence;
 use crate::pod::status;
 use crate::ports::{Event, EventType, StatusReport};
@@ -73,6 +73,8 @@ impl Task {
                 return;
             }
         };
+        let may_help = !self.needs.pull_secrets.is_empty() && status::lacks_image(&status);
+        self.look_again = may_help.then(|| self.look_again.unwrap_or_else(|| Instant::now() + PULL_SECRETS_EVERY));
         self.count_start(update.timeline.as_ref());
         let report = StatusReport {
             generation: update.generation,
