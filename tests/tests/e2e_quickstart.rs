@@ -167,9 +167,12 @@ fn e2e_quickstart_interrupted_at_any_moment_leaves_nothing() {
         let run = Run::start(way, build, number).unwrap();
         // The moment is the test's subject: nothing is waited for.
         std::thread::sleep(moment);
-        if let Err(error) = run.break_off(way, &gaps) {
-            panic!("number {number}, {way:?} after {moment:?}, build {build}, seed {seed}: {error:#}");
+        match run.break_off(way, &gaps) {
+            Ok(broken_off) => {
+                eprintln!("{number}: {way:?} after {moment:?}{}", if broken_off { "" } else { ", which was too late" });
+                assert!(broken_off || moment > life * 3 / 4, "number {number}, {way:?} after {moment:?} had no effect");
+            }
+            Err(error) => panic!("number {number}, {way:?} after {moment:?}, build {build}, seed {seed}: {error:#}"),
         }
-        eprintln!("{number}: {way:?} after {moment:?}");
     }
 }

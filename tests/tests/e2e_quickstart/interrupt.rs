@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -51,18 +51,17 @@ impl Run {
         let scratch = tempfile::tempdir()?;
         let terminal = !matches!(way, Way::Terminate | Way::TerminateAgain);
         let script = repository().join("hack/quickstart");
-        let mut command = if terminal {
-            let mut command = Command::new("script");
+        // Who started this test may ignore signals (nohup); a shell cannot trap what it was born ignoring.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT,TERM,HUP");
+        if terminal {
             // The pid stays the script's own over exec.
             let line = format!("echo $$ >'{}/pid'; exec '{}'", scratch.path().display(), script.display());
-            command.args(["--quiet", "--return", "--flush", "--command", &line]).arg("/dev/null");
+            command.args(["script", "--quiet", "--return", "--flush", "--command", &line]).arg("/dev/null");
             command.stdin(Stdio::piped());
-            command
         } else {
-            let mut command = Command::new(script);
-            command.arg("--json").stdin(Stdio::null()).process_group(0);
-            command
-        };
+            command.arg(script).arg("--json").stdin(Stdio::null()).process_group(0);
+        }
         let mark = format!("{}-{number}", std::process::id());
         let temporary = scratch.path().join("tmp");
         fs::create_dir(&temporary)?;
@@ -85,8 +84,8 @@ impl Run {
         Ok(took)
     }
 
-    /// Breaks it off `way`; `gaps`: between the first signal and each further one.
-    pub(crate) fn break_off(mut self, way: Way, gaps: &[Duration]) -> Result<()> {
+    /// Breaks it off `way`; `gaps`: between the first signal and each further one. False: it had ended by itself already.
+    pub(crate) fn break_off(mut self, way: Way, gaps: &[Duration]) -> Result<bool> {
         let began = Instant::now();
         self.signal(way)?;
         for gap in gaps {
@@ -95,15 +94,27 @@ impl Run {
                 self.signal(way)?;
             }
         }
-        while self.child.try_wait()?.is_none() {
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
             if began.elapsed() > CLEAN_UP {
                 let left = self.left();
                 self.child.kill()?;
                 bail!("not ended {CLEAN_UP:?} after {way:?}; there is: {left:#?}");
             }
             std::thread::sleep(Duration::from_millis(5));
-        }
-        self.nothing_left()
+        };
+        self.nothing_left()?;
+        let number = match way {
+            Way::Terminal | Way::TerminalAgain => 2,
+            Way::Terminate | Way::TerminateAgain => 15,
+            Way::HangUp => 1,
+        };
+        // Before the script could say otherwise, the signal itself ended it.
+        let broken_off = status.code() == Some(128 + number) || status.signal() == Some(number);
+        ensure!(broken_off || status.success(), "{way:?} ended it with {status}: {}", self.complaint());
+        Ok(broken_off)
     }
 
     fn signal(&mut self, way: Way) -> Result<()> {
