@@ -71,7 +71,7 @@ pub struct HostsConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum HostsError {
     /// The port could not be bound.
-    #[error("listen for agents on {address}")]
+    #[error("listen for agents on {address} (--agent-listen)")]
     Bind {
         /// The address asked for.
         address: SocketAddr,
