@@ -18,6 +18,7 @@ use crate::errors::chain;
 use crate::events::Journal;
 use crate::host::admission::Room;
 use crate::host::facts::{self, Facts, FactsError};
+use crate::host::kernel::{self, KernelError};
 use crate::images::ImageStore;
 use crate::ledger::{Ledger, LedgerError};
 use crate::link::{self, IdentityError, LinkConfig, LinkState};
@@ -46,6 +47,9 @@ pub enum RunError {
     /// Not root.
     #[error("the agent must run as root: it makes namespaces, mounts and control groups")]
     NotRoot,
+    /// The kernel cannot run pods.
+    #[error("could not find in this kernel what pods need")]
+    Kernel(#[source] KernelError),
     /// A directory could not be made.
     #[error("could not make directory {path:?}")]
     Directory {
@@ -157,6 +161,7 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
     if !rustix::process::geteuid().is_root() {
         return Err(RunError::NotRoot);
     }
+    blocking(kernel::check).await?.map_err(RunError::Kernel)?;
     let identity = link::load(&config.state_dir).map_err(RunError::Identity)?;
     if let Some(given) = host_id.filter(|given| *given != identity.host_id.as_str()) {
         return Err(RunError::OtherHost { given, joined: identity.host_id.to_string() });

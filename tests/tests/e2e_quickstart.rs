@@ -134,6 +134,19 @@ fn e2e_quickstart_names_what_is_in_its_way() {
     let complaint = String::from_utf8_lossy(&nobody.stderr).into_owned();
     assert!(!nobody.status.success() && complaint.contains("needs root"), "{complaint}");
 
+    // As a kernel without EROFS would list its file systems, to this process alone.
+    let list = std::fs::read_to_string("/proc/filesystems").unwrap().replace("\terofs\n", "");
+    let hidden = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&hidden, list).unwrap();
+    let output = Command::new("unshare")
+        .args(["--mount", "bash", "-c", "mount --bind \"$0\" /proc/filesystems && exec \"$1\" --json"])
+        .arg(hidden.path())
+        .arg(repository().join("hack/quickstart"))
+        .output()
+        .expect("unshare can be run");
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && complaint.contains("needs a kernel with erofs"), "{complaint}");
+
     let output = quickstart(&["--jason"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("unknown option --jason"));

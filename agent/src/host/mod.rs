@@ -2,5 +2,6 @@
 
 pub mod admission;
 pub mod facts;
+pub mod kernel;
 
 pub use facts::Facts;
