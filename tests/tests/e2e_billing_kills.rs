@@ -35,7 +35,9 @@ use std::time::{Duration, Instant};
 
 use agent::meter::{Clock, SystemClock};
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use tests::random::Random;
+use tests::stack::kernel::{has_container_processes, kill};
 use tests::stack::{Stack, is_root, items, wait};
 
 use bill::Bill;
@@ -97,6 +99,69 @@ fn e2e_kills_of_agent_shim_keeper_and_vkubelet_bill_each_nanosecond_once() -> Re
         oracle.sandboxes(),
         told.len(),
     );
+    stack.down()
+}
+
+#[test]
+fn e2e_a_killed_shim_ends_its_sandbox_and_the_pod_fails_or_goes_on_with_its_bill_right() -> Result<()> {
+    const NAME: &str = "e2e_a_killed_shim_ends_its_sandbox_and_the_pod_fails_or_goes_on_with_its_bill_right";
+    if !is_root(NAME) {
+        return Ok(());
+    }
+    let mut stack = Stack::up_with("shim", &["--log-format", "json"], &[])?;
+    wait("the host is ready", || stack.host_is_ready())?;
+    let image = stack.busybox()?;
+    let until_told = "while ! [ -e /end ]; do sleep 0.05; done; sleep 0.5; exit 0";
+    for (name, policy, script) in
+        [("never", "Never", "sleep 3600"), ("always", "Always", "sleep 3600"), ("done", "OnFailure", until_told)]
+    {
+        stack.put_manifest(name, &churn::pod(name, &image, script, policy))?;
+    }
+    let pod = |stack: &Stack, name: &str| -> Result<Value> {
+        let pods = stack.client(&["ps"])?;
+        items(&pods).iter().find(|pod| pod["name"] == name).cloned().with_context(|| format!("no pod {name}"))
+    };
+    let phase = |stack: &Stack, name: &str, phase: &str| -> Result<bool> { Ok(pod(stack, name)?["phase"] == phase) };
+    for name in ["never", "always", "done"] {
+        wait("it runs", || phase(&stack, name, "Running"))?;
+    }
+    let sandbox = |stack: &Stack, name: &str| -> Result<String> {
+        Ok(format!("{}-0", pod(stack, name)?["uid"].as_str().context("a uid")?))
+    };
+    let kill_shim = |stack: &Stack, id: &str| kill(stack.shim(id).context("a shim")?);
+    for name in ["never", "always"] {
+        let id = sandbox(&stack, name)?;
+        let cgroup = stack.cgroup(&id).context("a control group")?;
+        kill_shim(&stack, &id)?;
+        wait("nothing of the sandbox is left", || Ok(!cgroup.exists() && !stack.sandboxes().join(&id).exists()))?;
+    }
+    wait("a pod that is never started again has failed", || phase(&stack, "never", "Failed"))?;
+    let ended = &pod(&stack, "never")?["status"]["containerStatuses"][0]["state"]["terminated"];
+    ensure!(ended["exitCode"] == 137 && ended["reason"] == "ContainerStatusUnknown", "{ended}");
+    wait("the other goes on in another sandbox", || {
+        let pod = pod(&stack, "always")?;
+        let container = &pod["status"]["containerStatuses"][0];
+        let told = items(&pod["events"]).iter().any(|event| event["reason"] == "SandboxChanged");
+        Ok(container["restartCount"] == 1 && container["state"]["running"].is_object() && told)
+    })?;
+    // Ends well while no agent is there, and then its shim dies: it has succeeded, and is not run again.
+    let id = sandbox(&stack, "done")?;
+    let cgroup = stack.cgroup(&id).context("a control group")?;
+    stack.client_text(&["exec", "done", "--", "touch", "/end"])?;
+    stack.agent.take().context("the agent runs")?.kill()?;
+    wait("its process has ended", || Ok(!has_container_processes(&cgroup)))?;
+    kill_shim(&stack, &id)?;
+    stack.start_agent()?;
+    wait("it has succeeded", || phase(&stack, "done", "Succeeded"))?;
+    ensure!(pod(&stack, "done")?["restarts"] == 0, "it was run again");
+    for name in ["never", "always", "done"] {
+        stack.remove_manifest(name)?;
+    }
+    wait("all pods are gone", || Ok(items(&stack.client(&["ps"])?).is_empty()))?;
+    let oracle = Oracle::read(&stack.path("logs/agent.log"))?;
+    ensure!((oracle.pods(), oracle.sandboxes()) == (3, 4), "{oracle:?}");
+    wait("the ledger has heard of every release", || Ok(Bill::all(&stack)?.is_settled(&oracle)))?;
+    oracle.compare(&Bill::all(&stack)?)?;
     stack.down()
 }
 
