@@ -82,14 +82,12 @@ fn state(hosts: &Value, id: &str) -> State {
     let Some(host) = items.find(|host| host["id"] == id && host["connected"] == true) else {
         return State::Absent;
     };
-    if host["ready"] == true {
-        return State::Ready;
-    }
     let conditions: Vec<&str> = host["conditions"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let short: Vec<&str> =
         conditions.iter().copied().filter(|c| c.split(':').next().is_some_and(|t| t.ends_with("Pressure"))).collect();
     match (short.is_empty(), conditions.is_empty()) {
         (false, _) => State::Pressed(short.join("; ")),
+        _ if host["ready"] == true => State::Ready,
         (true, false) => State::Busy(conditions.join("; ")),
         (true, true) => State::Busy("it is not synced yet".to_owned()),
     }
@@ -114,6 +112,7 @@ mod tests {
             state(&hosts(false, &["DiskPressure: A b", "Ready: X y"]), "one"),
             State::Pressed("DiskPressure: A b".into())
         );
+        assert_eq!(state(&hosts(true, &["DiskPressure: A b"]), "one"), State::Pressed("DiskPressure: A b".into()));
         let away = json!({"items": [{"id": "one", "connected": false, "ready": true, "conditions": []}]});
         assert_eq!(state(&away, "one"), State::Absent);
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,9 @@ impl Run {
         if terminal {
             // The pid stays the script's own over exec.
             let line = format!("echo $$ >'{}/pid'; exec '{}'", scratch.path().display(), script.display());
-            command.args(["script", "--quiet", "--return", "--flush", "--command", &line]).arg("/dev/null");
+            command
+                .args(["script", "--quiet", "--return", "--flush", "--command", &line])
+                .arg(scratch.path().join("screen"));
             command.stdin(Stdio::piped());
         } else {
             command.arg(script).arg("--json").stdin(Stdio::null()).process_group(0);
@@ -178,7 +180,7 @@ impl Run {
     }
 
     fn complaint(&self) -> String {
-        fs::read_to_string(self.scratch.path().join("stderr")).unwrap_or_default()
+        ["stderr", "screen"].map(|name| read(&self.scratch.path().join(name))).join("\n")
     }
 }
 
@@ -218,9 +220,9 @@ fn processes(mark: &str, cgroup: &str) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// A process's file, empty when the process is gone.
-fn read(path: &PathBuf) -> String {
-    fs::read(Path::new(path)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+/// A file's text, empty when it (or the process that it is of) is gone.
+fn read(path: &Path) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
 /// Moments that a seed repeats (xorshift).

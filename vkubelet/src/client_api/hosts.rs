@@ -50,7 +50,7 @@ fn item(api: &ClientApi, view: HostView, host: Option<&ConnectedHost>) -> HostIt
     let bad = status.conditions.iter().filter(|c| (c.r#type == "Ready") != c.status);
     HostItem {
         connected: host.is_some(),
-        ready: view.ready,
+        ready: view.ready && !view.pressed,
         conditions: bad.map(|c| format!("{}: {} {}", c.r#type, c.reason, c.message)).collect(),
         architecture: view.architecture,
         capacity_milli_cpu: view.capacity.milli_cpu,
