@@ -45,6 +45,13 @@ pub fn program(profile: &Seccomp, capabilities: &[String]) -> Option<Program> {
     }
 }
 
+/// The system calls that the default profile allows to everybody, whatever the arguments: what another runtime is given to
+/// be compared with.
+#[must_use]
+pub fn allowed() -> &'static [&'static str] {
+    table::ALLOWED
+}
+
 /// Those of the capabilities that the table asks for, as bits of its order.
 fn relevant(capabilities: &[String]) -> u32 {
     let held = |name: &str| capabilities.iter().any(|capability| capability == name);

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 /// How long nothing may happen before the run is given up.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Requests on their way at once.
 const AT_ONCE: usize = 16;
@@ -106,7 +106,15 @@ impl Pods {
         let mut left: HashSet<&str> = names.iter().map(String::as_str).collect();
         let mut last = Instant::now();
         while !left.is_empty() {
-            match self.next().await? {
+            let seen = match self.next().await {
+                Ok(seen) => seen,
+                Err(error) => {
+                    let name = left.iter().min().copied().unwrap_or_default();
+                    let why = self.why(name).await;
+                    return Err(error.context(format!("{} pods do not run; pod {name}: {why}", left.len())));
+                }
+            };
+            match seen {
                 Seen::Running(name, at) if left.remove(name.as_str()) => last = at,
                 Seen::Failed(name, message) => bail!("pod {name} failed: {message}"),
                 Seen::Running(..) | Seen::Gone(..) => {}
@@ -129,10 +137,23 @@ impl Pods {
         Ok(last)
     }
 
+    /// What the pod's status says of why it waits.
+    async fn why(&self, name: &str) -> String {
+        let status = match self.api.get_status(name).await {
+            Ok(pod) => pod.status.unwrap_or_default(),
+            Err(error) => return error.to_string(),
+        };
+        let containers = status.container_statuses.unwrap_or_default();
+        let waiting = containers.into_iter().find_map(|c| c.state?.waiting);
+        let (reason, message) = waiting.map_or((status.reason, status.message), |w| (w.reason, w.message));
+        let phase = status.phase.unwrap_or_default();
+        format!("{phase} {} {}", reason.unwrap_or_default(), message.unwrap_or_default())
+    }
+
     async fn next(&mut self) -> Result<Seen> {
         tokio::time::timeout(PATIENCE, self.seen.recv())
             .await
-            .context("no news of the pods for two minutes")?
+            .context("no news of the pods for a minute")?
             .context("the watch ended")
     }
 }
