@@ -1,4 +1,6 @@
-//! One task that writes Events.
+//! One task that writes Events, one after the other, and not while the API server is busy with what pods wait for.
+
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Event as KubeEvent, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -11,22 +13,26 @@ use tokio_util::sync::CancellationToken;
 use super::correlate::{Correlator, Decision};
 use crate::desired::PodRef;
 use crate::ports::{Event, EventSink};
+use crate::sources::kubernetes::Traffic;
 
 /// Events that may wait.
 const QUEUE: usize = 4096;
+
+/// How long an Event gives way to urgent requests, from when it is handed in.
+const COURTESY: Duration = Duration::from_secs(3);
 
 /// Who reports, as a kubelet says it: tools filter on it.
 const COMPONENT: &str = "kubelet";
 
 /// The [`EventSink`] of the Kubernetes source.
 pub struct EventWriter {
-    queue: mpsc::Sender<(PodRef, Event)>,
+    queue: mpsc::Sender<(Instant, PodRef, Event)>,
 }
 
 impl EventWriter {
     /// Starts the writer; it ends when `stop` is cancelled and the queue is empty.
-    pub fn start(client: Client, node_name: &str, stop: CancellationToken) -> Self {
-        let (queue, mut events) = mpsc::channel::<(PodRef, Event)>(QUEUE);
+    pub(crate) fn start(client: Client, node_name: &str, traffic: Traffic, stop: CancellationToken) -> Self {
+        let (queue, mut events) = mpsc::channel::<(Instant, PodRef, Event)>(QUEUE);
         let node = node_name.to_owned();
         tokio::spawn(async move {
             let mut correlator = Correlator::default();
@@ -36,7 +42,12 @@ impl EventWriter {
                     next = events.recv() => next,
                     () = stop.cancelled() => None,
                 };
-                let Some((pod, event)) = next else { return };
+                let Some((handed_in, pod, event)) = next else { return };
+                let waited = handed_in.elapsed();
+                tokio::select! {
+                    () = traffic.quiet(COURTESY.saturating_sub(waited)) => {}
+                    () = stop.cancelled() => {}
+                }
                 write(&client, &node, &mut correlator, &pod, &event).await;
             }
         });
@@ -46,7 +57,7 @@ impl EventWriter {
 
 impl EventSink for EventWriter {
     fn event(&self, pod: &PodRef, event: Event) {
-        if self.queue.try_send((pod.clone(), event)).is_err() {
+        if self.queue.try_send((Instant::now(), pod.clone(), event)).is_err() {
             tracing::warn!(pod.uid = %pod.uid, "event dropped: too many wait to be written");
         }
     }

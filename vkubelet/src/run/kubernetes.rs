@@ -43,7 +43,7 @@ impl Cluster {
         let options = KubeConfigOptions::default();
         let config = ClientConfig::from_custom_kubeconfig(file, &options).await.map_err(|e| failed(Box::new(e)))?;
         let server = config.cluster_url.clone();
-        let client = Client::try_from(config).map_err(|e| failed(Box::new(e)))?;
+        let client = super::cluster_client::connect(config).map_err(failed)?;
         Ok(Self { client, settings: settings.clone(), server })
     }
 

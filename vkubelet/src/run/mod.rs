@@ -8,6 +8,7 @@
 //! pods go on under their agents.
 
 mod billing;
+mod cluster_client;
 mod kubernetes;
 mod places;
 

@@ -18,7 +18,7 @@ use super::patch::{CREATING, patch, patience};
 use crate::desired::{Desired, DesiredPod, HOST_ANNOTATION};
 use crate::pod::status::waiting;
 use crate::ports::{PortError, StatusReport, StatusSink};
-use crate::sources::kubernetes::port_error;
+use crate::sources::kubernetes::{Traffic, port_error};
 
 /// First and longest wait between tries.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -41,6 +41,7 @@ impl Default for Slot {
 struct Inner {
     client: Client,
     desired: Desired,
+    traffic: Traffic,
     slots: Mutex<HashMap<String, Slot>>,
     /// A slot has something new for its writer.
     news: Notify,
@@ -63,10 +64,11 @@ enum Outcome {
 
 impl StatusWriter {
     /// Writes through this client until `stop` is cancelled.
-    pub fn new(client: Client, desired: Desired, stop: CancellationToken) -> Self {
+    pub(crate) fn new(client: Client, desired: Desired, traffic: Traffic, stop: CancellationToken) -> Self {
         let inner = Inner {
             client,
             desired,
+            traffic,
             slots: Mutex::new(HashMap::new()),
             news: Notify::new(),
             settled: Notify::new(),
@@ -181,6 +183,7 @@ impl Inner {
         let written = self.slots().get(pod.uid()).and_then(|s| s.written.clone());
         let Some(body) = patch(pod.uid(), written.as_deref(), wanted) else { return Outcome::Written };
         let PodParts { namespace, name, uid } = PodParts::of(pod);
+        let _urgent = self.traffic.urgent();
         match self.api(namespace).patch_status(name, &PatchParams::default(), &Patch::Strategic(&body)).await {
             Ok(_) => Outcome::Written,
             Err(kube::Error::Api(status)) if is_gone(&status) => Outcome::Gone,
@@ -258,6 +261,7 @@ impl StatusSink for StatusWriter {
         if let Some(status) = &creating {
             body["status"] = status.clone();
         }
+        let _urgent = self.inner.traffic.urgent();
         match self.inner.api(namespace).patch_status(name, &PatchParams::default(), &Patch::Strategic(&body)).await {
             Ok(_) => {
                 if let Some(status) = creating {

@@ -11,6 +11,7 @@
 mod pods;
 mod raw;
 mod references;
+mod traffic;
 mod watch;
 
 use std::sync::Arc;
@@ -24,15 +25,17 @@ use crate::ports::{PortError, SourcePorts};
 use crate::status::StatusWriter;
 
 pub use raw::RawPod;
+pub(crate) use traffic::Traffic;
 
 /// Starts the watch and the writers; they run until `stop` is cancelled.
 pub fn start(client: Client, node_name: &str, desired: Desired, stop: CancellationToken) -> SourcePorts {
     tokio::spawn(watch::run(client.clone(), node_name.to_owned(), desired.clone(), stop.clone()));
+    let traffic = Traffic::default();
     SourcePorts {
         kind: SourceKind::Kubernetes,
-        status: Arc::new(StatusWriter::new(client.clone(), desired, stop.clone())),
-        events: Arc::new(EventWriter::start(client.clone(), node_name, stop)),
-        references: Arc::new(references::KubernetesReferences::new(client.clone())),
+        status: Arc::new(StatusWriter::new(client.clone(), desired, traffic.clone(), stop.clone())),
+        events: Arc::new(EventWriter::start(client.clone(), node_name, traffic.clone(), stop)),
+        references: Arc::new(references::KubernetesReferences::new(client.clone(), traffic)),
         pods: Arc::new(pods::KubernetesPods::new(client, node_name.to_owned())),
     }
 }

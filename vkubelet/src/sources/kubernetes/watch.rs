@@ -33,6 +33,10 @@ pub(super) async fn run(client: Client, node_name: String, desired: Desired, sto
                 }
             }
             Ok(watcher::Event::Delete(pod)) => {
+                // Its last state says how it is to end, even when that was never told before.
+                if let Some(last) = parse(&pod).filter(|pod| desired.get(pod.uid()).is_some()) {
+                    desired.upsert(last);
+                }
                 if let Some(uid) = &kube::Resource::meta(&pod).uid {
                     desired.remove(uid);
                 }
