@@ -322,9 +322,11 @@ const MANIFESTS: &[Case] = &[("bad manifests are named and good ones go on", |be
     write("huge.yaml", &format!("# {}\n", "x".repeat(4 << 20)))?;
     bed.stack.put_manifest("second", &pod("good"))?;
     bed.stack.put_manifest("other", &pod("other"))?;
+    // Pods of the cluster are listed too.
+    let is_named = |pod: &Value, name: &str| pod["name"] == name && pod["namespace"] == "default";
     let runs = |name: &str| -> Result<bool> {
         let pods = bed.stack.client(&["ps"])?;
-        Ok(stack::items(&pods).iter().any(|pod| pod["name"] == name && pod["display"] == "Running"))
+        Ok(stack::items(&pods).iter().any(|pod| is_named(pod, name) && pod["display"] == "Running"))
     };
     stack::wait("the good ones run", || Ok(runs("good")? && runs("other")?))?;
     // Each problem: which file, where in it, and what to do.
@@ -350,7 +352,7 @@ const MANIFESTS: &[Case] = &[("bad manifests are named and good ones go on", |be
     stack::wait("the corrected one runs", || runs("broken"))?;
     bed.stack.remove_manifest("other")?;
     let has = |name: &str| -> Result<bool> {
-        Ok(stack::items(&bed.stack.client(&["ps"])?).iter().any(|pod| pod["name"] == name))
+        Ok(stack::items(&bed.stack.client(&["ps"])?).iter().any(|pod| is_named(pod, name)))
     };
     stack::wait("the pod of the removed file is gone", || Ok(!has("other")?))?;
     bed.stack.remove_manifest("good")?;

@@ -216,8 +216,13 @@ impl Bed {
         }
         self.kubectl_says(&["delete", "namespace", &self.namespace, "--wait=false"])?;
         self.stack.end_now()?;
-        self.kubectl_says(&["delete", "node", NODE])?;
-        Ok(())
+        self.delete_node()
+    }
+
+    /// Once nobody registers it again. Without kubectl, whose cache went with the stack's directory.
+    fn delete_node(&self) -> Result<()> {
+        let request = http::Request::delete(format!("/api/v1/nodes/{NODE}")).body(Vec::new())?;
+        self.runtime.block_on(self.client.request::<Value>(request)).map(drop).context("delete the node")
     }
 
     fn delete_all(&self) -> Result<()> {
@@ -226,18 +231,23 @@ impl Bed {
 }
 
 impl Drop for Bed {
-    /// After a failure: what [`Bed::down`] does, without asking whether it succeeded. The stack removes itself.
+    /// After a failure: what [`Bed::down`] does, whatever succeeds of it.
     fn drop(&mut self) {
         if self.down {
             return;
         }
         let force = ["delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false"];
-        for arguments in
-            [&force[..], &["delete", "namespace", &self.namespace, "--wait=false"], &["delete", "node", NODE]]
-        {
-            if let Err(error) = self.kubectl_says(arguments) {
-                eprintln!("clean-up failed: {error:#}");
-            }
+        let namespace = ["delete", "namespace", &self.namespace, "--wait=false"];
+        let logs = self.stack.log_tails();
+        let steps = [
+            self.kubectl_says(&force).map(drop),
+            self.kubectl_says(&namespace).map(drop),
+            self.stack.end_now(),
+            self.delete_node(),
+        ];
+        eprintln!("{logs}");
+        for error in steps.into_iter().filter_map(Result::err) {
+            eprintln!("clean-up failed: {error:#}");
         }
     }
 }

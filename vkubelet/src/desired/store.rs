@@ -5,10 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{broadcast, watch};
 
-use super::{DesiredPod, SourceKind};
+use super::{Deletion, DesiredPod, SourceKind};
 
 /// How many changes a slow subscriber may be behind before it is told to take a snapshot.
 const CHANGES_KEPT: usize = 4096;
+
+/// Deletions of removed pods that are kept for whoever ends them.
+const DELETIONS_KEPT: usize = 4096;
 
 /// One pod's desired state changed: look it up (absent: removed).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct Desired {
 #[derive(Debug)]
 struct Inner {
     pods: Mutex<BTreeMap<String, Arc<DesiredPod>>>,
+    /// How pods that are removed were to end.
+    deletions: Mutex<BTreeMap<String, Deletion>>,
     changes: broadcast::Sender<Change>,
     listed: watch::Sender<BTreeSet<SourceKind>>,
     expected: BTreeSet<SourceKind>,
@@ -46,7 +51,8 @@ impl Desired {
     pub fn new(expected: impl IntoIterator<Item = SourceKind>) -> Self {
         Self {
             inner: Arc::new(Inner {
-                pods: Mutex::new(BTreeMap::new()),
+                pods: Mutex::default(),
+                deletions: Mutex::default(),
                 changes: broadcast::channel(CHANGES_KEPT).0,
                 listed: watch::channel(BTreeSet::new()).0,
                 expected: expected.into_iter().collect(),
@@ -76,11 +82,28 @@ impl Desired {
     /// The pod's object is gone. Returns whether it was there.
     pub fn remove(&self, uid: &str) -> bool {
         let mut pods = self.pods();
-        let removed = pods.remove(uid).is_some();
-        if removed {
+        let removed = pods.remove(uid);
+        if let Some(pod) = &removed {
+            if let Some(deletion) = pod.deletion {
+                let mut deletions = self.deletions();
+                if deletions.len() >= DELETIONS_KEPT {
+                    deletions.clear();
+                }
+                deletions.insert(uid.to_owned(), deletion);
+            }
             let _ = self.inner.changes.send(Change { uid: uid.to_owned() });
         }
-        removed
+        removed.is_some()
+    }
+
+    /// How a pod that was removed was to end: a forced deletion is marked and removed within one look at the store. Told once.
+    #[must_use]
+    pub fn take_deletion(&self, uid: &str) -> Option<Deletion> {
+        self.deletions().remove(uid)
+    }
+
+    fn deletions(&self) -> MutexGuard<'_, BTreeMap<String, Deletion>> {
+        self.inner.deletions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// After a relist: this is all that the source has. What it had before and is not in `pods` is removed.
@@ -168,6 +191,16 @@ mod tests {
         desired.upsert(pod("a", ""));
         assert_eq!(sub.changes.try_recv().unwrap().uid, "a");
         assert!(sub.changes.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_removed_pods_deletion_is_told_once() {
+        let desired = Desired::new([]);
+        desired.upsert(pod("a", r#","deletionTimestamp":"2026-01-01T00:00:00Z","deletionGracePeriodSeconds":0"#));
+        desired.upsert(pod("b", ""));
+        assert!(desired.remove("a") && desired.remove("b"));
+        assert_eq!(desired.take_deletion("a"), Some(Deletion { grace_seconds: 0 }));
+        assert_eq!((desired.take_deletion("a"), desired.take_deletion("b")), (None, None));
     }
 
     #[test]

@@ -242,6 +242,9 @@ impl Task {
             }
             None => {
                 self.gone = true;
+                if let Some(deletion) = self.shared.desired.take_deletion(self.pod.uid()) {
+                    self.pod = Arc::new(DesiredPod { deletion: Some(deletion), ..DesiredPod::clone(&self.pod) });
+                }
                 self.shared.board.update(self.pod.uid(), |entry| entry.gone = true);
             }
         }

@@ -26,6 +26,9 @@ struct World {
     refuse: Mutex<VecDeque<Refusal>>,
     place_fails: AtomicU64,
     config_maps: Mutex<BTreeMap<String, ReferencedObject>>,
+    /// Seconds that tokens live; 0: there is no account.
+    token_life: AtomicU64,
+    tokens: AtomicU64,
     reports: Mutex<Vec<StatusReport>>,
     events: Mutex<Vec<Event>>,
     intents: Mutex<Vec<Intent>>,
@@ -72,7 +75,9 @@ impl References for World {
         Ok(None)
     }
     async fn token(&self, _: &TokenAsk) -> Result<Option<Token>, PortError> {
-        Ok(None)
+        let life = i64::try_from(self.token_life.load(SeqCst)).unwrap();
+        let token = format!("t{}", self.tokens.fetch_add(1, SeqCst));
+        Ok((life > 0).then(|| Token { token, expires_unix: super::now_unix() + life }))
     }
     fn changes(&self) -> broadcast::Receiver<ReferenceChanged> {
         let mut changes = self.changes.lock().unwrap();
@@ -260,6 +265,35 @@ async fn a_deletion_ends_at_the_agent_then_in_the_source_then_is_forgotten() {
     bench.called(&["place h", "apply h", "apply h delete", "remove p", "forget h"]).await;
     bench.until("board is empty", |_| bench.controller.board().all().is_empty()).await;
     assert_eq!(bench.controller.reservations().hosts()[0].used.pods, 0);
+}
+
+#[tokio::test]
+async fn a_deletion_that_was_marked_and_done_at_once_keeps_its_grace_period() {
+    let bench = Bench::new();
+    bench.controller.reservations().host(host("h", 1000));
+    bench.upsert(json!({}), json!({"terminationGracePeriodSeconds": 600}));
+    bench.called(&["place h", "apply h"]).await;
+    bench.say("Running", false);
+    bench.upsert(json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 0}), json!({}));
+    bench.desired.remove("u");
+    bench.called(&["place h", "apply h", "apply h delete"]).await;
+    assert_eq!(bench.world.intents.lock().unwrap()[1].grace_seconds, 0);
+}
+
+#[tokio::test]
+async fn a_token_is_replaced_in_a_running_pod_before_it_ends() {
+    let bench = Bench::new();
+    bench.controller.reservations().host(host("h", 1000));
+    bench.world.token_life.store(2, SeqCst);
+    let source = json!({"serviceAccountToken": {"path": "token", "expirationSeconds": 600}});
+    bench.upsert(json!({}), json!({"volumes": [{"name": "v", "projected": {"sources": [source]}}]}));
+    bench.called(&["place h", "apply h"]).await;
+    bench.say("Running", false);
+    bench.world.token_life.store(3600, SeqCst);
+    bench.called(&["place h", "apply h", "apply h"]).await;
+    let intents = bench.world.intents.lock().unwrap();
+    let token = |i: usize| intents[i].resolved.as_ref().unwrap().tokens[0].token.clone();
+    assert_eq!((token(0).as_str(), token(1).as_str()), ("t0", "t1"));
 }
 
 #[tokio::test]
