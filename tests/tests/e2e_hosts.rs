@@ -77,7 +77,9 @@ fn e2e_a_place_in_use_is_named_and_nothing_is_half_made() -> Result<()> {
         ensure!(left.is_empty(), "{wanted}: left {left:?}");
     }
     let free = |command: &mut Command| {
-        listeners.iter().for_each(|flag| drop(command.args([flag, "127.0.0.1:0"])));
+        for flag in listeners {
+            command.args([flag, "127.0.0.1:0"]);
+        }
     };
     let mut command = vkubelet("vk-run");
     free(&mut command);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 use tests::random::Random;
 use tests::stack::{Stack, items, wait};
@@ -104,7 +104,9 @@ impl Churn {
                 let pod = items(&pods).iter().find(|pod| pod["name"] == name.as_str());
                 pod.is_some_and(|pod| pod["timeline"]["released_boottime_ns"].as_u64().unwrap_or_default() > 0)
             };
-            Ok(names.iter().all(ended))
+            let Some(name) = names.iter().find(|name| !ended(name)) else { return Ok(true) };
+            let pod = items(&pods).iter().find(|pod| pod["name"] == name.as_str());
+            bail!("{name}: {}", pod.map_or_else(|| "not seen".to_owned(), Value::to_string))
         })
     }
 
