@@ -183,7 +183,7 @@ fn e2e_quickstart_interrupted_at_any_moment_leaves_nothing() {
         match run.break_off(way, &gaps) {
             Ok(broken_off) => {
                 eprintln!("{number}: {way:?} after {moment:?}{}", if broken_off { "" } else { ", which was too late" });
-                assert!(broken_off || moment > life * 3 / 4, "number {number}, {way:?} after {moment:?} had no effect");
+                assert!(broken_off || moment > life / 2, "number {number}, {way:?} after {moment:?} had no effect");
             }
             Err(error) => panic!("number {number}, {way:?} after {moment:?}, build {build}, seed {seed}: {error:#}"),
         }
