@@ -23,8 +23,12 @@ launch_run() {
         arguments+=(--peer "$peer=$(PATH=$PATH:/usr/sbin command -v "$peer")=$scratch/launch/$peer")
     done
     say "launch: 200 sandboxes one after the other, each runtime in turn; then 200 at once"
+    local status=0
     "$NODELESS_BENCH" launch --shim "$NODELESS_BIN_DIR/nodeless-shim" --layer "$scratch/launch/layers/busybox.erofs" \
-        --dir "$scratch/launch/own" "${arguments[@]}"
+        --dir "$scratch/launch/own" "${arguments[@]}" || status=$?
+    # The peers leave the group that they made theirs in.
+    find /sys/fs/cgroup -depth -type d -path '*/nodeless-bench-peer*' -exec rmdir {} +
+    return "$status"
 }
 
 # launch_rootfs DIR: busybox, and nothing else
