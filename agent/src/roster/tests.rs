@@ -243,6 +243,8 @@ async fn a_lost_sandbox_is_replaced() {
     rig.sandboxes.lose("u-0");
     let again = until(&roster, "u", |p| p.sandbox.as_ref().is_some_and(|s| s.0 == "u-1") && runs(p)).await;
     assert_eq!(phase(&again), "Running");
+    assert!(again.timeline.held_boottime_ns > 0);
+    assert_eq!((again.timeline.released_ns, again.timeline.released_boottime_ns), (0, 0), "it is held again");
     assert_eq!(rig.sandboxes.ids(), ["u-1"]);
     assert_eq!(rig.meter.closed.lock().unwrap().len(), 1);
 }

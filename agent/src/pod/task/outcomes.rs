@@ -25,6 +25,9 @@ impl PodTask {
             Outcome::Held { metered } => {
                 // Said again after an agent's restart, with the same instant.
                 tracing::info!(sandbox.id = %self.sandbox(), boottime_ns = metered.boottime_ns, "resources are held");
+                // Held again, in another sandbox: not released any more.
+                self.record.timeline.released_ns = 0;
+                self.record.timeline.released_boottime_ns = 0;
                 if self.record.timeline.held_ns == 0 {
                     self.record.timeline.held_ns = metered.wall_ns;
                     self.record.timeline.held_boottime_ns = metered.boottime_ns;
