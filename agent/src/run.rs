@@ -172,6 +172,11 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
     let http = listener.local_addr().map_err(|source| RunError::Listen { address: config.http_listen, source })?;
     directory(&config.state_dir, 0o711)?;
     directory(&config.run_dir, 0o711)?;
+    let pods = config.state_dir.join("pods");
+    directory(&pods, 0o711)?;
+    if let Err(error) = sandbox::sys::spread::spread_children(&pods) {
+        tracing::debug!(%error, "the file system does not spread the pods' directories");
+    }
     let metrics = Arc::new(Metrics::default());
     let router = observe::router(metrics.clone());
     let http_stop = stop.clone();
@@ -229,8 +234,9 @@ async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Resu
     })
     .await?
     .map_err(RunError::Ledger)?;
-    let network = Network::open(network_config(config)).await.map_err(RunError::Network)?;
+    // Takes the run directory's lock: before the network, which may be another agent's.
     let sandboxes = NamespaceSandboxes::open(sandbox_config(config)).await.map_err(RunError::Sandboxes)?;
+    let network = Network::open(network_config(config)).await.map_err(RunError::Network)?;
     let mut images_config = ImagesConfig::new(config.state_dir.join("images"));
     images_config.insecure_registries.clone_from(&config.insecure_registries);
     if let Some(silence) = config.registry_timeout {

@@ -72,6 +72,11 @@ impl Layout {
         }
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(run.join("lock"))?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+        for directory in [&run.join("pool"), state] {
+            if let Err(error) = crate::sys::spread::spread_children(directory) {
+                tracing::debug!(%error, directory = %directory.display(), "directories cannot be spread over the disk");
+            }
+        }
         Ok((Self { run: run.to_owned(), state: state.to_owned() }, lock))
     }
 

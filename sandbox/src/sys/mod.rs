@@ -8,6 +8,7 @@
 //! * `loop_device`: binding a file to a block device.
 //! * [`link`]: bringing the loopback interface up.
 //! * [`process`]: descriptors and signals before `execve`.
+//! * [`spread`]: where a file system puts the directories of a directory.
 //! * `watch`: descriptors for tokio.
 //! * [`clock`]: the two clocks of the contract.
 
@@ -19,4 +20,5 @@ pub(crate) mod loop_device;
 pub mod mount;
 pub mod paths;
 pub mod process;
+pub mod spread;
 pub(crate) mod watch;

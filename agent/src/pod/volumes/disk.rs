@@ -54,6 +54,11 @@ fn step(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Volum
 
 fn directory(path: &Path, mode: u32) -> Result<(), VolumeError> {
     fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(step("make directory", path))?;
+    let found = fs::metadata(path).map_err(step("look at", path))?.permissions().mode() & 0o7777;
+    if found == mode {
+        // What is right is not written again: that would be a change of the directory each time.
+        return Ok(());
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(step("set mode of", path))
 }
 
