@@ -64,7 +64,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let outcome = runtime.block_on(act(&options))?;
     if options.json {
-        println!("{}", serde_json::to_string(&outcome).context("cannot write the outcome as JSON")?);
+        show::line(&serde_json::to_string(&outcome).context("cannot write the outcome as JSON")?);
     }
     ensure!(outcome.phase == "Succeeded", "the pod ended as {}: {}", outcome.phase, outcome.reason);
     outcome.check_bill()

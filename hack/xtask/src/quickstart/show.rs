@@ -1,7 +1,7 @@
 //! Prints for a person. Nothing here decides anything.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -11,6 +11,16 @@ use super::outcome::{Outcome, Timeline};
 
 /// How wide the bars of the timeline are, in cells.
 const CELLS: f64 = 40.0;
+
+/// What a shell calls the end of a program by SIGPIPE.
+const NOBODY_READS: i32 = 141;
+
+/// Prints a line. Who is read by nobody any more (`| head`) has nothing left to do.
+pub(crate) fn line(text: &str) {
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        std::process::exit(NOBODY_READS);
+    }
+}
 
 /// Where to print, or nowhere.
 pub(crate) struct Show {
@@ -30,7 +40,7 @@ impl Show {
 
     fn say(&self, text: &str) {
         if self.speaks {
-            println!("{text}");
+            line(text);
         }
     }
 
@@ -183,7 +193,7 @@ impl Bars {
         }
         if self.speaks {
             let of = if self.bytes > 0 { format!(" of {}", HumanBytes(self.bytes)) } else { String::new() };
-            println!("  snapshot{of} ready in {:.1} ms", took.as_secs_f64() * 1e3);
+            line(&format!("  snapshot{of} ready in {:.1} ms", took.as_secs_f64() * 1e3));
         }
     }
 }
@@ -206,7 +216,7 @@ impl Ticker {
         });
         let line = format!("held {:>14.9} s   billed {billed} s   cpu {cpu:.1} ms{cost}", held as f64 / 1e9);
         if self.lines && billed > self.last.replace(billed) {
-            println!("  {line}");
+            self::line(&format!("  {line}"));
         }
         self.bar.set_message(line);
         self.bar.tick();
