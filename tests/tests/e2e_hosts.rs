@@ -96,6 +96,11 @@ fn e2e_a_place_in_use_is_named_and_nothing_is_half_made() -> Result<()> {
     ended(&mut agent)?.says(&[&address, "in use", "--http-listen"])?;
     let left: Vec<_> = std::fs::read_dir(other.join("agent"))?.flatten().map(|entry| entry.file_name()).collect();
     ensure!(left.iter().all(|name| name == "pki" || name == "lock"), "left {left:?}");
+    // A state directory of its own, but the run directory of the one in service.
+    let mut agent = replaced(&stack.agent_command(), "--state-dir", other.join("agent").to_str().context("a path")?)?;
+    let run_dir = stack.path("agent-run");
+    ended(&mut agent)?.says(&["another agent is using it", run_dir.to_str().context("a path")?])?;
+    ensure!(!other.join("agent/network").exists(), "it began with the network");
     // The same state directory: said before anything in it, or in the network, is touched.
     let mut agent = replaced(&stack.agent_command(), "--run-dir", other.join("agent-run").to_str().context("a path")?)?;
     let state = stack.path("agent-state");
