@@ -129,7 +129,7 @@ const REGISTRIES: &[Case] = &[
         same("the Event's type", event.kind.as_str(), "Warning")?;
         runs_by_itself(bed, "no-secret", &image)
     }),
-    ("an image name that is none is told", |bed| {
+    ("an image name that is none is told, and a corrected one runs", |bed| {
         let image = "Upper/Case:1";
         bed.pod("no-name", once(image))?;
         let pod = bed.until("no-name", "it waits", |pod| waiting(pod)["reason"] == "InvalidImageName")?;
@@ -137,7 +137,11 @@ const REGISTRIES: &[Case] = &[
         let begin = format!("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": ");
         ensure!(message.starts_with(&begin), "{message}");
         bed.until_event_says("no-name", "Warning", "InspectFailed", &message)?;
-        bed.until_event_says("no-name", "Warning", "Failed", "Error: InvalidImageName")
+        bed.until_event_says("no-name", "Warning", "Failed", "Error: InvalidImageName")?;
+        // Its author corrects the name; the pod need not be made anew.
+        let image = bed.registry.image("renamed", &[])?;
+        bed.kubectl_says(&["set", "image", "pod/no-name", &format!("main={image}")])?;
+        runs_by_itself(bed, "no-name", &image)
     }),
     ("an image that must not be pulled waits until another pod brings it", |bed| {
         let image = bed.registry.image("never", &[])?;
@@ -183,6 +187,17 @@ const PODS: &[Case] = &[
         let message = terminated(&pod)["message"].as_str().unwrap_or_default().to_owned();
         ensure!(message.contains("exec: \"nosuchprogram\": executable file not found in $PATH"), "{message}");
         bed.until_event_says("no-command", "Warning", "Failed", &format!("Error: {message}"))
+    }),
+    ("a program that may not be executed is a StartError", |bed| {
+        let image = bed.registry.image("no-program", &[])?;
+        let container = json!({"name": "main", "image": image, "command": ["/etc/image"]});
+        bed.pod("no-program", json!({"restartPolicy": "Never", "containers": [container]}))?;
+        let pod = bed.until("no-program", "it has failed", |pod| phase(pod) == "Failed")?;
+        let end = terminated(&pod);
+        same("the end", (&end["reason"], &end["exitCode"]), (&json!("StartError"), &json!(128)))?;
+        let message = end["message"].as_str().unwrap_or_default();
+        ensure!(message.contains("exec: \"/etc/image\": permission denied"), "{message}");
+        Ok(())
     }),
     ("a missing ConfigMap is waited for", |bed| {
         let image = bed.registry.image("no-map", &[])?;

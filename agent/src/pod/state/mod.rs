@@ -279,6 +279,11 @@ pub enum Event {
         /// The whole story.
         message: String,
     },
+    /// A container that was never made is to have another image.
+    ImageChanged {
+        /// Which slot.
+        slot: usize,
+    },
     /// A container's program runs.
     Started {
         /// Which slot.

@@ -79,6 +79,17 @@ impl PodState {
                 container.image =
                     Picture::Failed { reason, message, since: now.boottime_ns, until, backing_off: false };
             }
+            Event::ImageChanged { slot } => {
+                let container = self.container(slot)?;
+                if container.created || container.run == Run::Done {
+                    return Err(Refused::WrongStage);
+                }
+                container.image = Picture::Unasked;
+                container.image_backoff = Default::default();
+                if matches!(container.run, Run::Blocked { .. }) {
+                    container.run = Run::Idle;
+                }
+            }
             Event::Started { slot, attempt, wall_ns } => self.started(slot, attempt, wall_ns, out)?,
             Event::StartFailed { slot, attempt, failure } => {
                 let container = self.container(slot)?;

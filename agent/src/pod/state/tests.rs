@@ -200,7 +200,8 @@ fn a_failed_pull_is_shown_then_backs_off_and_is_tried_again() {
     rig.step(failed(), 1);
     assert_eq!(rig.state.next_wake(&rig.plan, at(1)), Some(2 * SECOND));
     let told = rig.state.step(&rig.plan, Event::Tick, at(2)).unwrap();
-    let [Effect::Tell { reason: "BackOff", warning: false, .. }, Effect::Tell { reason: "Failed", message, .. }] = &told[..]
+    let [Effect::Tell { reason: "BackOff", warning: false, .. }, Effect::Tell { reason: "Failed", message, .. }] =
+        &told[..]
     else {
         panic!("{told:?}")
     };
@@ -209,6 +210,18 @@ fn a_failed_pull_is_shown_then_backs_off_and_is_tried_again() {
     rig.step(failed(), 12);
     assert_eq!(rig.step(Event::Tick, 31), []);
     assert_eq!(rig.step(Event::Tick, 32), [Effect::Pull { slot: 0 }]);
+}
+
+#[test]
+fn a_container_that_was_never_made_may_get_another_image_at_once() {
+    let mut rig = Rig::new(&[ALWAYS]);
+    rig.up();
+    let failed = Event::ImageFailed { slot: 0, reason: "InvalidImageName".into(), message: "no".into() };
+    assert_eq!(rig.state.step(&rig.plan, Event::ImageChanged { slot: 0 }, at(0)), Err(Refused::WrongStage));
+    let mut rig = Rig::new(&[ALWAYS]);
+    rig.step(Event::Begin, 0);
+    rig.step(failed, 1);
+    assert_eq!(rig.step(Event::ImageChanged { slot: 0 }, 2), [Effect::Pull { slot: 0 }]);
 }
 
 #[test]
@@ -368,6 +381,7 @@ fn all_events() -> Vec<(&'static str, Event)> {
         ("lost", Event::Lost),
         ("image ready", Event::ImageReady { slot: 0, facts: facts() }),
         ("image failed", Event::ImageFailed { slot: 0, reason: "ErrImagePull".into(), message: "m".into() }),
+        ("image changed", Event::ImageChanged { slot: 0 }),
         ("started", Event::Started { slot: 0, attempt: 0, wall_ns: 1 }),
         (
             "start failed",

@@ -128,7 +128,7 @@ impl PodTask {
                 result = start::image(&world, &wish, &teller) => result,
                 () = ending.cancelled() => return,
             };
-            let _ = outcomes.send(Outcome::Image { slot, result: Box::new(result) });
+            let _ = outcomes.send(Outcome::Image { slot, reference: wish.reference, result: Box::new(result) });
         };
         tokio::spawn(work.instrument(span));
     }

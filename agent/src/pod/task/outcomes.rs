@@ -11,7 +11,7 @@ pub(super) enum Outcome {
     Prepared { incarnation: u32, result: Result<Address, String> },
     Held { metered: Metered },
     Configured { at: u64 },
-    Image { slot: usize, result: Box<Result<ReadyImage, ImageFailure>> },
+    Image { slot: usize, reference: String, result: Box<Result<ReadyImage, ImageFailure>> },
     Started { slot: usize, attempt: u32, result: Result<Started, StartFailure> },
     Sandbox { incarnation: u32, event: SandboxEvent },
     Exited { slot: usize, attempt: u32, exit: ExitFacts },
@@ -51,7 +51,9 @@ impl PodTask {
                 };
                 self.happened(event).await;
             }
-            Outcome::Image { slot, result } => self.image(slot, *result).await,
+            // The pod may want another image by now.
+            Outcome::Image { slot, reference, .. } if self.plan.slots[slot].image != reference => {}
+            Outcome::Image { slot, result, .. } => self.image(slot, *result).await,
             Outcome::Started { slot, attempt, result } => {
                 let event = match result {
                     Ok(started) => self.started(slot, attempt, started),

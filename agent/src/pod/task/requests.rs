@@ -85,12 +85,12 @@ impl PodTask {
         self.intent.deletion = self.intent.deletion.or(old.deletion);
         self.record.deletion = self.intent.deletion;
         let plan = Plan::of(&self.intent.pod);
-        let same = |new: &Plan| {
-            new.slots.len() == self.plan.slots.len()
-                && new.slots.iter().zip(&self.plan.slots).all(|(a, b)| a.name == b.name && a.image == b.image)
-        };
-        if same(&plan) {
+        let changed = self.changed_images(&plan);
+        if let Some(changed) = &changed {
             self.plan = plan;
+            for slot in changed {
+                self.images.remove(slot);
+            }
         } else {
             let message =
                 "containers or images of a running pod were changed; this version keeps what it started".to_owned();
@@ -103,6 +103,9 @@ impl PodTask {
         self.generation.send_replace(self.intent.generation);
         self.material.send_replace(Some(Arc::new(self.intent.clone())));
         let _ = done.send(result);
+        for slot in changed.into_iter().flatten() {
+            self.happened(Event::ImageChanged { slot }).await;
+        }
         if let Some(deletion) = self.intent.deletion {
             self.happened(Event::Delete { grace_seconds: deletion.grace_seconds }).await;
         }
@@ -110,6 +113,17 @@ impl PodTask {
         if !self.record.state.is_ending(&self.plan) {
             self.refresh_volumes();
         }
+    }
+
+    /// The slots whose images `new` changes, when it changes no more than images of containers that were never made: an author
+    /// corrects a name that could not be had. `None`: it changes more.
+    fn changed_images(&self, new: &Plan) -> Option<Vec<usize>> {
+        let slots = || new.slots.iter().zip(&self.plan.slots);
+        let same_names = new.slots.len() == self.plan.slots.len() && slots().all(|(a, b)| a.name == b.name);
+        let changed: Vec<usize> =
+            slots().enumerate().filter(|(_, (a, b))| a.image != b.image).map(|(slot, _)| slot).collect();
+        let never_made = |slot: &usize| self.record.state.containers.get(*slot).is_some_and(|c| !c.created);
+        (same_names && changed.iter().all(never_made)).then_some(changed)
     }
 
     /// Whether nothing is left of it.
