@@ -90,7 +90,7 @@ pub(crate) struct Output {
 }
 
 impl Container {
-    /// The name of an attempt's cgroup leaf.
+    /// The name of an attempt's own cgroup leaf.
     pub(crate) fn leaf_name(spec: &ContainerSpec) -> String {
         format!("{}.{}", spec.name, spec.attempt)
     }

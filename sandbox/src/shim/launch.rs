@@ -13,8 +13,9 @@ use super::own_root;
 use super::poller::Key;
 use super::requests::{cgroup_refusal, described};
 use super::server::{PodInit, Shim, Source};
+use super::spare::Spare;
 use super::stub::report::{Report, Step};
-use super::stub::{self, Joining, Root, Shared, Streams, identity, mounts};
+use super::stub::{self, Joining, Order, Shared, Streams, identity, mounts};
 use crate::cgroup::DEFAULT_DEVICES;
 use crate::contract::{SandboxEvent, Started};
 use crate::protocol::shim::{Reply, StartFds};
@@ -82,38 +83,51 @@ impl Shim {
     ) -> Result<(), Refusal> {
         check_ids(&spec.user)?;
         identity::capability_set(&spec.security.capabilities)?;
-        let root = sort_descriptors(&spec, counts, fds, mounts::make_dev(self.slot.base)?)?;
+        check_descriptors(&spec, counts, &fds)?;
         let Some(configured) = &self.configured else {
             return Err(Refusal::Invalid { message: "the sandbox is not configured".into() });
         };
         if self.leaving.is_some() {
             return Err(Refusal::Invalid { message: "the sandbox is being destroyed".into() });
         }
-        let pod_namespace = configured.pod_init.as_ref().map(|init| &init.namespace);
         let log = LogWriter::create(configured.logs.as_fd(), &spec.name, spec.attempt, Limits::default())
             .map_err(|error| described("log of the container", &error))?;
-        let leaf = self
-            .pod
-            .create_leaf(&Container::leaf_name(&spec))
-            .map_err(|error| cgroup_refusal("control group of the container", &error))?;
-        leaf.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the container", &error))?;
-        leaf.allow_devices(&DEFAULT_DEVICES).map_err(|error| cgroup_refusal("devices of the container", &error))?;
         let Plumbing { streams, stdin, outputs } = plumb(spec.tty, spec.stdin)?;
-        let (ours, theirs) = report_channel()?;
-        let shared = self.shared(&spec.security);
-        let stub = || stub::launch(&shared, &spec, root, streams, &leaf, theirs);
-        let child = match pod_namespace {
-            None => fork_with(clone::NEWPID | clone::NEWNS, leaf.clone_into(), stub),
-            Some(namespace) => in_pid_namespace(namespace, || fork_with(clone::NEWNS, leaf.clone_into(), stub))?,
-        }
-        .step("fork of the container's first process")?;
-        let container =
-            Container { spec: Rc::new(spec), leaf, started: None, outputs: Vec::new(), stdin, log, first_byte: false };
-        let key = self.enrol(child, ours, waiter, Role::Init(Box::new(container)))?;
+        let order = Order { terminal: matches!(streams, Streams::Terminal(_)), counts, spec };
+        let fds = fds.into_iter().chain(streams.into_fds()).collect();
+        let Spare { child, leaf, channel } = match self.order(&order.spec.resources, &order, fds) {
+            Ok(spare) => spare,
+            Err(fds) => self.fork_stub(&order, fds)?,
+        };
+        let spec = Rc::new(order.spec);
+        let container = Container { spec, leaf, started: None, outputs: Vec::new(), stdin, log, first_byte: false };
+        let key = self.enrol(child, channel, waiter, Role::Init(Box::new(container)))?;
         for (fd, stream) in outputs {
             self.watch_output(key, fd, stream)?;
         }
         Ok(())
+    }
+
+    /// A stub for this order alone, in a leaf of its own.
+    fn fork_stub(&self, order: &Order, fds: Vec<OwnedFd>) -> Result<Spare, Refusal> {
+        let spec = &order.spec;
+        let dev = mounts::make_dev(self.slot.base)?;
+        let leaf = self
+            .pod
+            .create_leaf(&Container::leaf_name(spec))
+            .map_err(|error| cgroup_refusal("control group of the container", &error))?;
+        leaf.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the container", &error))?;
+        leaf.allow_devices(&DEFAULT_DEVICES).map_err(|error| cgroup_refusal("devices of the container", &error))?;
+        let (ours, theirs) = report_channel()?;
+        let shared = self.shared(&spec.security);
+        let stub = || stub::launch(&shared, order, fds, &leaf, &dev, theirs);
+        let namespace = self.configured.as_ref().and_then(|configured| configured.pod_init.as_ref());
+        let child = match namespace {
+            None => fork_with(clone::NEWPID | clone::NEWNS, leaf.clone_into(), stub),
+            Some(init) => in_pid_namespace(&init.namespace, || fork_with(clone::NEWNS, leaf.clone_into(), stub))?,
+        }
+        .step("fork of the container's first process")?;
+        Ok(Spare { child, leaf, channel: Connection::new(ours) })
     }
 
     pub(super) fn exec(&mut self, waiter: Waiter, spec: ExecSpec, stdio: [bool; 3], fds: Vec<OwnedFd>) {
@@ -157,7 +171,7 @@ impl Shim {
         let child =
             in_pid_namespace(&namespace, || fork_with(0, leaf.clone_into(), stub))?.step("fork of the process")?;
         let exec = self.new_key();
-        self.enrol(child, ours, waiter, Role::Exec { exec, spec, client: waiter.client })?;
+        self.enrol(child, Connection::new(ours), waiter, Role::Exec { exec, spec, client: waiter.client })?;
         Ok(())
     }
 
@@ -171,11 +185,12 @@ impl Shim {
     }
 
     /// From here on the child is known, whatever else fails.
-    fn enrol(&mut self, child: Child, report: OwnedFd, waiter: Waiter, role: Role) -> Result<Key, Refusal> {
+    fn enrol(&mut self, child: Child, report: Connection, waiter: Waiter, role: Role) -> Result<Key, Refusal> {
         let (process, key) = (self.new_key(), self.new_key());
-        let watched = self.poller.add(&report, key).step("epoll of a report");
-        let launch =
-            Launch::Stub { report: Connection::new(report), key, executing: false, master: None, refusal: None };
+        let watched =
+            rustix::io::ioctl_fionbio(report.socket(), true).and_then(|()| self.poller.add(report.socket(), key));
+        let watched = watched.step("epoll of a report");
+        let launch = Launch::Stub { report, key, executing: false, master: None, refusal: None };
         self.processes
             .insert(process, Process { pid: child.pid, pidfd: child.pidfd, launch, waiters: vec![waiter], role });
         watched?;
@@ -307,15 +322,12 @@ fn check_ids(user: &User) -> Result<(), Refusal> {
     }
 }
 
-fn sort_descriptors(spec: &ContainerSpec, counts: StartFds, fds: Vec<OwnedFd>, dev: OwnedFd) -> Result<Root, Refusal> {
+fn check_descriptors(spec: &ContainerSpec, counts: StartFds, fds: &[OwnedFd]) -> Result<(), Refusal> {
     if fds.len() != counts.total() || counts.writable > 1 || counts.mounts != spec.mounts.len() || counts.layers == 0 {
         let message = "the descriptors that came along are not those of the specification".into();
         return Err(Refusal::Invalid { message });
     }
-    let mut fds = fds.into_iter();
-    let layers = fds.by_ref().take(counts.layers).collect();
-    let writable = if counts.writable == 1 { fds.next() } else { None };
-    Ok(Root { dev, layers, writable, volumes: fds.collect() })
+    Ok(())
 }
 
 struct Plumbing {
@@ -341,10 +353,9 @@ fn plumb(tty: bool, open_stdin: bool) -> Result<Plumbing, Refusal> {
     Ok(Plumbing { streams: Streams::Plain([stdin_read, out, err]), stdin, outputs })
 }
 
-fn report_channel() -> Result<(OwnedFd, OwnedFd), Refusal> {
+pub(super) fn report_channel() -> Result<(OwnedFd, OwnedFd), Refusal> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).step("report channel")?;
-    rustix::io::ioctl_fionbio(&ours, true).step("report channel")?;
     Ok((ours, theirs))
 }
 

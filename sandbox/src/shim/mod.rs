@@ -7,6 +7,7 @@
 //!  server.rs     one epoll loop, one thread ────────────────
 //!  requests.rs   what each request does
 //!  launch.rs     start and exec: fork a stub, follow its report
+//!  spare.rs      a stub that stands by for the first container
 //!  reaper.rs     ends: logs drained, leaf killed, record written, subscribers told
 //! ```
 //!
@@ -28,6 +29,7 @@ mod reaper;
 mod requests;
 mod server;
 mod slot;
+mod spare;
 pub(crate) mod stub;
 
 use std::os::fd::OwnedFd;
@@ -97,7 +99,9 @@ pub fn run(argument: &str) -> Result<(), ShimError> {
     let slot = slot::make(arguments.uid_base)?;
     let history =
         history::History::open(&state).map_err(|error| Refusal::failed("open of the event record", &error))?;
-    server::Shim::new(listener, pod, slot, own_root, view?, history)?.serve()
+    let mut shim = server::Shim::new(listener, pod, slot, own_root, view?, history)?;
+    shim.stand_by();
+    shim.serve()
 }
 
 /// Nobody may look into the shim, and it follows no terminal.

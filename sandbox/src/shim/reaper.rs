@@ -13,7 +13,7 @@ use crate::protocol::shim::Notice;
 use crate::sys::clock;
 
 /// How long a dead container's other processes may take to be gone before its leaf is left for `destroy`.
-const LEAF_DEADLINE: Duration = Duration::from_millis(50);
+pub(super) const LEAF_DEADLINE: Duration = Duration::from_millis(50);
 
 impl Shim {
     /// Collects every child that has ended.
@@ -22,7 +22,7 @@ impl Shim {
             let found = self.processes.iter().find(|(_, process)| process.pid == pid).map(|(key, _)| *key);
             if let Some(key) = found {
                 self.ended(key, status);
-            } else {
+            } else if !self.spare_ended(pid) {
                 self.pod_init_ended(pid);
             }
         }

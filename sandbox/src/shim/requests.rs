@@ -85,6 +85,9 @@ impl Shim {
             set_sysctl(name, value)?;
         }
         self.pod.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the pod", &error))?;
+        if spec.share_process_namespace {
+            self.dismiss_spare();
+        }
         let pod_init = if spec.share_process_namespace { Some(self.make_pod_init()?) } else { None };
         self.configured = Some(Configured { spec, logs, pod_init });
         Ok(Reply::Done)

@@ -14,6 +14,7 @@ use super::log::Buffers;
 use super::own_root::OwnRoot;
 use super::poller::{Key, Poller};
 use super::slot::Slot;
+use super::spare::Spare;
 use super::stub::mounts::CgroupView;
 use super::stub::report::Step;
 use crate::cgroup::Group;
@@ -73,6 +74,8 @@ pub(crate) struct Shim {
     /// Room for output on its way to the logs.
     pub(super) buffers: Buffers,
     pub(super) configured: Option<Configured>,
+    /// For the first container.
+    pub(super) spare: Option<Spare>,
     /// Set by `Shutdown`: who waits for the last child's end.
     pub(super) leaving: Option<Vec<Waiter>>,
     listener: OwnedFd,
@@ -109,6 +112,7 @@ impl Shim {
             view,
             buffers: Buffers::default(),
             configured: None,
+            spare: None,
             leaving: None,
             listener,
             signals,

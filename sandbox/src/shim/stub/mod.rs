@@ -6,6 +6,9 @@
 //!    ── user namespace ── groups, ids, capabilities, filter ── chdir ── execve        as nobody on the host
 //! ```
 //!
+//! A stub is forked for its container ([`launch`]), or has done the first line's work before and waits for an [`Order`]
+//! ([`stand_by`]).
+//!
 //! Network, IPC and UTS namespaces it has from the shim, which lives in the sandbox's own. It is a fork of the shim: not
 //! dumpable, so nothing in the container's PID namespace can look into it before `execve`.
 
@@ -27,12 +30,14 @@ use nix::sched::CloneFlags;
 use rustix::fs::{Mode, fchown};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use serde::{Deserialize, Serialize};
 
 use self::mounts::CgroupView;
 use self::report::{Report, Step};
 use crate::cgroup::Group;
+use crate::protocol::shim::StartFds;
 use crate::protocol::{Connection, Refusal};
-use crate::seccomp::Program;
+use crate::seccomp::{self, Program};
 use crate::spec::{ContainerSpec, Security, User};
 use crate::sys::{paths, process};
 
@@ -58,45 +63,107 @@ pub(crate) enum Streams {
     Terminal(Option<(u16, u16)>),
 }
 
-/// A container's root and volumes.
+impl Streams {
+    /// The descriptors that go along with an [`Order`].
+    pub(crate) fn into_fds(self) -> Vec<OwnedFd> {
+        match self {
+            Self::Plain(fds) => fds.into(),
+            Self::Terminal(_) => Vec::new(),
+        }
+    }
+}
+
+/// Which container to become. Descriptors: those of its `Start`, then standard input, output and error unless it gets a
+/// terminal.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) spec: ContainerSpec,
+    pub(crate) counts: StartFds,
+    /// It gets a new terminal.
+    pub(crate) terminal: bool,
+}
+
+/// A container's root, volumes and streams.
 #[derive(Debug)]
-pub(crate) struct Root {
-    pub(crate) dev: OwnedFd,
-    pub(crate) layers: Vec<OwnedFd>,
-    pub(crate) writable: Option<OwnedFd>,
-    pub(crate) volumes: Vec<OwnedFd>,
+struct Parts {
+    layers: Vec<OwnedFd>,
+    writable: Option<OwnedFd>,
+    volumes: Vec<OwnedFd>,
+    streams: Streams,
+}
+
+impl Parts {
+    fn of(order: &Order, fds: Vec<OwnedFd>) -> Result<Self, Refusal> {
+        let mut fds = fds.into_iter();
+        let layers = fds.by_ref().take(order.counts.layers).collect();
+        let writable = if order.counts.writable == 1 { fds.next() } else { None };
+        let volumes = fds.by_ref().take(order.counts.mounts).collect();
+        let missing = || Refusal::Invalid { message: "a stream is missing".into() };
+        let streams = if order.terminal {
+            Streams::Terminal(None)
+        } else {
+            let plain: Vec<OwnedFd> = fds.collect();
+            Streams::Plain(plain.try_into().map_err(|_| missing())?)
+        };
+        Ok(Self { layers, writable, volumes, streams })
+    }
 }
 
 /// Runs in the child: makes the container and executes its program. Does not return.
 pub(crate) fn launch(
     shared: &Shared<'_>,
-    spec: &ContainerSpec,
-    root: Root,
-    streams: Streams,
+    order: &Order,
+    fds: Vec<OwnedFd>,
     leaf: &Group,
+    dev: &OwnedFd,
     report: OwnedFd,
 ) -> ! {
-    let (root, streams) = (ManuallyDrop::new(root), ManuallyDrop::new(streams));
     let mut report = ManuallyDrop::new(Connection::new(report));
-    let Err(refusal) = launch_steps(shared, spec, &root, &streams, leaf, &mut report);
+    let steps = |report: &mut Connection| {
+        begin_container(leaf)?;
+        make_container(shared, order, fds, dev, report)
+    };
+    let Err(refusal) = steps(&mut report);
     fail(&mut report, refusal)
 }
 
-fn launch_steps(
-    shared: &Shared<'_>,
-    spec: &ContainerSpec,
-    root: &Root,
-    streams: &Streams,
+/// Runs in the child: becomes ready, waits for its order, makes the container and executes its program. Does not return.
+pub(crate) fn stand_by(
+    user: &OwnedFd,
+    base: u32,
+    cgroups: &CgroupView,
     leaf: &Group,
+    dev: &OwnedFd,
+    channel: OwnedFd,
+) -> ! {
+    let mut channel = ManuallyDrop::new(Connection::new(channel));
+    let steps = |channel: &mut Connection| {
+        begin_container(leaf)?;
+        // Nobody gives orders any more: the sandbox goes.
+        let Ok((order, fds)) = channel.receive::<Order>() else { process::exit_now(0) };
+        let security = &order.spec.security;
+        let filter = seccomp::program(&security.seccomp, &security.capabilities);
+        make_container(&Shared { user, base, cgroups, filter }, &order, fds, dev, channel)
+    };
+    let Err(refusal) = steps(&mut channel);
+    fail(&mut channel, refusal)
+}
+
+fn make_container(
+    shared: &Shared<'_>,
+    order: &Order,
+    fds: Vec<OwnedFd>,
+    dev: &OwnedFd,
     report: &mut Connection,
 ) -> Result<Infallible, Refusal> {
-    begin(leaf, spec.resources.oom_score_adj, report)?;
-    nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).step("cgroup namespace")?;
+    let spec = &order.spec;
+    let parts = ManuallyDrop::new(Parts::of(order, fds)?);
+    set_oom_score(spec.resources.oom_score_adj, report)?;
     // Not dropped by a failing step: their numbers are closed, or given to others, before the last ones.
-    let tree = rootfs::assemble(&root.layers, root.writable.as_ref(), shared.user, spec.attempt)?;
+    let tree = rootfs::assemble(&parts.layers, parts.writable.as_ref(), shared.user, spec.attempt)?;
     let tree = ManuallyDrop::new(tree);
-    let pts = ManuallyDrop::new(mounts::mount_defaults(&tree, shared.base, &root.dev, shared.cgroups)?);
-    for what in volumes::mount_all(&tree, shared.base, shared.user, &spec.mounts, &root.volumes)? {
+    let pts = ManuallyDrop::new(mounts::mount_defaults(&tree, shared.base, dev, shared.cgroups)?);
+    for what in volumes::mount_all(&tree, shared.base, shared.user, &spec.mounts, &parts.volumes)? {
         tell(report, &Report::Degraded { what }, vec![])?;
     }
     make_working_directory(&tree, &spec.cwd, shared.base)?;
@@ -104,18 +171,18 @@ fn launch_steps(
         crate::sys::mount::set(&*tree, crate::sys::mount::RDONLY, false).step("read-only root")?;
     }
     let owner = shared.base + spec.user.uid;
-    let terminal = match streams {
+    let terminal = match &parts.streams {
         Streams::Plain(_) => None,
         Streams::Terminal(size) => {
             let terminal = ManuallyDrop::new(terminal::open(&pts, owner, shared.base + 5, *size)?);
-            terminal::bind_console(&root.dev, &terminal.slave)?;
+            terminal::bind_console(dev, &terminal.slave)?;
             Some(terminal)
         }
     };
     masks::protect(&tree, &spec.security.readonly_paths)?;
-    masks::hide(&tree, &root.dev, &spec.security.masked_paths)?;
+    masks::hide(&tree, dev, &spec.security.masked_paths)?;
     rootfs::enter(&tree)?;
-    connect(streams, terminal.as_deref(), owner, report)?;
+    connect(&parts.streams, terminal.as_deref(), owner, report)?;
     become_program(shared, &spec.user, &spec.security, &spec.cwd, &spec.args, &spec.env, report)
 }
 
@@ -147,7 +214,8 @@ fn join_steps(
     leaf: &Group,
     report: &mut Connection,
 ) -> Result<Infallible, Refusal> {
-    begin(leaf, joining.oom_score_adj, report)?;
+    begin(leaf)?;
+    set_oom_score(joining.oom_score_adj, report)?;
     let spaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
     move_into_thread_name_spaces(joining.init.as_fd(), spaces).step("joining the container's namespaces")?;
     let owner = shared.base + joining.user.uid;
@@ -162,7 +230,7 @@ fn join_steps(
 }
 
 /// First steps of every stub, while the host's paths to /proc and the control groups are still there.
-fn begin(leaf: &Group, oom_score_adj: Option<i32>, report: &mut Connection) -> Result<(), Refusal> {
+fn begin(leaf: &Group) -> Result<(), Refusal> {
     process::reset_signals().step("reset of signals")?;
     rustix::process::setsid().step("own session")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -173,6 +241,15 @@ fn begin(leaf: &Group, oom_score_adj: Option<i32>, report: &mut Connection) -> R
             errno: None,
         })?;
     }
+    Ok(())
+}
+
+fn begin_container(leaf: &Group) -> Result<(), Refusal> {
+    begin(leaf)?;
+    nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).step("cgroup namespace")
+}
+
+fn set_oom_score(oom_score_adj: Option<i32>, report: &mut Connection) -> Result<(), Refusal> {
     if let Some(score) = oom_score_adj
         && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
     {

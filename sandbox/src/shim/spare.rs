@@ -1,0 +1,109 @@
+//! A stub that stands by, so that what is slow is done before a container is asked for.
+//!
+//! Joining a v1 cgroup takes a lock that all forks of the host share: 5 to 10 microseconds at best, 7 to 25 milliseconds when
+//! an RCU grace period is waited for. So a warm sandbox has a leaf with a stub in it already, in its own PID, mount and cgroup
+//! namespaces, with the container's /dev made; the first container takes both over. A sandbox that shares one PID namespace
+//! among its containers has no use for it.
+
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
+
+use super::launch::report_channel;
+use super::reaper::LEAF_DEADLINE;
+use super::requests::cgroup_refusal;
+use super::server::Shim;
+use super::stub::report::Step;
+use super::stub::{self, Order, mounts};
+use crate::cgroup::{DEFAULT_DEVICES, Group};
+use crate::protocol::{Connection, Refusal};
+use crate::spec::Resources;
+use crate::sys::clone::{self, Child, fork_with};
+
+/// The leaf's name; a container's own leaf has a dot in its name.
+const LEAF: &str = "first";
+
+/// A stub that waits for its [`Order`].
+#[derive(Debug)]
+pub(super) struct Spare {
+    pub(super) child: Child,
+    pub(super) leaf: Group,
+    /// Blocking, until the order is sent.
+    pub(super) channel: Connection,
+}
+
+impl Shim {
+    /// Makes the sandbox's spare stub. Without one everything works, later.
+    pub(super) fn stand_by(&mut self) {
+        match self.make_spare() {
+            Ok(spare) => self.spare = Some(spare),
+            Err(refusal) => {
+                let _ = self.pod.remove_leaf(LEAF, LEAF_DEADLINE);
+                eprintln!("no stub stands by: {refusal:?}");
+            }
+        }
+    }
+
+    fn make_spare(&self) -> Result<Spare, Refusal> {
+        let dev = mounts::make_dev(self.slot.base)?;
+        let leaf = self.pod.create_leaf(LEAF).map_err(|error| cgroup_refusal("control group of a stub", &error))?;
+        leaf.allow_devices(&DEFAULT_DEVICES).map_err(|error| cgroup_refusal("devices of a stub", &error))?;
+        let (ours, theirs) = report_channel()?;
+        let (slot, view) = (&self.slot, &self.view);
+        let body = || stub::stand_by(&slot.user, slot.base, view, &leaf, &dev, theirs);
+        let child = fork_with(clone::NEWPID | clone::NEWNS, leaf.clone_into(), body).step("fork of a stub")?;
+        Ok(Spare { child, leaf, channel: Connection::new(ours) })
+    }
+
+    /// The spare with these limits and this order given, if there is one that can take them.
+    pub(super) fn order(
+        &mut self,
+        resources: &Resources,
+        order: &Order,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Spare, Vec<OwnedFd>> {
+        let Some(mut spare) = self.spare.take() else { return Err(fds) };
+        // The stub lives on memory of the leaf already: a limit below that is for a fresh leaf to take.
+        if spare.leaf.apply(resources).is_err() {
+            self.dismiss(&spare);
+            return Err(fds);
+        }
+        let copies: Result<Vec<OwnedFd>, _> = fds.iter().map(OwnedFd::try_clone).collect();
+        match copies.map(|copies| spare.channel.send(order, copies)) {
+            Ok(Ok(())) => Ok(spare),
+            _ => {
+                self.dismiss(&spare);
+                Err(fds)
+            }
+        }
+    }
+
+    /// Ends the spare, for a sandbox that will not need it.
+    pub(super) fn dismiss_spare(&mut self) {
+        if let Some(spare) = self.spare.take() {
+            self.dismiss(&spare);
+        }
+    }
+
+    fn dismiss(&self, spare: &Spare) {
+        let _ = pidfd_send_signal(&spare.child.pidfd, Signal::KILL);
+        let _ = waitpid(Some(spare.child.pid), WaitOptions::empty());
+        self.remove_spare_leaf(spare);
+    }
+
+    /// Whether this child was the spare; then it is forgotten.
+    pub(super) fn spare_ended(&mut self, pid: Pid) -> bool {
+        let ended = self.spare.take_if(|spare| spare.child.pid == pid);
+        if let Some(spare) = &ended {
+            eprintln!("the stub that stood by has ended");
+            self.remove_spare_leaf(spare);
+        }
+        ended.is_some()
+    }
+
+    fn remove_spare_leaf(&self, spare: &Spare) {
+        if let Err(error) = self.pod.remove_leaf(spare.leaf.name(), LEAF_DEADLINE) {
+            eprintln!("control group of a stub stays for now: {error}");
+        }
+    }
+}
