@@ -22,6 +22,8 @@ use crate::protocol::shim::{Reply, Request, Status};
 use crate::shim::Arguments;
 use crate::spec::SandboxId;
 
+/// While half of the pool waits, launches have the processors first.
+const REST: Duration = Duration::from_millis(10);
 /// How long a shim may take to end by itself, and then its processes to be gone.
 const GRACE: Duration = Duration::from_secs(2);
 const REMOVAL: Duration = Duration::from_secs(10);
@@ -143,10 +145,17 @@ impl Inner {
         self.layout.release(slot).map_err(failed("release of a range of ids"))
     }
 
-    /// Brings the pool to its size.
+    /// Brings the pool to its size, at leisure as long as it is half full.
     pub(crate) async fn refill(self: Arc<Self>) {
         let Ok(_one) = self.refilling.try_lock() else { return };
-        while self.pool.lock().await.len() < self.config.pool_size {
+        loop {
+            let waiting = self.pool.lock().await.len();
+            if waiting >= self.config.pool_size {
+                return;
+            }
+            if waiting * 2 >= self.config.pool_size {
+                tokio::time::sleep(REST).await;
+            }
             match self.make_slot().await {
                 Ok(warm) => self.pool.lock().await.push_back(warm),
                 Err(error) => {
