@@ -16,8 +16,9 @@ fn e2e_a_pods_life_is_told_as_a_kubelet_tells_it() {
         return;
     }
     let mut bed = Bed::up("lifecycle", &[]).unwrap();
-    walk(&bed, &[RESTARTS, ENDINGS, GIVEN].concat());
-    a_token_is_swapped_in_a_running_pod(&mut bed).unwrap();
+    if walk(&bed, &[RESTARTS, ENDINGS, GIVEN].concat()) {
+        a_token_is_swapped_in_a_running_pod(&mut bed).unwrap();
+    }
     bed.down().unwrap();
 }
 

@@ -10,16 +10,35 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tests::bed::{Bed, Case, phase, same, shell, walk};
 use tests::registry::Fault;
-use tests::stack::is_root;
+use tests::stack::{self, is_root};
 
 #[test]
 fn e2e_kubectl_logs_says_what_a_kubelet_would() {
     if !is_root("e2e_kubectl_logs_says_what_a_kubelet_would") {
         return;
     }
-    let bed = Bed::up("logs", &[]).unwrap();
-    walk(&bed, CASES);
+    let mut bed = Bed::up("logs", &[]).unwrap();
+    if walk(&bed, CASES) {
+        logs_outlive_the_agent(&mut bed).unwrap();
+    }
     bed.down().unwrap();
+}
+
+/// Of a finished pod, of a running container's present and previous attempt, of one that waits for its restart.
+fn logs_outlive_the_agent(bed: &mut Bed) -> Result<()> {
+    let ask = |bed: &Bed| -> Result<Vec<String>> {
+        let questions: [&[&str]; 4] = [&["counted"], &["again"], &["again", "--previous"], &["several", "-c", "first"]];
+        questions.iter().map(|words| bed.kubectl_says(&[&["logs"], *words].concat())).collect()
+    };
+    let before = ask(bed)?;
+    bed.stack.agent.take().context("no agent")?.kill()?;
+    bed.stack.start_agent()?;
+    let mut after = Vec::new();
+    let asked = stack::wait("the logs can be read again", || {
+        after = ask(bed)?;
+        Ok(after == before)
+    });
+    asked.with_context(|| format!("before {before:?}, after {after:?}"))
 }
 
 const CASES: &[Case] = &[
