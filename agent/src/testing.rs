@@ -42,6 +42,19 @@ pub(crate) struct FakeSandbox {
     watchers: Vec<mpsc::Sender<SandboxEvent>>,
 }
 
+impl FakeState {
+    /// Whoever speaks to a dead shim is not answered.
+    fn lives(&self, id: &SandboxId) -> Result<(), SandboxError> {
+        match self.sandboxes.get(&id.0) {
+            Some(FakeSandbox { dead: true, .. }) => Err(SandboxError::Unavailable {
+                operation: "connection to a shim".to_owned(),
+                source: std::io::ErrorKind::ConnectionRefused.into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl FakeSandbox {
     fn tell(&mut self, event: SandboxEvent) {
         self.events.push(event.clone());
@@ -122,6 +135,7 @@ impl ExecProcess for FakeExec {
 impl Sandboxes for FakeSandboxes {
     async fn prepare(&self, id: &SandboxId) -> Result<Prepared, SandboxError> {
         self.enter("prepare", id)?;
+        self.lock().lives(id)?;
         self.lock().sandboxes.entry(id.0.clone()).or_default();
         let netns: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
         Ok(Prepared { id: id.clone(), netns })
@@ -138,6 +152,7 @@ impl Sandboxes for FakeSandboxes {
     async fn start(&self, id: &SandboxId, container: &ContainerSpec) -> Result<Started, SandboxError> {
         self.enter("start", id)?;
         let mut state = self.lock();
+        state.lives(id)?;
         let sandbox = state.sandboxes.get_mut(&id.0).ok_or_else(|| not_found(id))?;
         let log_dir = sandbox.spec.as_ref().expect("configured before a start").log_dir.join(&container.name);
         let known = sandbox.events.iter().find_map(|event| match event {

@@ -253,12 +253,17 @@ async fn a_lost_sandbox_is_replaced() {
 async fn what_ended_before_its_shim_died_ended_as_it_did() {
     let rig = Rig::new();
     let mut roster = agent(&rig, "boot").await;
-    // With the agent there, and without.
-    for (uid, away) in [("here", false), ("away", true)] {
+    // With the agent there; without; and with an agent that could only write down that it accepted the pod.
+    for (uid, away, late) in [("here", false, false), ("away", true, false), ("late", true, true)] {
+        let document = rig.state_dir().join(format!("state/ledger/{uid}.json"));
         roster.apply(1, intent(pod(uid, "OnFailure", &["run"]), 1)).await.unwrap();
+        let accepted = std::fs::read(&document).unwrap();
         until(&roster, uid, runs).await;
         if away {
             roster.close().await;
+        }
+        if late {
+            std::fs::write(&document, accepted).unwrap();
         }
         rig.sandboxes.end(&format!("{uid}-0"), "c", 0, false);
         rig.sandboxes.lose(&format!("{uid}-0"));
@@ -267,6 +272,7 @@ async fn what_ended_before_its_shim_died_ended_as_it_did() {
         }
         let done = until(&roster, uid, |p| p.terminated).await;
         assert_eq!(phase(&done), "Succeeded", "{}", status(&done));
+        assert_eq!(rig.sandboxes.count(&format!("prepare {uid}-1")), 0, "it was run again");
         assert!(!rig.meter.open.lock().unwrap().contains_key(&format!("{uid}-0")));
     }
 }

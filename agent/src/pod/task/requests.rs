@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use sandbox::contract::SandboxEvent;
 use tokio::sync::oneshot;
 
 use super::{Beginning, PodTask};
@@ -47,8 +48,13 @@ impl PodTask {
             Beginning::Recovered { alive, rebooted, .. } => {
                 self.adopt_images();
                 self.record.boot_id.clone_from(&self.world.boot_id);
+                let dead = !alive && !rebooted && self.record.holding;
+                if dead && matches!(self.record.state.stage, Stage::New | Stage::Preparing) && self.has_begun().await {
+                    // The last thing written down is older than what ran.
+                    self.record.state.stage = Stage::Up;
+                }
                 // A dead shim's record is still told to its end, and then that it is dead: see `SandboxEvent::Lost`.
-                let told = alive || (!rebooted && self.record.state.stage == Stage::Up);
+                let told = alive || (dead && self.record.state.stage == Stage::Up);
                 if told {
                     self.watch_sandbox().await;
                 }
@@ -65,6 +71,19 @@ impl PodTask {
             }
         }
         true
+    }
+
+    /// Whether the record of the present sandbox, whose shim is dead, tells of a container that ran.
+    async fn has_begun(&self) -> bool {
+        let Ok(mut events) = self.world.sandboxes.events(&self.sandbox()).await else { return false };
+        while let Some(event) = events.recv().await {
+            match event {
+                SandboxEvent::Started { .. } => return true,
+                SandboxEvent::Lost { .. } => return false,
+                _ => {}
+            }
+        }
+        false
     }
 
     pub(super) async fn new_intent(&mut self, intent: Intent, done: oneshot::Sender<Result<(), String>>) {
