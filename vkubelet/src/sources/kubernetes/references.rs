@@ -119,9 +119,9 @@ where
     ask().await
 }
 
-/// A pod was not found, though something else was asked for.
+/// A pod was not found, though something else was asked for. The API server's admission plugins say `pod`, its storage `pods`.
 fn is_about_pod(status: &Status) -> bool {
-    status.is_not_found() && status.details.as_ref().is_some_and(|details| details.kind == "pods")
+    status.is_not_found() && status.details.as_ref().is_some_and(|details| ["pod", "pods"].contains(&&*details.kind))
 }
 
 #[async_trait]
@@ -193,9 +193,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_new_pod_that_the_api_server_does_not_see_yet_is_asked_for_again() {
-        let behind = [(403, "secrets"), (404, "pods")];
+        let behind = [(403, "secrets"), (404, "pods"), (404, "pod")];
         let (asked, answer) = tries(|n| behind.get(n).map_or(Ok(()), |(code, kind)| Err(refusal(*code, kind)))).await;
-        assert_eq!(asked, 3);
+        assert_eq!(asked, 4);
         answer.unwrap();
     }
 
