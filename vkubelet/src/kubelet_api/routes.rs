@@ -71,9 +71,20 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/pods", get(pods))
         .route("/runningpods/", get(running_pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
+        .fallback(|uri: http::Uri| async move { unanswered(uri.path()) })
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), gate))
         .with_state(api)
+}
+
+/// What a kubelet answers and this version does not, by name: kubectl shows the text as it is.
+fn unanswered(path: &str) -> (StatusCode, &'static str) {
+    let text = match path.trim_start_matches('/').split('/').next() {
+        Some("exec" | "run") => "this version of nodeless does not answer kubectl exec; `nodeless exec` works\n",
+        Some("attach") => "this version of nodeless does not answer kubectl attach; `kubectl logs -f` works\n",
+        Some("portForward") => "this version of nodeless does not answer kubectl port-forward\n",
+        _ => return (StatusCode::NOT_FOUND, "404 page not found\n"),
+    };
+    (StatusCode::NOT_IMPLEMENTED, text)
 }
 
 async fn gate(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
