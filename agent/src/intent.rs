@@ -149,6 +149,22 @@ impl Intent {
         })
     }
 
+    /// The same with what of `old` cannot be changed, and the paths of that.
+    pub fn keeping(self, old: &Self) -> (Self, Vec<String>) {
+        let mut raw = (*self.raw).clone();
+        let kept = crate::pod::changes::keep(&old.raw, &mut raw);
+        if kept.is_empty() {
+            return (self, kept);
+        }
+        match serde_json::from_value(raw.clone()) {
+            Ok(pod) => (Self { raw: Arc::new(raw), pod: Arc::new(pod), ..self }, kept),
+            Err(error) => {
+                tracing::error!(%error, pod.uid = self.uid, "a pod with its old resources is no pod");
+                (self, Vec::new())
+            }
+        }
+    }
+
     /// The pod's own status says that it has ended for good: it is never started again.
     pub fn has_ended(&self) -> bool {
         let phase = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());

@@ -221,6 +221,43 @@ const ENDINGS: &[Case] = &[
             Ok(!tests::stack::items(&pods).iter().any(|pod| pod["name"] == "forced"))
         })
     }),
+    ("what cannot be changed in a running pod is named, and its status stays true", |bed| {
+        let image = bed.registry.image("changed", &[])?;
+        let mut container = shell("main", &image, "sleep 1000");
+        container["resources"] = json!({"requests": {"cpu": "10m"}});
+        bed.pod("changed", json!({"terminationGracePeriodSeconds": 0, "containers": [container]}))?;
+        bed.until("changed", "it runs", |pod| phase(pod) == "Running")?;
+        let resize = |cpu: &str| {
+            let patch = json!({"spec": {"containers": [{"name": "main", "resources": {"requests": {"cpu": cpu}}}]}});
+            bed.kubectl_says(&["patch", "pod", "changed", "--subresource", "resize", "-p", &patch.to_string()])
+        };
+        let pending = |pod: &Value| {
+            let conditions = pod["status"]["conditions"].as_array();
+            conditions.into_iter().flatten().any(|c| c["type"] == "PodResizePending" && c["reason"] == "Infeasible")
+        };
+        resize("20m")?;
+        let pod = bed.until("changed", "its resize is told as infeasible", pending)?;
+        let resources = &pod["status"]["containerStatuses"][0]["resources"];
+        same("what it has", &resources["requests"]["cpu"], &json!("10m"))?;
+        bed.until_event("changed", "UnsupportedPodChange", |text| text.contains("spec.containers[main].resources"))?;
+        resize("10m")?;
+        bed.until("changed", "nothing is pending", |pod| !pending(pod))?;
+        bed.kubectl_says(&[
+            "debug",
+            "changed",
+            "-c",
+            "debugger",
+            &format!("--image={image}"),
+            "--attach=false",
+            "--",
+            "sh",
+        ])?;
+        bed.until_event("changed", "UnsupportedPodChange", |text| text.contains("spec.ephemeralContainers[debugger]"))?;
+        let told =
+            |pod: &Value| pod["status"]["ephemeralContainerStatuses"][0]["state"]["waiting"]["reason"] == "Unsupported";
+        let pod = bed.until("changed", "its debug container is told as unsupported", told)?;
+        same("the restart count", &pod["status"]["containerStatuses"][0]["restartCount"], &json!(0))
+    }),
     ("a deadline ends the pod", |bed| {
         let image = bed.registry.image("deadline", &[])?;
         bed.pod(

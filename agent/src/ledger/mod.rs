@@ -110,6 +110,9 @@ pub struct PodRecord {
     pub conditions: Vec<PodCondition>,
     /// When it passed each milestone.
     pub timeline: Timeline,
+    /// Paths of what newer versions of the pod ask for in vain.
+    #[serde(default)]
+    pub kept: Vec<String>,
 }
 
 impl PodRecord {
@@ -262,6 +265,7 @@ pub fn new_record(intent: &Intent, state: PodState, boot_id: &str) -> PodRecord 
         state,
         conditions: Vec::new(),
         timeline: Timeline::default(),
+        kept: Vec::new(),
     }
 }
 

@@ -4,10 +4,12 @@
 //! * [`state`]: the machine `(state, event) -> (state, effects)`
 //! * [`status`]: the machine's state as a core/v1 PodStatus
 //! * [`refusals`]: what this version cannot honour, by name
+//! * [`changes`]: what a newer version of a pod asks for in vain
 //! * [`spec`]: Pod, image and values into sandbox and container specifications
 //! * [`volumes`]: what appears in the containers' mounts
 //! * [`task`]: the one owner of a pod's state; carries out effects
 
+pub mod changes;
 pub mod plan;
 pub mod refusals;
 pub mod spec;

@@ -10,6 +10,9 @@ pub(super) const ON_THE_WAY: Duration = Duration::from_millis(400);
 /// The same when the API server has been told already that the pod is on its way.
 pub(super) const STILL_ON_THE_WAY: Duration = Duration::from_secs(10);
 
+/// A condition that is there only while it holds.
+const PASSING: &str = "PodResizePending";
+
 /// The waiting reason of a container on its way.
 pub(super) const CREATING: &str = "ContainerCreating";
 
@@ -38,7 +41,7 @@ fn is_on_the_way(status: &Value) -> bool {
 /// The strategic merge patch that turns `written` into `wanted`, under the pod's UID; `None` when nothing changes.
 ///
 /// Lists are sent whole. Conditions merge by type, so other writers' conditions (readiness gates, `PodScheduled`) stay; what
-/// a condition had and has no more (a reason, a message) must therefore be nulled by name.
+/// a condition had and has no more (a reason, a message) must therefore be nulled by name, and one that passed be deleted so.
 pub(super) fn patch(uid: &str, written: Option<&Value>, wanted: &Value) -> Option<Value> {
     let empty = Map::new();
     let before = written.and_then(Value::as_object).unwrap_or(&empty);
@@ -76,12 +79,24 @@ fn conditions(before: &Value, after: &Value) -> Value {
         }
         condition
     };
-    list(after).into_iter().map(with_nulls).collect()
+    let after = list(after);
+    let is_passing = |conditions: &[Value]| conditions.iter().any(|c| c["type"] == PASSING);
+    let passed = (is_passing(&before) && !is_passing(&after)).then(|| json!({"type": PASSING, "$patch": "delete"}));
+    after.into_iter().map(with_nulls).chain(passed).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_condition_that_passed_is_deleted_and_others_stay() {
+        let before = json!([{"type": PASSING, "status": "True"}, {"type": "PodScheduled", "status": "True"}]);
+        let after = json!([{"type": "Ready", "status": "True"}]);
+        let wanted = json!([{"type": "Ready", "status": "True"}, {"type": PASSING, "$patch": "delete"}]);
+        assert_eq!(conditions(&before, &after), wanted);
+        assert_eq!(conditions(&after, &after), after);
+    }
 
     #[test]
     fn a_pod_on_its_way_may_wait_and_news_may_not() {

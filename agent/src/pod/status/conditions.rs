@@ -1,4 +1,4 @@
-//! Conditions: PodReadyToStartContainers, Initialized, Ready, ContainersReady. (PodScheduled belongs to the scheduler.)
+//! Conditions: PodReadyToStartContainers, Initialized, Ready, ContainersReady; PodResizePending when a resize is asked for in vain. (PodScheduled belongs to the scheduler.)
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 
@@ -31,6 +31,10 @@ pub(super) fn write(
     let has_sandbox = view.state.stage == Stage::Up && view.state.ip.is_some();
     let ready_to_start = Verdict { holds: has_sandbox, reason: None, message: None };
     let ready = || containers_ready(view, phase, init, main);
+    let resize = super::super::changes::has_resize(view.kept).then(|| {
+        let message = super::super::changes::message(view.kept);
+        ("PodResizePending", Verdict { holds: true, reason: Some("Infeasible"), message: Some(message) })
+    });
     [
         ("PodReadyToStartContainers", ready_to_start),
         ("Initialized", initialized(view, phase)),
@@ -38,6 +42,7 @@ pub(super) fn write(
         ("ContainersReady", ready()),
     ]
     .into_iter()
+    .chain(resize)
     .map(|(name, verdict)| condition(view, name, verdict))
     .collect()
 }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, VolumeMountStatus,
+    ContainerStatus, EphemeralContainer, VolumeMountStatus,
 };
 
 use super::{View, time};
@@ -26,6 +26,19 @@ pub(super) fn write(view: View<'_>) -> (Vec<ContainerStatus>, Vec<ContainerStatu
         }
     }
     (init, main)
+}
+
+/// This version starts none of them, and says so.
+pub(super) fn ephemeral(view: View<'_>) -> Option<Vec<ContainerStatus>> {
+    let asked = view.pod.spec.as_ref()?.ephemeral_containers.as_ref()?;
+    let message = "this version of nodeless does not start ephemeral containers";
+    let status = |container: &EphemeralContainer| ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        state: Some(waiting("Unsupported", Some(message.to_owned()))),
+        ..ContainerStatus::default()
+    };
+    (!asked.is_empty()).then(|| asked.iter().map(status).collect())
 }
 
 fn one(

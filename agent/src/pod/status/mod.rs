@@ -28,6 +28,8 @@ pub struct View<'a> {
     pub sandbox_id: &'a dyn SandboxName,
     /// The conditions of the status before, for their transition times.
     pub previous: &'a [PodCondition],
+    /// Paths of what the pod asks for in vain.
+    pub kept: &'a [String],
     /// CLOCK_REALTIME nanoseconds: when something changed just now.
     pub wall_ns: u64,
 }
@@ -102,6 +104,7 @@ pub fn write(view: View<'_>) -> PodStatus {
     status.conditions = Some(conditions::write(view, phase, &init, &main));
     status.init_container_statuses = (!init.is_empty()).then_some(init);
     status.container_statuses = Some(main);
+    status.ephemeral_container_statuses = containers::ephemeral(view);
     status
 }
 

@@ -20,6 +20,7 @@ struct Rig {
     plan: Plan,
     state: PodState,
     conditions: Vec<PodCondition>,
+    kept: Vec<String>,
     now: Now,
 }
 
@@ -31,7 +32,7 @@ impl Rig {
         .unwrap();
         let plan = Plan::of(&pod);
         let state = PodState::new(plan.slots.len());
-        Self { pod, plan, state, conditions: vec![], now: at(0) }
+        Self { pod, plan, state, conditions: vec![], kept: vec![], now: at(0) }
     }
 
     fn step(&mut self, seconds: u64, event: Event) {
@@ -76,6 +77,7 @@ impl Rig {
             host_ips: &["192.0.2.1".to_owned()],
             sandbox_id: &Named,
             previous: &self.conditions,
+            kept: &self.kept,
             wall_ns: self.now.wall_ns,
         });
         self.conditions = status.conditions.clone().unwrap_or_default();
@@ -216,4 +218,22 @@ fn a_deleted_pod_that_was_killed_has_failed() {
     let status = rig.status();
     assert_eq!(status["phase"], "Failed");
     assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
+}
+
+#[test]
+fn what_is_asked_of_a_running_pod_in_vain_is_told() {
+    let mut rig = Rig::new(serde_json::json!({
+        "containers": [{"name": "a", "image": "i"}],
+        "ephemeralContainers": [{"name": "debugger", "image": "d"}],
+    }));
+    rig.kept = vec!["spec.containers[a].resources".to_owned()];
+    let status = rig.status();
+    let conditions = status["conditions"].as_array().unwrap();
+    let resize = conditions.iter().find(|c| c["type"] == "PodResizePending").unwrap();
+    assert_eq!((&resize["status"], &resize["reason"]), (&"True".into(), &"Infeasible".into()));
+    let debugger = &status["ephemeralContainerStatuses"][0];
+    assert_eq!(debugger["state"]["waiting"]["reason"], "Unsupported");
+    rig.kept.clear();
+    let status = rig.status();
+    assert!(!status["conditions"].as_array().unwrap().iter().any(|c| c["type"] == "PodResizePending"));
 }

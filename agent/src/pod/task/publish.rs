@@ -17,6 +17,7 @@ impl PodTask {
             host_ips: &self.world.host.ips,
             sandbox_id: &self.names,
             previous: &self.record.conditions,
+            kept: &self.record.kept,
             wall_ns: Now::read().wall_ns,
         });
         self.record.conditions = status.conditions.clone().unwrap_or_default();

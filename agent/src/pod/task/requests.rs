@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::{Beginning, PodTask};
 use crate::clock::Now;
 use crate::intent::Intent;
+use crate::pod::changes;
 use crate::pod::plan::Plan;
 use crate::pod::state::{Event, Stage};
 use crate::pod::volumes;
@@ -94,6 +95,11 @@ impl PodTask {
             let _ = done.send(Ok(()));
             return;
         }
+        let (intent, kept) = intent.keeping(&self.intent);
+        if kept != self.record.kept && !kept.is_empty() {
+            self.tell(None, true, "UnsupportedPodChange", changes::message(&kept));
+        }
+        self.record.kept = kept;
         let old = std::mem::replace(&mut self.intent, intent);
         let (resolved, secrets) = self.intent.resolved.without_secrets();
         self.record.generation = self.intent.generation;
