@@ -273,6 +273,8 @@ async fn what_ended_before_its_shim_died_ended_as_it_did() {
         let done = until(&roster, uid, |p| p.terminated).await;
         assert_eq!(phase(&done), "Succeeded", "{}", status(&done));
         assert_eq!(rig.sandboxes.count(&format!("prepare {uid}-1")), 0, "it was run again");
+        let times = done.timeline;
+        assert!(0 < times.held_boottime_ns && times.held_boottime_ns < times.released_boottime_ns, "{uid}: {times:?}");
         assert!(!rig.meter.open.lock().unwrap().contains_key(&format!("{uid}-0")));
     }
 }

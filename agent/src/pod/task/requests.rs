@@ -5,7 +5,8 @@ use std::sync::Arc;
 use sandbox::contract::SandboxEvent;
 use tokio::sync::oneshot;
 
-use super::{Beginning, PodTask};
+use super::outcomes::Outcome;
+use super::{Beginning, PodTask, start};
 use crate::clock::Now;
 use crate::intent::Intent;
 use crate::pod::changes;
@@ -53,6 +54,7 @@ impl PodTask {
                 if dead && matches!(self.record.state.stage, Stage::New | Stage::Preparing) && self.has_begun().await {
                     // The last thing written down is older than what ran.
                     self.record.state.stage = Stage::Up;
+                    self.ask_since_when_held().await;
                 }
                 // A dead shim's record is still told to its end, and then that it is dead: see `SandboxEvent::Lost`.
                 let told = alive || (dead && self.record.state.stage == Stage::Up);
@@ -72,6 +74,18 @@ impl PodTask {
             }
         }
         true
+    }
+
+    /// The present sandbox is held, but the record does not say since when; the meter does.
+    async fn ask_since_when_held(&mut self) {
+        let held = match start::interval(&self.intent, &self.sandbox()) {
+            Ok(interval) => self.world.meter.start(&interval).await.map_err(|error| crate::errors::chain(&error)),
+            Err(message) => Err(message),
+        };
+        match held {
+            Ok(metered) => self.take(Outcome::Held { metered }).await,
+            Err(error) => tracing::warn!(error, "nobody knows since when the pod is held"),
+        }
     }
 
     /// Whether the record of the present sandbox, whose shim is dead, tells of a container that ran.

@@ -132,7 +132,7 @@ async fn present(
     }
 }
 
-fn interval(intent: &Intent, sandbox: &SandboxId) -> Result<Interval, String> {
+pub(super) fn interval(intent: &Intent, sandbox: &SandboxId) -> Result<Interval, String> {
     let spec = intent.pod.spec.as_ref().ok_or("pod without specification")?;
     let held = resources::pod_held(spec).map_err(|e| chain(&e))?;
     let images = spec.init_containers.iter().flatten().chain(&spec.containers);
