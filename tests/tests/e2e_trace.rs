@@ -1,7 +1,7 @@
 //! A pod's start, seen by an OpenTelemetry collector.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, ensure};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
@@ -32,7 +32,7 @@ impl TraceService for Collector {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let mut seen = self.0.lock().unwrap();
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for resource in request.into_inner().resource_spans {
             let of = resource.resource.map(|r| r.attributes).unwrap_or_default();
             let service = text(&of, "service.name").unwrap_or_default();
