@@ -9,7 +9,7 @@ const SOCKET: &str = "/run/nodeless/vkubelet/vkubelet.sock";
 
 /// Run pods on a nodeless node, and see what they do and cost.
 #[derive(Debug, Parser)]
-#[command(name = "nodeless", version, about)]
+#[command(name = "nodeless", version)]
 pub(crate) struct Cli {
     /// vkubelet's client socket.
     #[arg(long, global = true, env = "NODELESS_SOCKET", default_value = SOCKET)]
