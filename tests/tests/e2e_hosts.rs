@@ -255,6 +255,8 @@ fn e2e_an_old_vkubelet_that_comes_back_is_refused_and_pods_go_on() -> Result<()>
     restart(&mut stack, &serde_json::to_vec(&newer)?)?;
     wait("the newer one has taken over", || stack.host_is_ready())?;
     pods.are_as_before(&stack)?;
+    // With the epoch that it took: a number is never given out twice.
+    let newest = std::fs::read(&epoch)?;
     restart(&mut stack, &old)?;
     wait("the old one hears that it is old", || {
         log_says(
@@ -271,7 +273,7 @@ fn e2e_an_old_vkubelet_that_comes_back_is_refused_and_pods_go_on() -> Result<()>
     put(&stack, "of-the-old-one", json!({}))?;
     std::thread::sleep(Duration::from_secs(2)); // long enough for what must not happen
     ensure!(pods.sandboxes(&stack)? == 2 && pods.processes_live(&stack), "the old one changed something");
-    restart(&mut stack, &serde_json::to_vec(&newer)?)?;
+    restart(&mut stack, &newest)?;
     wait("the newer one is obeyed", || Ok(stack.host_is_ready()? && pods.sandboxes(&stack)? == 2))?;
     wait("what was asked of it meanwhile is done", || {
         let pods = stack.client(&["ps"])?;
