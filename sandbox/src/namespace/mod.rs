@@ -14,6 +14,7 @@ mod events;
 mod exec;
 mod keeper;
 mod layout;
+mod program;
 mod reset;
 mod slots;
 mod sources;
@@ -50,7 +51,7 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Directory for the shims' event records.
     pub state_dir: PathBuf,
-    /// The `nodeless-shim` program.
+    /// The `nodeless-shim` program, linked statically.
     pub shim_program: PathBuf,
     /// Cgroup under which all pods live, relative to the hierarchies' roots (`nodeless`).
     pub cgroup_parent: String,
@@ -84,6 +85,7 @@ impl NamespaceSandboxes {
     /// Opens the backend: takes the run directory's lock, finds the cgroups, clears what a crash left half-made, adopts warm
     /// sandboxes and begins to fill the pool. Needs root. A second backend on the same directory is refused.
     pub async fn open(config: Config) -> Result<Self, SandboxError> {
+        program::check(&config.shim_program)?;
         let (layout, lock) = Layout::open(&config.run_dir, &config.state_dir).map_err(|error| {
             let operation = format!("open of run directory {}", config.run_dir.display());
             match error.kind() {
