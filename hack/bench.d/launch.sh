@@ -14,6 +14,8 @@ launch_run() {
     need_programs bench crun runc busybox=busybox-static mkfs.erofs=erofs-utils || return
     for figure in "$@"; do arguments+=(--only "$figure"); done
     launch_rootfs "$scratch/launch/rootfs"
+    # The peers' root is nobody here, and has to reach its files.
+    chmod 711 "$scratch"
     mkdir -p "$scratch/launch/layers" "$scratch/launch/own"
     mkfs.erofs --all-root -T0 "$scratch/launch/layers/busybox.erofs" "$scratch/launch/rootfs" >/dev/null 2>&1 || return
     for peer in crun runc; do

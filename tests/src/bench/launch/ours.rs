@@ -1,6 +1,7 @@
 //! Our side: the namespace backend with a run directory and a cgroup of its own.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -47,7 +48,8 @@ impl Ours {
     async fn open(options: &Options, pool_size: usize) -> Result<Self> {
         let layers = options.layer.parent().context("a layer lies in a directory")?.to_owned();
         let config = Config {
-            run_dir: options.dir.join("run"),
+            // As on a host: a file system in memory.
+            run_dir: PathBuf::from(format!("/run/nodeless-bench-launch-{}", std::process::id())),
             state_dir: options.dir.join("state"),
             shim_program: options.shim.clone(),
             cgroup_parent: format!("nodeless-bench-{}", std::process::id()),
