@@ -2,6 +2,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use agent_api::usage::{GENESIS, Held, Kind, SCHEMA, Used};
 use proptest::prelude::*;
@@ -540,6 +541,13 @@ async fn a_full_disk_is_metered_from_the_reserve_and_acknowledging_makes_room() 
     let (dir, disk) = (tempfile::tempdir().unwrap(), FaultyDisk::default());
     let (spool, _) = open_on(dir.path(), &disk);
     spool.enqueue(vec![closing(1)]).await.unwrap();
+    // The first segment came out of the reserve; the writer makes up for it after it has answered.
+    let whole = tokio::time::timeout(Duration::from_secs(20), async {
+        while spool.health().reserve_segments < spool.health().reserve_wanted {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    whole.await.unwrap();
     disk.state.full.store(true, Ordering::SeqCst);
     let mut written = 1;
     let full = loop {
