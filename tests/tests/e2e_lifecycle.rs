@@ -108,17 +108,17 @@ const RESTARTS: &[Case] = &[
     ("init containers run in order before the others", |bed| {
         let image = bed.registry.image("ordered", &[])?;
         let step = |name: &str, list: &str| {
-            let mut container = shell(name, &image, &format!("echo {name} >> /work/{list}; sleep 0.3"));
-            container["volumeMounts"] = json!([{"name": "work", "mountPath": "/work"}]);
+            let mut container = shell(name, &image, &format!("echo {name} >> /scratch/{list}; sleep 0.3"));
+            container["volumeMounts"] = json!([{"name": "scratch", "mountPath": "/scratch"}]);
             container
         };
-        let mut main = shell("main", &image, "cat /work/order");
-        main["volumeMounts"] = json!([{"name": "work", "mountPath": "/work"}]);
+        let mut main = shell("main", &image, "cat /scratch/order");
+        main["volumeMounts"] = json!([{"name": "scratch", "mountPath": "/scratch"}]);
         bed.pod(
             "ordered",
             json!({"restartPolicy": "Never", "containers": [main],
             "initContainers": [step("one", "order"), step("two", "order"), step("three", "order")],
-            "volumes": [{"name": "work", "emptyDir": {}}]}),
+            "volumes": [{"name": "scratch", "emptyDir": {}}]}),
         )?;
         let pod = bed.until("ordered", "it succeeds", |pod| phase(pod) == "Succeeded")?;
         same("the order", bed.kubectl_says(&["logs", "ordered", "-c", "main"])?.as_str(), "one\ntwo\nthree\n")?;
@@ -158,17 +158,17 @@ const RESTARTS: &[Case] = &[
     }),
     ("a sidecar starts before the others, stays, and goes after them", |bed| {
         let image = bed.registry.image("sidecar", &[])?;
-        let script = "trap 'cat /work/main; echo sidecar ends; exit 0' TERM; touch /work/sidecar; while :; do sleep 1000 & wait; done";
+        let script = "trap 'cat /scratch/main; echo sidecar ends; exit 0' TERM; touch /scratch/sidecar; while :; do sleep 1000 & wait; done";
         let mut sidecar = shell("sidecar", &image, script);
         sidecar["restartPolicy"] = "Always".into();
-        let mut main = shell("main", &image, "test -e /work/sidecar && echo main saw it | tee /work/main");
+        let mut main = shell("main", &image, "test -e /scratch/sidecar && echo main saw it | tee /scratch/main");
         for container in [&mut sidecar, &mut main] {
-            container["volumeMounts"] = json!([{"name": "work", "mountPath": "/work"}]);
+            container["volumeMounts"] = json!([{"name": "scratch", "mountPath": "/scratch"}]);
         }
         bed.pod(
             "sidecar",
             json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 10,
-            "containers": [main], "initContainers": [sidecar], "volumes": [{"name": "work", "emptyDir": {}}]}),
+            "containers": [main], "initContainers": [sidecar], "volumes": [{"name": "scratch", "emptyDir": {}}]}),
         )?;
         let pod = bed.until("sidecar", "it succeeds", |pod| phase(pod) == "Succeeded")?;
         same(
@@ -275,20 +275,20 @@ const ENDINGS: &[Case] = &[
 const GIVEN: &[Case] = &[
     ("containers of a pod share network, IPC, hostname and volumes", |bed| {
         let image = bed.registry.image("shared", &[])?;
-        let serve = "hostname > /work/name; readlink /proc/self/ns/ipc > /work/ipc; readlink /proc/self/ns/uts > /work/uts; \
+        let serve = "hostname > /scratch/name; readlink /proc/self/ns/ipc > /scratch/ipc; readlink /proc/self/ns/uts > /scratch/uts; \
                      echo hello | nc -l -p 8080; echo served";
-        let ask = "until [ -s /work/uts ]; do sleep 0.1; done; \
+        let ask = "until [ -s /scratch/uts ]; do sleep 0.1; done; \
                    until nc 127.0.0.1 8080 </dev/null; do sleep 0.1; done; \
-                   [ \"$(hostname)\" = \"$(cat /work/name)\" ] && [ \"$(readlink /proc/self/ns/ipc)\" = \"$(cat /work/ipc)\" ] && \
-                   [ \"$(readlink /proc/self/ns/uts)\" = \"$(cat /work/uts)\" ] && hostname";
+                   [ \"$(hostname)\" = \"$(cat /scratch/name)\" ] && [ \"$(readlink /proc/self/ns/ipc)\" = \"$(cat /scratch/ipc)\" ] && \
+                   [ \"$(readlink /proc/self/ns/uts)\" = \"$(cat /scratch/uts)\" ] && hostname";
         let mut containers = [shell("serves", &image, serve), shell("asks", &image, ask)];
         for container in &mut containers {
-            container["volumeMounts"] = json!([{"name": "work", "mountPath": "/work"}]);
+            container["volumeMounts"] = json!([{"name": "scratch", "mountPath": "/scratch"}]);
         }
         bed.pod(
             "shared",
             json!({"restartPolicy": "Never", "containers": containers, "hostname": "both",
-            "volumes": [{"name": "work", "emptyDir": {}}]}),
+            "volumes": [{"name": "scratch", "emptyDir": {}}]}),
         )?;
         bed.until("shared", "it succeeds", |pod| phase(pod) == "Succeeded")?;
         same("what was heard", bed.kubectl_says(&["logs", "shared", "-c", "asks"])?.as_str(), "hello\nboth\n")
