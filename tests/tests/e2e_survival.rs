@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use tests::stack::kernel::kill;
 use tests::stack::{Stack, is_root, items, wait};
 
 /// Writes 0, 1, 2 … twenty times a second, for ever; ends on SIGTERM.
@@ -118,12 +119,7 @@ fn e2e_a_keeper_killed_under_pods_harms_none_and_new_pods_start() -> Result<()> 
     let stack = Stack::up("keeper")?;
     let mut names = start(&stack, 3)?;
     let before = identities(&stack, &names)?;
-    let run_dir = stack.path("agent-run");
-    let words = ["nodeless-shim keeper --run-dir", run_dir.to_str().context("a path of ASCII")?];
-    // Its own children (the holder of the shims' mount namespace, a shim until its exec) look like it.
-    let found = processes_with(&words)?;
-    let keeper = found.iter().find(|pid| parent(**pid).is_none_or(|p| !found.contains(&p))).context("a keeper")?;
-    kill(*keeper)?;
+    kill(stack.keeper().context("a keeper")?)?;
     let image = stack.busybox()?;
     for i in 0..6 {
         // More than the warm pool holds: some need a shim from the new keeper.
@@ -171,30 +167,4 @@ fn e2e_a_manifest_directory_that_vanishes_deletes_no_pod() -> Result<()> {
     std::fs::rename(&aside, &manifests)?;
     clear(&stack, &names)?;
     stack.down()
-}
-
-/// Pids of the processes whose command line holds all of these words.
-fn processes_with(words: &[&str]) -> Result<Vec<u32>> {
-    let mut found = vec![];
-    for entry in std::fs::read_dir("/proc")? {
-        let entry = entry?;
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if words.iter().all(|word| line.contains(word)) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
-}
-
-fn parent(pid: u32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
-}
-
-fn kill(pid: u32) -> Result<()> {
-    let status = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status()?;
-    ensure!(status.success(), "kill {pid}: {status}");
-    Ok(())
 }
