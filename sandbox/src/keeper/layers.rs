@@ -174,6 +174,7 @@ impl Layers {
                 return Err(Refusal::Invalid { message: format!("layer identity of {} bytes", layer.id.len()) });
             }
             let file = self.directories.open_layer(&layer.path)?;
+            crate::sys::failpoint::failpoint!(LayerOpened);
             let mounted = self
                 .mount(&file)
                 .map_err(|(step, error)| Refusal::failed(format!("{step} of layer {}", layer.id), &error))?;
@@ -187,6 +188,7 @@ impl Layers {
 
     fn mount(&mut self, file: &OwnedFd) -> Result<Mounted, (&'static str, io::Error)> {
         let root = self.detached(file)?;
+        crate::sys::failpoint::failpoint!(LayerMounted);
         // Attached, because kernels before 6.15 clone only what is part of a mount namespace.
         let point = format!("{LAYERS}/{}", self.next_point);
         self.next_point += 1;
@@ -195,6 +197,7 @@ impl Layers {
         let target =
             openat(CWD, point.as_str(), directory, Mode::empty()).map_err(|errno| ("mount point", errno.into()))?;
         mount::attach(&root, &target).map_err(|error| ("attachment", error))?;
+        crate::sys::failpoint::failpoint!(LayerAttached);
         Ok(Mounted { root, point })
     }
 

@@ -119,7 +119,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), KeeperE
 
 /// Runs a keeper until it is told to end (SIGTERM or SIGINT). The process must have one thread.
 pub fn run(config: &Config) -> Result<(), KeeperError> {
+    crate::sys::failpoint::join();
     raise_descriptor_limit();
+    crate::sys::failpoint::failpoint!(KeeperStarted);
     // Whatever started it may go away, with its session and terminal; a leader already is as good.
     let _ = rustix::process::setsid();
     let listener = server::Listener::bind(&config.run_dir)?;
@@ -129,6 +131,7 @@ pub fn run(config: &Config) -> Result<(), KeeperError> {
     let null =
         openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open of the null device")?;
     let template = namespace::enter()?;
+    crate::sys::failpoint::failpoint!(KeeperIsolated);
     let spawner = spawn::Spawner::new(program, template, null);
     let layers = layers::Layers::new(directories, loop_devices);
     server::Server::new(listener, layers, spawner)?.serve()

@@ -56,6 +56,7 @@ impl Listener {
             Err(Errno::WOULDBLOCK) => return Err(KeeperError::AlreadyRunning { path }),
             Err(errno) => return Err(errno).step(format!("lock of {}", path.display())),
         }
+        crate::sys::failpoint::failpoint!(KeeperLocked);
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = openat(CWD, directory, flags, Mode::empty()).step(format!("open of {}", directory.display()))?;
         // Bound under another name and moved: the socket has its mode from the moment that it has its name.
@@ -67,6 +68,7 @@ impl Listener {
         let bound = bound.step(format!("bind of {}", fresh.display()))?;
         bound.set_nonblocking(true).step("non-blocking socket")?;
         std::fs::rename(&fresh, directory.join(SOCKET)).step("naming of the socket")?;
+        crate::sys::failpoint::failpoint!(KeeperNamed);
         Ok(Self { socket: bound.into(), directory: opened, _lock: lock })
     }
 }
@@ -163,6 +165,7 @@ impl Server {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
                     if let Some(slot) = self.shims.remove(&pid.as_raw_nonzero().get()) {
+                        crate::sys::failpoint::failpoint!(ShimReaped);
                         tracing::info!(slot, pid = pid.as_raw_nonzero().get(), ?status, "shim has ended");
                     }
                 }
@@ -230,16 +233,23 @@ impl Server {
                 Ok((Reply::Hello { version, pid: std::process::id() }, Vec::new()))
             }
             Request::Ping => Ok((Reply::Pong, Vec::new())),
-            Request::Mount { layers } => Ok((Reply::Mounted, self.layers.clones(&layers)?)),
+            Request::Mount { layers } => {
+                let clones = self.layers.clones(&layers)?;
+                crate::sys::failpoint::failpoint!(LayersCloned);
+                Ok((Reply::Mounted, clones))
+            }
             Request::Release { ids } => {
                 self.layers.release(&ids);
+                crate::sys::failpoint::failpoint!(LayerReleased);
                 Ok((Reply::Done, Vec::new()))
             }
             Request::Spawn(spawn) => {
                 if self.shims.values().any(|slot| *slot == spawn.slot) {
                     return Err(Refusal::Invalid { message: format!("slot {} has a living shim", spawn.slot) });
                 }
+                crate::sys::failpoint::failpoint!(SpawnRead);
                 let child = self.spawner.spawn(&spawn, fds)?;
+                crate::sys::failpoint::failpoint!(ShimForked);
                 let pid = child.pid.as_raw_nonzero().get();
                 self.shims.insert(pid, spawn.slot);
                 Ok((Reply::Spawned { pid: pid.unsigned_abs() }, vec![child.pidfd]))

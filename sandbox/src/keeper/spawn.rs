@@ -61,8 +61,10 @@ impl Spawner {
             rustix::io::write(procs, b"0").map_err(io("move into a cgroup"))?;
         }
         let _ = rustix::process::setsid();
+        crate::sys::failpoint::failpoint!(ChildGrouped);
         setns(&self.template, CloneFlags::CLONE_NEWNS).map_err(nix("entry into the template namespace"))?;
         unshare(CloneFlags::CLONE_NEWNS).map_err(nix("private mount namespace"))?;
+        crate::sys::failpoint::failpoint!(ChildIsolated);
         rustix::stdio::dup2_stdin(&self.null).map_err(io("standard input"))?;
         rustix::stdio::dup2_stdout(&self.null).map_err(io("standard output"))?;
 
@@ -82,6 +84,7 @@ impl Spawner {
         // Their numbers are closed: nothing may drop them.
         std::mem::forget((sources, program));
         process::reset_signals().map_err(|error| ("reset of signals", error))?;
+        crate::sys::failpoint::failpoint!(ChildExecuting);
         let environment: [CString; 0] = [];
         nix::unistd::execveat(&last_fd, c"", arguments, &environment, AtFlags::AT_EMPTY_PATH)
             .map_err(nix("execution of the shim"))

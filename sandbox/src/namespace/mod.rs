@@ -85,6 +85,7 @@ impl NamespaceSandboxes {
     /// Opens the backend: takes the run directory's lock, finds the cgroups, clears what a crash left half-made, adopts warm
     /// sandboxes and begins to fill the pool. Needs root. A second backend on the same directory is refused.
     pub async fn open(config: Config) -> Result<Self, SandboxError> {
+        crate::sys::failpoint::join();
         program::check(&config.shim_program)?;
         let (layout, lock) = Layout::open(&config.run_dir, &config.state_dir).map_err(|error| {
             let operation = format!("open of run directory {}", config.run_dir.display());
@@ -95,6 +96,7 @@ impl NamespaceSandboxes {
                 _ => io_failed(&operation, error),
             }
         })?;
+        crate::sys::failpoint::failpoint!(LockTaken);
         let found = crate::cgroup::Layout::detect().and_then(|found| Tree::open(&found, &config.cgroup_parent));
         let tree = found.map_err(|error| cgroup_failed("search for control groups", &error))?;
         let inner = Arc::new(Inner {
@@ -109,6 +111,7 @@ impl NamespaceSandboxes {
             dying: std::sync::Mutex::default(),
         });
         inner.recover().await?;
+        crate::sys::failpoint::failpoint!(Recovered);
         tokio::spawn(Arc::clone(&inner).refill());
         Ok(Self { inner })
     }
@@ -180,7 +183,9 @@ impl Sandboxes for NamespaceSandboxes {
                 None => break inner.make_slot().await?,
             }
         };
+        crate::sys::failpoint::failpoint!(SlotChosen);
         std::fs::rename(inner.layout.warm(&warm.slot), inner.layout.sandbox(id)).map_err(failed)?;
+        crate::sys::failpoint::failpoint!(SlotTaken);
         inner.shims.lock().await.insert(id.clone(), warm.client);
         tokio::spawn(Arc::clone(inner).refill());
         Ok(Prepared { id: id.clone(), netns: warm.netns })
@@ -192,14 +197,19 @@ impl Sandboxes for NamespaceSandboxes {
         self.inner.shim(id).await?;
         std::fs::create_dir_all(&spec.log_dir).map_err(failed)?;
         let logs = layout::open_directory(&spec.log_dir).map_err(failed)?;
+        crate::sys::failpoint::failpoint!(LogDirectoryMade);
         layout::write_json(&self.inner.layout.sandbox(id).join("spec.json"), spec).map_err(failed)?;
+        crate::sys::failpoint::failpoint!(SpecRecorded);
         let request = Request::Configure { spec: spec.clone() };
-        self.inner.ask(id, "configuration of a sandbox", request, vec![logs]).await.map(drop)
+        self.inner.ask(id, "configuration of a sandbox", request, vec![logs]).await?;
+        crate::sys::failpoint::failpoint!(ShimConfigured);
+        Ok(())
     }
 
     async fn start(&self, id: &SandboxId, container: &ContainerSpec) -> Result<Started, SandboxError> {
         let shim = self.inner.shim(id).await?;
         let mut fds = self.inner.keeper.mount(&container.rootfs.layers).await?;
+        crate::sys::failpoint::failpoint!(LayersReceived);
         let opened = container.clone();
         let sources = blocking(move || {
             let writable = opened.rootfs.writable.as_deref().map(sources::writable).transpose()?;
@@ -207,10 +217,13 @@ impl Sandboxes for NamespaceSandboxes {
             Ok::<_, SandboxError>((writable, volumes))
         });
         let (writable, volumes) = sources.await??;
+        crate::sys::failpoint::failpoint!(SourcesOpened);
         let counts = StartFds { layers: fds.len(), writable: usize::from(writable.is_some()), mounts: volumes.len() };
         fds.extend(writable.into_iter().chain(volumes));
         let request = Request::Start { spec: container.clone(), fds: counts };
-        match shim.call("start of a container", request, fds).await?.reply {
+        let answer = shim.call("start of a container", request, fds).await?.reply;
+        crate::sys::failpoint::failpoint!(StartAnswered);
+        match answer {
             Reply::Started(started) => Ok(started),
             _ => Err(unexpected("start of a container")),
         }
@@ -227,6 +240,7 @@ impl Sandboxes for NamespaceSandboxes {
         };
         let request = Request::Exec { spec: exec.clone(), stdio: given };
         let delivered = client.call("start of a process", request, fds).await?;
+        crate::sys::failpoint::failpoint!(ExecAnswered);
         let Reply::ExecStarted { exec: number, .. } = delivered.reply else {
             return Err(unexpected("start of a process"));
         };
@@ -281,6 +295,7 @@ impl Sandboxes for NamespaceSandboxes {
         let Some(slot) = slot else { return Ok(()) };
         self.inner.shims.lock().await.remove(id);
         self.inner.set_dying(id, true);
+        crate::sys::failpoint::failpoint!(DestroyBegun);
         let cleared = self.inner.clear_slot(&slot, &self.inner.layout.sandbox(id)).await;
         self.inner.set_dying(id, false);
         cleared

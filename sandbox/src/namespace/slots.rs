@@ -43,6 +43,7 @@ impl Inner {
     /// Makes a slot in `pool/`: claim, directory, cgroup, shim. What fails half-way is taken apart again.
     pub(crate) async fn make_slot(self: &Arc<Self>) -> Result<Warm, SandboxError> {
         let slot = self.layout.claim().map_err(|error| io_failed("claim of a range of ids", error))?;
+        crate::sys::failpoint::failpoint!(SlotClaimed);
         match self.fill_slot(&slot).await {
             Ok(warm) => Ok(warm),
             Err(error) => {
@@ -60,8 +61,10 @@ impl Inner {
         let (named, made) = (slot.clone(), directory.clone());
         let parts = blocking(move || inner.make_parts(&named, &made)).await??;
         self.spawn_shim(slot, &parts).await?;
+        crate::sys::failpoint::failpoint!(ShimSpawned);
         drop(parts);
         let (client, _, netns) = greet(&directory).await?;
+        crate::sys::failpoint::failpoint!(ShimGreeted);
         Ok(Warm { slot: slot.clone(), client, netns })
     }
 
@@ -71,14 +74,20 @@ impl Inner {
             move |error: io::Error| io_failed(&operation, error)
         };
         layout::make_directory(directory).map_err(failed("directory"))?;
+        crate::sys::failpoint::failpoint!(SlotDirectoryMade);
         layout::write_json(&directory.join("slot.json"), slot).map_err(failed("record"))?;
+        crate::sys::failpoint::failpoint!(SlotRecorded);
         let state = self.layout.state_of(slot);
         layout::make_directory(&state).map_err(failed("state directory"))?;
         let state = layout::open_directory(&state).map_err(failed("state directory"))?;
+        crate::sys::failpoint::failpoint!(StateDirectoryMade);
         let cgroup = |error: CgroupError| cgroup_failed("control group of a sandbox", &error);
         let pod = self.tree.create_pod(&SandboxId(slot.name.clone())).map_err(cgroup)?;
+        crate::sys::failpoint::failpoint!(PodGroupMade);
         let leaf = pod.create_leaf(SHIM_LEAF).map_err(cgroup)?;
+        crate::sys::failpoint::failpoint!(ShimLeafMade);
         let listener = listen_in(directory).map_err(failed("socket"))?;
+        crate::sys::failpoint::failpoint!(SocketBound);
         Ok(Parts { pod, leaf, state, listener })
     }
 
@@ -111,6 +120,7 @@ impl Inner {
         let spawn = Spawn { slot: slot.name.clone(), arguments: vec![argument], fds: roles };
         // A copy for each try; a copy that fails makes the count wrong, which the keeper refuses.
         let copies = || fds.iter().filter_map(|fd| fd.try_clone().ok()).collect();
+        crate::sys::failpoint::failpoint!(ShimAsked);
         let (pid, _) = self.keeper.spawn(&spawn, copies).await?;
         tracing::debug!(slot = slot.name, pid, "started a shim");
         Ok(())
@@ -126,6 +136,7 @@ impl Inner {
                 tracing::warn!(slot = slot.name, "a shim does not end by itself and is killed");
             }
         }
+        crate::sys::failpoint::failpoint!(ShutdownAnswered);
         let inner = Arc::clone(self);
         let (slot, directory) = (slot.clone(), directory.to_owned());
         blocking(move || inner.remove_parts(&slot, &directory)).await?
@@ -136,13 +147,19 @@ impl Inner {
         self.tree
             .remove_pod(&SandboxId(slot.name.clone()), REMOVAL)
             .map_err(|error| cgroup_failed("removal of a sandbox's control groups", &error))?;
+        crate::sys::failpoint::failpoint!(GroupsRemoved);
         layout::unless_absent(fs::remove_dir_all(self.layout.state_of(slot)))
             .map_err(failed("removal of a state directory"))?;
+        crate::sys::failpoint::failpoint!(StateRemoved);
         let trash = self.layout.trash(slot);
         layout::unless_absent(fs::remove_dir_all(&trash)).map_err(failed("emptying of the trash"))?;
         layout::unless_absent(fs::rename(directory, &trash)).map_err(failed("removal of a sandbox's directory"))?;
+        crate::sys::failpoint::failpoint!(DirectoryTrashed);
         layout::unless_absent(fs::remove_dir_all(&trash)).map_err(failed("emptying of the trash"))?;
-        self.layout.release(slot).map_err(failed("release of a range of ids"))
+        crate::sys::failpoint::failpoint!(TrashEmptied);
+        self.layout.release(slot).map_err(failed("release of a range of ids"))?;
+        crate::sys::failpoint::failpoint!(SlotReleased);
+        Ok(())
     }
 
     /// Brings the pool to its size, at leisure as long as it is half full.
@@ -169,6 +186,7 @@ impl Inner {
     /// After a start: warm slots that live are kept, every other claim that is no sandbox's is cleared.
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<(), SandboxError> {
         let failed = |error: io::Error| io_failed("reading of the run directory", error);
+        crate::sys::failpoint::failpoint!(RecoveryBegun);
         let mut owned = std::collections::BTreeSet::new();
         for id in self.layout.sandboxes().map_err(failed)? {
             match self.layout.slot(&id).map_err(failed)? {
@@ -176,6 +194,7 @@ impl Inner {
                 None => layout::unless_absent(fs::remove_dir_all(self.layout.sandbox(&id))).map_err(failed)?,
             }
         }
+        crate::sys::failpoint::failpoint!(SandboxesRead);
         for slot in self.layout.claimed().map_err(failed)? {
             if owned.contains(&slot.name) {
                 continue;
@@ -184,8 +203,12 @@ impl Inner {
             match greet(&directory).await {
                 Ok((client, status, netns)) if !status.configured => {
                     self.pool.lock().await.push_back(Warm { slot, client, netns });
+                    crate::sys::failpoint::failpoint!(WarmAdopted);
                 }
-                _ => self.clear_slot(&slot, &directory).await?,
+                _ => {
+                    crate::sys::failpoint::failpoint!(OrphanFound);
+                    self.clear_slot(&slot, &directory).await?;
+                }
             }
         }
         for name in self.layout.warm_slots().map_err(failed)? {

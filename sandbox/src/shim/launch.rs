@@ -92,6 +92,7 @@ impl Shim {
         }
         let log = LogWriter::create(configured.logs.as_fd(), &spec.name, spec.attempt, Limits::default())
             .map_err(|error| described("log of the container", &error))?;
+        crate::sys::failpoint::failpoint!(LogMade);
         let Plumbing { streams, stdin, outputs } = plumb(spec.tty, spec.stdin)?;
         let order = Order { terminal: matches!(streams, Streams::Terminal(_)), counts, spec };
         let fds = fds.into_iter().chain(streams.into_fds()).collect();
@@ -116,8 +117,10 @@ impl Shim {
             .pod
             .create_leaf(&Container::leaf_name(spec))
             .map_err(|error| cgroup_refusal("control group of the container", &error))?;
+        crate::sys::failpoint::failpoint!(ContainerLeafMade);
         leaf.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the container", &error))?;
         leaf.allow_devices(&DEFAULT_DEVICES).map_err(|error| cgroup_refusal("devices of the container", &error))?;
+        crate::sys::failpoint::failpoint!(LimitsApplied);
         let (ours, theirs) = report_channel()?;
         let shared = self.shared(&spec.security);
         let stub = || stub::launch(&shared, order, fds, &leaf, &dev, theirs);
@@ -127,6 +130,7 @@ impl Shim {
             Some(init) => in_pid_namespace(&init.namespace, || fork_with(clone::NEWNS, leaf.clone_into(), stub))?,
         }
         .step("fork of the container's first process")?;
+        crate::sys::failpoint::failpoint!(StubForked);
         Ok(Spare { child, leaf, channel: Connection::new(ours) })
     }
 
@@ -170,6 +174,7 @@ impl Shim {
         let stub = || stub::join(&shared, &joining, streams, leaf, theirs);
         let child =
             in_pid_namespace(&namespace, || fork_with(0, leaf.clone_into(), stub))?.step("fork of the process")?;
+        crate::sys::failpoint::failpoint!(ExecForked);
         let exec = self.new_key();
         self.enrol(child, Connection::new(ours), waiter, Role::Exec { exec, spec, client: waiter.client })?;
         Ok(())
@@ -258,6 +263,7 @@ impl Shim {
             process.launch = Launch::Refused(refusal);
             return;
         }
+        crate::sys::failpoint::failpoint!(ReportRead);
         let waiters = std::mem::take(&mut process.waiters);
         let started = Started {
             pid: self.own_root.host_pid(&process.pidfd).unwrap_or(process.pid.as_raw_nonzero().get() as u32),
@@ -283,9 +289,11 @@ impl Shim {
                     eprintln!("the terminal's output is lost: {refusal:?}");
                 }
                 self.record(event);
+                crate::sys::failpoint::failpoint!(StartRecorded);
                 for waiter in waiters {
                     self.clients.answer(&self.poller, waiter, Ok(Reply::Started(started.clone())), vec![]);
                 }
+                crate::sys::failpoint::failpoint!(StartTold);
             }
             Role::Exec { exec, .. } => {
                 let reply = Reply::ExecStarted { exec: *exec, pid: started.pid };

@@ -91,16 +91,22 @@ pub fn run(argument: &str) -> Result<(), ShimError> {
     for fd in [&listener, &state].into_iter().chain(&fds) {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).map_err(|errno| ShimError::Wait(errno.into()))?;
     }
+    crate::sys::failpoint::join_beside(&state, &arguments.slot);
     let view = cgroup_view(&arguments.cgroup);
+    crate::sys::failpoint::failpoint!(ShimBegun);
     let pod = Group::receive(arguments.cgroup, fds)
         .ok_or_else(|| ShimError::SetUp { operation: "cgroup hand-over".into(), message: "wrong count".into() })?;
     isolate()?;
     let own_root = own_root::set_up()?;
+    crate::sys::failpoint::failpoint!(ShimRooted);
     let slot = slot::make(arguments.uid_base)?;
+    crate::sys::failpoint::failpoint!(NamespacesEntered);
     let history =
         history::History::open(&state).map_err(|error| Refusal::failed("open of the event record", &error))?;
+    crate::sys::failpoint::failpoint!(HistoryOpened);
     let mut shim = server::Shim::new(listener, pod, slot, own_root, view?, history)?;
     shim.stand_by();
+    crate::sys::failpoint::failpoint!(StubReady);
     shim.serve()
 }
 

@@ -36,15 +36,19 @@ impl Shim {
         let mut exit = exit_of(status);
         match &mut process.role {
             Role::Init(container) => {
+                crate::sys::failpoint::failpoint!(EndSeen);
                 let _ = container.leaf.kill();
                 self.drain(container);
+                crate::sys::failpoint::failpoint!(LogDrained);
                 exit.oom_killed = container.leaf.oom_kills().unwrap_or(0) > 0;
                 if let Err(error) = self.pod.remove_leaf(container.leaf.name(), LEAF_DEADLINE) {
                     eprintln!("control group of a dead container stays for now: {error}");
                 }
+                crate::sys::failpoint::failpoint!(ContainerLeafRemoved);
                 if running {
                     let (container, attempt) = (container.spec.name.clone(), container.spec.attempt);
                     self.record(SandboxEvent::Exited { container, attempt, exit });
+                    crate::sys::failpoint::failpoint!(ExitRecorded);
                 }
             }
             Role::Exec { exec, client, spec } => {

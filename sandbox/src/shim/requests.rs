@@ -80,6 +80,7 @@ impl Shim {
             };
         }
         let logs = fds.pop().ok_or_else(|| Refusal::Invalid { message: "no log directory came along".into() })?;
+        crate::sys::failpoint::failpoint!(ConfigureBegun);
         rustix::system::sethostname(spec.hostname.as_bytes()).step(format!("host name {:?}", spec.hostname))?;
         for (name, value) in &spec.sysctls {
             set_sysctl(name, value)?;
@@ -90,6 +91,7 @@ impl Shim {
         }
         let pod_init = if spec.share_process_namespace { Some(self.make_pod_init()?) } else { None };
         self.configured = Some(Configured { spec, logs, pod_init });
+        crate::sys::failpoint::failpoint!(Configured);
         Ok(Reply::Done)
     }
 
@@ -147,6 +149,7 @@ impl Shim {
             }
         }
         self.leaving.get_or_insert_default().push(waiter);
+        crate::sys::failpoint::failpoint!(ShutdownBegun);
     }
 
     pub(super) fn farewell(&mut self) {

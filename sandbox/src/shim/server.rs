@@ -124,7 +124,9 @@ impl Shim {
     pub(super) fn serve(mut self) -> Result<(), ShimError> {
         loop {
             if self.leaving.is_some() && self.processes.is_empty() {
+                crate::sys::failpoint::failpoint!(LastChildGone);
                 self.farewell();
+                crate::sys::failpoint::failpoint!(ShutdownTold);
                 return Ok(());
             }
             for key in self.poller.wait(None).map_err(|errno| ShimError::Wait(errno.into()))? {

@@ -40,6 +40,7 @@ pub(crate) fn make(base: u32) -> Result<Slot, Refusal> {
     let (mut ours, mut theirs) = UnixStream::pair().step("channel to the namespaces' maker")?;
     let child = clone::fork_with(clone::NEWUSER, None, || maker(&mut theirs)).step("user namespace")?;
     drop(theirs);
+    crate::sys::failpoint::failpoint!(MakerForked);
     let made = adopt(&mut ours, child.pid, base);
     // It has done its work; its namespaces live on in our descriptors.
     pidfd_send_signal(&child.pidfd, Signal::KILL).step("end of the namespaces' maker")?;
@@ -79,6 +80,7 @@ fn adopt(channel: &mut UnixStream, maker: Pid, base: u32) -> Result<(OwnedFd, Ow
     let mapping = format!("0 {base} {IDS}\n");
     std::fs::write(format!("{process}/uid_map"), &mapping).step("user id mapping")?;
     std::fs::write(format!("{process}/gid_map"), &mapping).step("group id mapping")?;
+    crate::sys::failpoint::failpoint!(IdsMapped);
     let mut byte = [1];
     channel.write_all(&byte).step("word to the namespaces' maker")?;
     channel.read_exact(&mut byte).step("answer of the namespaces' maker")?;

@@ -70,7 +70,10 @@ impl Shim {
         }
         let copies: Result<Vec<OwnedFd>, _> = fds.iter().map(OwnedFd::try_clone).collect();
         match copies.map(|copies| spare.channel.send(order, copies)) {
-            Ok(Ok(())) => Ok(spare),
+            Ok(Ok(())) => {
+                crate::sys::failpoint::failpoint!(StubOrdered);
+                Ok(spare)
+            }
             _ => {
                 self.dismiss(&spare);
                 Err(fds)

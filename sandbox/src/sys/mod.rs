@@ -1,6 +1,7 @@
 //! The kernel calls that neither rustix nor nix offers safely, each behind a function that is safe to call, and the
 //! file-descriptor idioms built on them.
 //!
+//! * [`failpoint`]: named steps at which a test kills; nothing in the shipped programs.
 //! * [`clone`]: `clone3` into new namespaces and a cgroup.
 //! * [`mount`]: the new mount API; mounts are made detached and attached by descriptor.
 //! * [`paths`]: opening and making paths inside a root that a hostile image or container controls.
@@ -14,6 +15,7 @@
 
 pub mod clock;
 pub mod clone;
+pub mod failpoint;
 pub mod filter;
 pub mod link;
 pub(crate) mod loop_device;

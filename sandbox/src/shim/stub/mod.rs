@@ -158,14 +158,17 @@ fn make_container(
 ) -> Result<Infallible, Refusal> {
     let spec = &order.spec;
     let parts = ManuallyDrop::new(Parts::of(order, fds)?);
+    crate::sys::failpoint::failpoint!(StubCommanded);
     set_oom_score(spec.resources.oom_score_adj, report)?;
     // Not dropped by a failing step: their numbers are closed, or given to others, before the last ones.
     let tree = rootfs::assemble(&parts.layers, parts.writable.as_ref(), shared.user, spec.attempt)?;
     let tree = ManuallyDrop::new(tree);
+    crate::sys::failpoint::failpoint!(RootAssembled);
     let pts = ManuallyDrop::new(mounts::mount_defaults(&tree, shared.base, dev, shared.cgroups)?);
     for what in volumes::mount_all(&tree, shared.base, shared.user, &spec.mounts, &parts.volumes)? {
         tell(report, &Report::Degraded { what }, vec![])?;
     }
+    crate::sys::failpoint::failpoint!(MountsMade);
     make_working_directory(&tree, &spec.cwd, shared.base)?;
     if spec.readonly_rootfs {
         crate::sys::mount::set(&*tree, crate::sys::mount::RDONLY, false).step("read-only root")?;
@@ -181,7 +184,9 @@ fn make_container(
     };
     masks::protect(&tree, &spec.security.readonly_paths)?;
     masks::hide(&tree, dev, &spec.security.masked_paths)?;
+    crate::sys::failpoint::failpoint!(PathsMasked);
     rootfs::enter(&tree)?;
+    crate::sys::failpoint::failpoint!(RootEntered);
     connect(&parts.streams, terminal.as_deref(), owner, report)?;
     become_program(shared, &spec.user, &spec.security, &spec.cwd, &spec.args, &spec.env, report)
 }
@@ -246,6 +251,7 @@ fn begin(leaf: &Group) -> Result<(), Refusal> {
 
 fn begin_container(leaf: &Group) -> Result<(), Refusal> {
     begin(leaf)?;
+    crate::sys::failpoint::failpoint!(StubGrouped);
     nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).step("cgroup namespace")
 }
 
@@ -321,11 +327,13 @@ fn become_program(
 ) -> Result<Infallible, Refusal> {
     identity::limit_resources()?;
     identity::enter_user_namespace(shared.user)?;
+    crate::sys::failpoint::failpoint!(UserEntered);
     // Nothing that was open before may be reached through /proc/self/fd from here on; the report moves to number 3.
     keep_only(report)?;
     identity::assume(user, security, shared.filter.as_deref())?;
     program::change_directory(cwd)?;
     tell(report, &Report::Executing, vec![])?;
+    crate::sys::failpoint::failpoint!(StubExecuting);
     program::execute(args, env)
 }
 
