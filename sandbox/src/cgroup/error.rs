@@ -97,6 +97,18 @@ pub enum CgroupError {
         /// The range.
         allowed: &'static str,
     },
+    /// A device rule has a number that no device can have.
+    #[error("a device rule has a number that no device can have (majors to 4095, minors to 1048575)")]
+    NoSuchDevice,
+    /// A device program was refused by the kernel.
+    #[error("{step} of a device program failed")]
+    DeviceProgram {
+        /// Which step.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A cgroup's directory could not be listed.
     #[error("listing of control group {name} failed")]
     List {

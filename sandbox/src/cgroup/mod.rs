@@ -14,6 +14,8 @@
 //! * [`plan`]: limits to file writes, pure.
 //! * [`Driver`]: what differs between hosts: [`v1`] (v1 and hybrid: controllers under `/sys/fs/cgroup/NAME`, the unified
 //!   mount for `cgroup.kill` and `cgroup.freeze`) and [`v2`].
+//! * [`DeviceRule`]: which devices may be used: lines for the v1 devices controller, a program of our own making
+//!   (`device_program`) for v2.
 //!
 //! # A controller that the host lacks
 //! is told once by a warning when the tree is opened. Only a limit that needs it then fails
@@ -24,6 +26,7 @@
 //! the shim's mount namespace nor use `cgroup.kill`, `CLONE_INTO_CGROUP` or `memory.oom.group`; and it turns some
 //! failed writes into nothing. It parses the mount table well, and the privileged tests let it judge our limits.
 
+mod device_program;
 mod devices;
 mod driver;
 mod error;
@@ -39,7 +42,7 @@ pub mod v2;
 #[cfg(test)]
 mod tests;
 
-pub use devices::{DEFAULT_DEVICES, DeviceKind, DeviceRule};
+pub use devices::{Access, DEFAULT_DEVICES, DeviceKind, DeviceRule, EVERY_DEVICE};
 pub use driver::{Controller, Driver, Enforcement};
 pub use error::CgroupError;
 pub use group::{Group, Handle};

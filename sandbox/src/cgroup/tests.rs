@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::{Controller, Group, Hierarchy, Layout, Tree};
+use super::{Controller, DEFAULT_DEVICES, Group, Hierarchy, Layout, Tree};
 use crate::spec::{Resources, SandboxId};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -154,8 +154,8 @@ fn privileged_limits_are_what_an_independent_reader_sees() {
         assert_eq!(cpu.cfs_quota().unwrap(), 20_000);
     }
     leaf.update(&Resources::default()).unwrap();
-    let enforcement = leaf.allow_devices(&super::DEFAULT_DEVICES).unwrap();
-    assert_eq!(enforcement == super::Enforcement::Kernel, !real.layout.is_v2());
+    let enforcement = leaf.allow_devices(&DEFAULT_DEVICES).unwrap();
+    assert_eq!(enforcement, super::Enforcement::Kernel);
 }
 
 #[test]
@@ -235,4 +235,54 @@ fn privileged_an_over_eater_is_counted_as_oom_killed() {
     child.stdin.take().unwrap().write_all(b"go\n").unwrap();
     assert!(!child.wait().unwrap().success());
     assert!(leaf.oom_kills().unwrap() >= 1);
+}
+
+/// Opens a device for reading inside a cgroup, by a shell that waits until it is there; what the kernel said.
+fn opens(group: &Group, device: &str) -> bool {
+    use std::io::Write;
+    let mut child = Command::new("sh")
+        .args(["-c", "read go; exec 3<\"$1\"", "sh", device])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    group.attach(child.id()).unwrap();
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    child.wait().unwrap().success()
+}
+
+#[test]
+fn privileged_a_device_list_decides_and_its_replacement_too() {
+    let Some(real) = RealTree::new("devices") else { return };
+    let pod = real.tree.create_pod(&id("a")).unwrap();
+    let leaf = pod.create_leaf("web").unwrap();
+    assert!(opens(&leaf, "/dev/zero") && opens(&leaf, "/dev/null"));
+    let null = DEFAULT_DEVICES[0];
+    assert_eq!(leaf.allow_devices(&[null]).unwrap(), super::Enforcement::Kernel);
+    assert!(opens(&leaf, "/dev/null"));
+    assert!(!opens(&leaf, "/dev/zero"));
+    assert_eq!(leaf.allow_devices(&DEFAULT_DEVICES).unwrap(), super::Enforcement::Kernel);
+    assert!(opens(&leaf, "/dev/null") && opens(&leaf, "/dev/zero"));
+    let blind = super::DeviceRule { access: super::Access::WRITE, ..null };
+    leaf.allow_devices(&[blind]).unwrap();
+    assert!(!opens(&leaf, "/dev/null"));
+}
+
+#[test]
+fn privileged_a_device_program_decides_on_the_unified_hierarchy_and_is_replaced_not_added_to() {
+    let Some(real) = RealTree::new("program") else { return };
+    let Some(root) = &real.layout.unified else {
+        eprintln!("SKIPPED program: no unified hierarchy");
+        return;
+    };
+    let layout = Layout { unified: Some(root.clone()), v1: Vec::new() };
+    let tree = Tree::open(&layout, &real.parent).unwrap();
+    let leaf = tree.create_pod(&id("a")).unwrap().create_leaf("web").unwrap();
+    let programs = || crate::sys::device_filter::attached(leaf.dirs().unified().unwrap()).unwrap().len();
+    assert_eq!(programs(), 0);
+    for (rules, zero) in [(&DEFAULT_DEVICES[..1], false), (&DEFAULT_DEVICES[..], true), (&[], false)] {
+        assert_eq!(leaf.allow_devices(rules).unwrap(), super::Enforcement::Kernel);
+        assert_eq!(programs(), 1);
+        assert_eq!(opens(&leaf, "/dev/zero"), zero, "{rules:?}");
+    }
 }

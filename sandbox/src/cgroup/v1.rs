@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::devices::DeviceRule;
+use super::devices::{DeviceRule, merged};
 use super::driver::{Controller, Dirs, Driver, Enforcement};
 use super::plan::{self, Step};
 use super::{CgroupError, files, v2};
@@ -37,9 +37,11 @@ impl Driver for V1 {
     }
 
     fn allow_devices(&self, dirs: &Dirs, rules: &[DeviceRule]) -> Result<Enforcement, CgroupError> {
-        let Some(dir) = dirs.of(Controller::Devices) else { return Ok(Enforcement::None) };
+        let Some(dir) = dirs.of(Controller::Devices) else {
+            return dirs.unified().map_or(Ok(Enforcement::None), |dir| v2::device_program(dir, rules));
+        };
         files::write(dir, "devices.deny", "a")?;
-        for rule in rules {
+        for rule in merged(rules) {
             files::write(dir, "devices.allow", &rule.to_string())?;
         }
         Ok(Enforcement::Kernel)

@@ -3,12 +3,14 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use super::device_program::assemble;
 use super::devices::DeviceRule;
 use super::driver::{Controller, Dirs, Driver, Enforcement};
 use super::plan::{self, Step};
 use super::{CgroupError, files};
 use crate::contract::Usage;
 use crate::spec::Resources;
+use crate::sys::device_filter;
 
 /// Hosts with the unified hierarchy only.
 #[derive(Debug)]
@@ -24,9 +26,8 @@ impl Driver for V2 {
         Ok(())
     }
 
-    /// An eBPF program of type `BPF_PROG_TYPE_CGROUP_DEVICE` belongs here; until then it says that nothing is enforced.
-    fn allow_devices(&self, _dirs: &Dirs, _rules: &[DeviceRule]) -> Result<Enforcement, CgroupError> {
-        Ok(Enforcement::None)
+    fn allow_devices(&self, dirs: &Dirs, rules: &[DeviceRule]) -> Result<Enforcement, CgroupError> {
+        device_program(unified(dirs)?, rules)
     }
 
     fn attach(&self, dirs: &Dirs, pid: u32) -> Result<(), CgroupError> {
@@ -62,6 +63,22 @@ impl Driver for V2 {
 
 fn unified(dirs: &Dirs) -> Result<BorrowedFd<'_>, CgroupError> {
     dirs.unified().ok_or_else(|| CgroupError::NotFound { name: "unified".to_owned() })
+}
+
+/// Puts an eBPF program in charge of a cgroup's devices. A kernel without such programs enforces nothing; any other failure
+/// is one.
+pub(super) fn device_program(dir: BorrowedFd<'_>, rules: &[DeviceRule]) -> Result<Enforcement, CgroupError> {
+    let program = assemble(rules).ok_or(CgroupError::NoSuchDevice)?;
+    let loaded = match device_filter::load(&program) {
+        Ok(loaded) => loaded,
+        // Built without BPF, or without device programs.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => {
+            return Ok(Enforcement::None);
+        }
+        Err(source) => return Err(CgroupError::DeviceProgram { step: "load", source }),
+    };
+    device_filter::attach(dir, &loaded).map_err(|source| CgroupError::DeviceProgram { step: "attachment", source })?;
+    Ok(Enforcement::Kernel)
 }
 
 /// CPU time in nanoseconds from `cpu.stat`, which the unified hierarchy has with or without the cpu controller.

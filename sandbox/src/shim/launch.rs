@@ -13,7 +13,7 @@ use super::own_root;
 use super::poller::Key;
 use super::requests::{cgroup_refusal, described};
 use super::server::{PodInit, Shim, Source};
-use super::spare::Spare;
+use super::spare::{Spare, limit_devices};
 use super::stub::report::{Report, Step};
 use super::stub::{self, Joining, Order, Shared, Streams, identity, mounts};
 use crate::cgroup::DEFAULT_DEVICES;
@@ -119,7 +119,7 @@ impl Shim {
             .map_err(|error| cgroup_refusal("control group of the container", &error))?;
         crate::sys::failpoint::failpoint!(ContainerLeafMade);
         leaf.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the container", &error))?;
-        leaf.allow_devices(&DEFAULT_DEVICES).map_err(|error| cgroup_refusal("devices of the container", &error))?;
+        limit_devices(&leaf, &DEFAULT_DEVICES)?;
         crate::sys::failpoint::failpoint!(LimitsApplied);
         let (ours, theirs) = report_channel()?;
         let shared = self.shared(&spec.security);

@@ -15,7 +15,7 @@ use super::requests::cgroup_refusal;
 use super::server::Shim;
 use super::stub::report::Step;
 use super::stub::{self, Order, mounts};
-use crate::cgroup::{DEFAULT_DEVICES, Group};
+use crate::cgroup::{DEFAULT_DEVICES, DeviceRule, Enforcement, Group};
 use crate::protocol::{Connection, Refusal};
 use crate::spec::Resources;
 use crate::sys::clone::{self, Child, fork_with};
@@ -47,7 +47,7 @@ impl Shim {
     fn make_spare(&self) -> Result<Spare, Refusal> {
         let dev = mounts::make_dev(self.slot.base)?;
         let leaf = self.pod.create_leaf(LEAF).map_err(|error| cgroup_refusal("control group of a stub", &error))?;
-        leaf.allow_devices(&DEFAULT_DEVICES).map_err(|error| cgroup_refusal("devices of a stub", &error))?;
+        limit_devices(&leaf, &DEFAULT_DEVICES)?;
         let (ours, theirs) = report_channel()?;
         let (slot, view) = (&self.slot, &self.view);
         let body = || stub::stand_by(&slot.user, slot.base, view, &leaf, &dev, theirs);
@@ -109,4 +109,15 @@ impl Shim {
             eprintln!("control group of a stub stays for now: {error}");
         }
     }
+}
+
+/// Denies every device but these; says so where the host cannot.
+pub(super) fn limit_devices(leaf: &Group, rules: &[DeviceRule]) -> Result<(), Refusal> {
+    match leaf.allow_devices(rules).map_err(|error| cgroup_refusal("devices of a container", &error))? {
+        Enforcement::Kernel => {}
+        Enforcement::None => {
+            eprintln!("this kernel controls no devices by control group: only missing nodes and nodev do")
+        }
+    }
+    Ok(())
 }

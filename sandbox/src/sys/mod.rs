@@ -5,6 +5,7 @@
 //! * [`clone`]: `clone3` into new namespaces and a cgroup.
 //! * [`mount`]: the new mount API; mounts are made detached and attached by descriptor.
 //! * [`paths`]: opening and making paths inside a root that a hostile image or container controls.
+//! * [`device_filter`]: eBPF device programs of control groups.
 //! * [`filter`]: installing a seccomp filter without also setting `no_new_privs`.
 //! * `loop_device`: binding a file to a block device.
 //! * [`link`]: bringing the loopback interface up.
@@ -15,6 +16,7 @@
 
 pub mod clock;
 pub mod clone;
+pub mod device_filter;
 pub mod failpoint;
 pub mod filter;
 pub mod link;
