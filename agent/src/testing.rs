@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use sandbox::contract::{
     ExecProcess, Exit, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
 };
-use sandbox::spec::{ContainerSpec, ExecSpec, Resources, SandboxId, SandboxSpec};
+use sandbox::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 use tokio::sync::mpsc;
 
 use crate::clock::Now;
@@ -133,7 +133,7 @@ impl ExecProcess for FakeExec {
 
 #[async_trait]
 impl Sandboxes for FakeSandboxes {
-    async fn prepare(&self, id: &SandboxId) -> Result<Prepared, SandboxError> {
+    async fn prepare_as(&self, id: &SandboxId, _: &Namespaces) -> Result<Prepared, SandboxError> {
         self.enter("prepare", id)?;
         self.lock().lives(id)?;
         self.lock().sandboxes.entry(id.0.clone()).or_default();

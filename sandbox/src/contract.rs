@@ -7,6 +7,7 @@
 //! # A whole use
 //! ```text
 //! prepare()                     take a warm sandbox: namespaces and cgroups exist, network namespace can be configured
+//! prepare_as()                  the same with other namespaces than usual: made for it, never warm
 //! configure(id, spec)           it is this pod's now
 //! start(id, container)          from spec to a running process; returns when exec has succeeded or failed
 //! events(id)                    exits (with true times and OOM marks), also those from before the call
@@ -21,13 +22,17 @@ use std::os::fd::OwnedFd;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{ContainerName, ContainerSpec, ExecSpec, Resources, SandboxId, SandboxSpec};
+use crate::spec::{ContainerName, ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 
 /// A sandbox kind. Every method is safe to repeat with the same arguments.
 #[async_trait]
 pub trait Sandboxes: Send + Sync {
     /// Takes a warm sandbox (or makes one), under `id`, which the caller has written down before the call.
-    async fn prepare(&self, id: &SandboxId) -> Result<Prepared, SandboxError>;
+    async fn prepare(&self, id: &SandboxId) -> Result<Prepared, SandboxError> {
+        self.prepare_as(id, &Namespaces::default()).await
+    }
+    /// Takes a sandbox with these namespaces, which its [`SandboxSpec`] must name again.
+    async fn prepare_as(&self, id: &SandboxId, namespaces: &Namespaces) -> Result<Prepared, SandboxError>;
     /// Makes the prepared sandbox the pod's: host name, sysctls, limits.
     async fn configure(&self, id: &SandboxId, spec: &SandboxSpec) -> Result<(), SandboxError>;
     /// Starts a container; returns when its program has been executed, or why it was not.

@@ -60,6 +60,45 @@ pub struct SandboxSpec {
     /// Free-form labels shown by tools and returned by `list` (pod uid, name, namespace).
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What it was prepared with; refused when it was prepared with something else.
+    #[serde(default)]
+    pub namespaces: Namespaces,
+}
+
+/// Which namespaces a sandbox has of its own. Its shim is born with them, so they are chosen when a sandbox is prepared;
+/// every choice but the default gets a sandbox made for it alone, never a warm one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Namespaces {
+    /// A user namespace. Without one the container's ids are the host's, and nothing but capabilities, the filter and the
+    /// mounts stand between them.
+    pub user: bool,
+    /// The host's network namespace. This and the next two only without a user namespace of its own.
+    pub host_network: bool,
+    /// The host's PID namespace.
+    pub host_pid: bool,
+    /// The host's IPC namespace and shared memory.
+    pub host_ipc: bool,
+}
+
+impl Default for Namespaces {
+    fn default() -> Self {
+        Self { user: true, host_network: false, host_pid: false, host_ipc: false }
+    }
+}
+
+impl Namespaces {
+    /// What is wrong with the choice, if anything.
+    ///
+    /// # Errors
+    /// The message for whoever chose.
+    pub fn check(&self) -> Result<(), String> {
+        let hosts = self.host_network || self.host_pid || self.host_ipc;
+        if self.user && hosts {
+            return Err("the host's network, PID or IPC namespace and a user namespace exclude each other".to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// One container to start in a sandbox. A restarted container is a new `attempt` of the same name.

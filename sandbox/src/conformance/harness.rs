@@ -8,7 +8,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::Running;
 use crate::contract::{Exit, SandboxError, SandboxEvent, Sandboxes};
-use crate::spec::{ContainerSpec, Resources, SandboxId, SandboxSpec};
+use crate::spec::{ContainerSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 
 /// One case.
 #[derive(Clone, Copy)]
@@ -89,6 +89,7 @@ pub(super) fn spec(harness: &dyn Harness, name: &str) -> SandboxSpec {
         resources: Resources::default(),
         log_dir: harness.log_root().join(name),
         labels: BTreeMap::from([("pod.name".to_owned(), name.to_owned())]),
+        namespaces: Namespaces::default(),
     }
 }
 

@@ -27,7 +27,7 @@ pub use state::{Fault, Operation};
 use crate::contract::{
     ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio, Usage,
 };
-use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxId, SandboxSpec};
+use crate::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 use crate::sys::clock;
 use state::State;
 
@@ -143,8 +143,8 @@ impl FakeSandboxes {
 
 #[async_trait]
 impl Sandboxes for FakeSandboxes {
-    async fn prepare(&self, id: &SandboxId) -> Result<Prepared, SandboxError> {
-        self.call(Operation::Prepare, id, |state, _| state.prepare(id))?;
+    async fn prepare_as(&self, id: &SandboxId, namespaces: &Namespaces) -> Result<Prepared, SandboxError> {
+        self.call(Operation::Prepare, id, |state, _| state.prepare(id, namespaces))?;
         // Any descriptor will do: whoever would configure it has a fake of its own.
         let netns: OwnedFd = std::fs::File::open("/proc/self/ns/net")
             .or_else(|_| std::fs::File::open("/dev/null"))

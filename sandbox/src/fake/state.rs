@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::{Behaviour, Moment};
 use crate::contract::{Exit, SandboxError, SandboxEvent, SandboxStats, Started, Usage};
 use crate::shim::log::{Buffers, Limits, LogWriter, Stream};
-use crate::spec::{ContainerName, ContainerSpec, ExecSpec, Resources, SandboxId, SandboxSpec};
+use crate::spec::{ContainerName, ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 
 /// Events a subscriber may be behind; the fake's tests never come near.
 const BACKLOG: usize = 4096;
@@ -65,6 +65,7 @@ pub(super) struct Container {
 
 #[derive(Debug)]
 pub(super) struct Sandbox {
+    namespaces: Namespaces,
     pub(super) spec: Option<SandboxSpec>,
     pub(super) running: BTreeMap<ContainerName, Container>,
     pub(super) usage: BTreeMap<ContainerName, Usage>,
@@ -133,12 +134,14 @@ impl State {
         if sandbox.alive { Ok(sandbox) } else { Err(lost(operation)) }
     }
 
-    pub(super) fn prepare(&mut self, id: &SandboxId) -> Result<(), SandboxError> {
+    pub(super) fn prepare(&mut self, id: &SandboxId, namespaces: &Namespaces) -> Result<(), SandboxError> {
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         if !(1..=63).contains(&id.0.len()) || !id.0.bytes().all(allowed) {
             return Err(invalid(format!("{:?} cannot name a sandbox", id.0)));
         }
-        self.sandboxes.entry(id.clone()).or_insert_with(|| Sandbox {
+        namespaces.check().map_err(invalid)?;
+        let sandbox = self.sandboxes.entry(id.clone()).or_insert_with(|| Sandbox {
+            namespaces: namespaces.clone(),
             spec: None,
             running: BTreeMap::new(),
             usage: BTreeMap::new(),
@@ -146,11 +149,17 @@ impl State {
             history: Vec::new(),
             subscribers: Vec::new(),
         });
+        if sandbox.namespaces != *namespaces {
+            return Err(invalid("the sandbox has other namespaces"));
+        }
         self.alive(id, Operation::Prepare).map(drop)
     }
 
     pub(super) fn configure(&mut self, id: &SandboxId, spec: &SandboxSpec) -> Result<(), SandboxError> {
         let sandbox = self.alive(id, Operation::Configure)?;
+        if sandbox.namespaces != spec.namespaces {
+            return Err(invalid("the sandbox has other namespaces"));
+        }
         match &sandbox.spec {
             Some(existing) if existing != spec => Err(invalid("the sandbox is another pod's already")),
             _ => {

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::SandboxId;
+use crate::spec::{Namespaces, SandboxId};
 
 /// Ids of a sandbox, and what their first is a multiple of.
 pub(crate) const IDS: u32 = 65_536;
@@ -41,9 +41,17 @@ pub(crate) struct Slot {
     pub(crate) name: String,
     /// Which range of ids.
     pub(crate) index: u32,
+    /// What its shim was started with.
+    #[serde(default)]
+    pub(crate) namespaces: Namespaces,
 }
 
 impl Slot {
+    /// The usual slot of this range.
+    fn numbered(index: u32) -> Self {
+        Self { name: format!("slot-{index}"), index, namespaces: Namespaces::default() }
+    }
+
     /// The host's id of the sandbox's root.
     pub(crate) fn uid_base(&self) -> u32 {
         self.index * IDS
@@ -104,7 +112,7 @@ impl Layout {
             let index = FIRST + (start % count + step) % count;
             let claim = self.run.join("ids").join(index.to_string());
             match OpenOptions::new().write(true).create_new(true).mode(0o600).open(claim) {
-                Ok(_) => return Ok(Slot { name: format!("slot-{index}"), index }),
+                Ok(_) => return Ok(Slot::numbered(index)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
@@ -121,7 +129,7 @@ impl Layout {
     pub(crate) fn claimed(&self) -> io::Result<Vec<Slot>> {
         let names = names(&self.run.join("ids"))?;
         let indexes = names.iter().filter_map(|name| name.parse().ok());
-        Ok(indexes.map(|index| Slot { name: format!("slot-{index}"), index }).collect())
+        Ok(indexes.map(Slot::numbered).collect())
     }
 
     /// Warm slots, or what is left of them: those whose claim is the only certain thing have no directory here.
@@ -132,11 +140,6 @@ impl Layout {
     /// Sandboxes.
     pub(crate) fn sandboxes(&self) -> io::Result<Vec<SandboxId>> {
         Ok(names(&self.run.join("sandboxes"))?.into_iter().map(SandboxId).collect())
-    }
-
-    /// Whether the sandbox is there.
-    pub(crate) fn exists(&self, id: &SandboxId) -> io::Result<bool> {
-        self.sandbox(id).try_exists()
     }
 
     /// A sandbox's slot; `None` when there is no such sandbox.

@@ -39,7 +39,7 @@ use crate::contract::{
     ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
 };
 use crate::protocol::shim::{Reply, Request, StartFds};
-use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxId, SandboxSpec};
+use crate::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 
 /// A shim's socket in its sandbox's directory.
 const SHIM_SOCKET: &str = "shim.sock";
@@ -165,22 +165,29 @@ impl Inner {
 
 #[async_trait]
 impl Sandboxes for NamespaceSandboxes {
-    async fn prepare(&self, id: &SandboxId) -> Result<Prepared, SandboxError> {
+    async fn prepare_as(&self, id: &SandboxId, namespaces: &Namespaces) -> Result<Prepared, SandboxError> {
         check_name(id)?;
+        namespaces.check().map_err(|message| SandboxError::Invalid { message })?;
         let inner = &self.inner;
         let failed = |error: io::Error| io_failed("taking of a sandbox", error);
-        if inner.layout.exists(id).map_err(failed)? {
+        if let Some(slot) = inner.layout.slot(id).map_err(failed)? {
+            if slot.namespaces != *namespaces {
+                return Err(SandboxError::Invalid { message: format!("sandbox {id} has other namespaces") });
+            }
             let (_, _, netns) = greet(&inner.layout.sandbox(id)).await?;
             return Ok(Prepared { id: id.clone(), netns });
         }
         let warm = loop {
+            if *namespaces != Namespaces::default() {
+                break inner.make_slot(namespaces).await?;
+            }
             let waiting = inner.pool.lock().await.pop_front();
             match waiting {
                 Some(warm) if warm.client.is_closed() => {
                     inner.clear_slot(&warm.slot, &inner.layout.warm(&warm.slot)).await?;
                 }
                 Some(warm) => break warm,
-                None => break inner.make_slot().await?,
+                None => break inner.make_slot(namespaces).await?,
             }
         };
         crate::sys::failpoint::failpoint!(SlotChosen);

@@ -20,7 +20,7 @@ use crate::protocol::VERSIONS;
 use crate::protocol::keeper::{FdRole, Spawn};
 use crate::protocol::shim::{Reply, Request, Status};
 use crate::shim::Arguments;
-use crate::spec::SandboxId;
+use crate::spec::{Namespaces, SandboxId};
 
 /// While half of the pool waits, launches have the processors first.
 const REST: Duration = Duration::from_millis(10);
@@ -41,9 +41,10 @@ pub(crate) type Pool = VecDeque<Warm>;
 
 impl Inner {
     /// Makes a slot in `pool/`: claim, directory, cgroup, shim. What fails half-way is taken apart again.
-    pub(crate) async fn make_slot(self: &Arc<Self>) -> Result<Warm, SandboxError> {
-        let slot = self.layout.claim().map_err(|error| io_failed("claim of a range of ids", error))?;
+    pub(crate) async fn make_slot(self: &Arc<Self>, namespaces: &Namespaces) -> Result<Warm, SandboxError> {
+        let claimed = self.layout.claim().map_err(|error| io_failed("claim of a range of ids", error))?;
         crate::sys::failpoint::failpoint!(SlotClaimed);
+        let slot = Slot { namespaces: namespaces.clone(), ..claimed };
         match self.fill_slot(&slot).await {
             Ok(warm) => Ok(warm),
             Err(error) => {
@@ -93,7 +94,12 @@ impl Inner {
 
     async fn spawn_shim(&self, slot: &Slot, parts: &Parts) -> Result<(), SandboxError> {
         let (handle, pod_fds) = parts.pod.lend();
-        let arguments = Arguments { slot: slot.name.clone(), uid_base: slot.uid_base(), cgroup: handle };
+        let arguments = Arguments {
+            slot: slot.name.clone(),
+            uid_base: slot.uid_base(),
+            cgroup: handle,
+            namespaces: slot.namespaces.clone(),
+        };
         let argument = serde_json::to_string(&arguments)
             .map_err(|error| io_failed("arguments of a shim", io::Error::other(error)))?;
         let mut lent: Vec<(FdRole, OwnedFd)> = Vec::new();
@@ -173,7 +179,7 @@ impl Inner {
             if waiting * 2 >= self.config.pool_size {
                 tokio::time::sleep(REST).await;
             }
-            match self.make_slot().await {
+            match self.make_slot(&Namespaces::default()).await {
                 Ok(warm) => self.pool.lock().await.push_back(warm),
                 Err(error) => {
                     tracing::warn!(error = %error, source = ?std::error::Error::source(&error), "no warm sandbox could be made");
@@ -200,8 +206,11 @@ impl Inner {
                 continue;
             }
             let directory = self.layout.warm(&slot);
+            // One of other namespaces was made for a pod that did not get it.
+            let recorded: Option<Slot> = layout::read_json(&directory.join("slot.json")).map_err(failed)?;
+            let usual = recorded.is_some_and(|recorded| recorded == slot);
             match greet(&directory).await {
-                Ok((client, status, netns)) if !status.configured => {
+                Ok((client, status, netns)) if usual && !status.configured => {
                     self.pool.lock().await.push_back(Warm { slot, client, netns });
                     crate::sys::failpoint::failpoint!(WarmAdopted);
                 }

@@ -81,7 +81,7 @@ impl Shim {
         counts: StartFds,
         fds: Vec<OwnedFd>,
     ) -> Result<(), Refusal> {
-        check_ids(&spec.user)?;
+        check_ids(&spec.user, self.slot.ids())?;
         identity::capability_set(&spec.security.capabilities)?;
         check_descriptors(&spec, counts, &fds)?;
         let Some(configured) = &self.configured else {
@@ -182,7 +182,7 @@ impl Shim {
 
     fn shared(&self, security: &Security) -> Shared<'_> {
         Shared {
-            user: &self.slot.user,
+            user: self.slot.user.as_ref(),
             base: self.slot.base,
             cgroups: &self.view,
             filter: seccomp::program(&security.seccomp, &security.capabilities),
@@ -307,7 +307,7 @@ impl Shim {
 
     /// The first process of a PID namespace that all of the pod's containers share.
     pub(super) fn make_pod_init(&mut self) -> Result<PodInit, Refusal> {
-        let user = &self.slot.user;
+        let user = self.slot.user.as_ref();
         let child = fork_with(clone::NEWPID, None, || pod_init(user)).step("fork of the pod's first process")?;
         Ok(PodInit { pid: child.pid, namespace: open_pid_namespace(child.pid)? })
     }
@@ -319,13 +319,14 @@ enum Repeated {
     Other,
 }
 
-fn check_ids(user: &User) -> Result<(), Refusal> {
-    let ids = [("user", user.uid), ("group", user.gid)].into_iter();
+/// `ids`: how many the sandbox has.
+fn check_ids(user: &User, ids: u32) -> Result<(), Refusal> {
+    let own = [("user", user.uid), ("group", user.gid)].into_iter();
     let groups = user.additional_gids.iter().map(|gid| ("group", *gid));
-    match ids.chain(groups).find(|(_, id)| *id >= super::slot::IDS) {
+    match own.chain(groups).find(|(_, id)| *id >= ids) {
         None => Ok(()),
         Some((kind, id)) => Err(Refusal::Invalid {
-            message: format!("{kind} id {id} is outside the sandbox's user namespace (0 to {})", super::slot::IDS - 1),
+            message: format!("{kind} id {id} is outside the sandbox's user namespace (0 to {})", ids - 1),
         }),
     }
 }
@@ -383,7 +384,7 @@ fn in_pid_namespace<T>(namespace: &OwnedFd, fork: impl FnOnce() -> T) -> Result<
 }
 
 /// PID 1 of a shared PID namespace: powerless, reaps orphans for ever.
-fn pod_init(user: &OwnedFd) -> i32 {
+fn pod_init(user: Option<&OwnedFd>) -> i32 {
     let powerless = process::reset_signals().is_ok()
         && identity::enter_user_namespace(user).is_ok()
         && identity::assume(

@@ -39,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use self::stub::mounts::CgroupView;
 use crate::cgroup::{Group, Handle};
 use crate::protocol::Refusal;
+use crate::spec::Namespaces;
 use crate::sys::process::adopt;
 
 /// What a shim is started with, as its only argument, in JSON.
@@ -52,6 +53,9 @@ pub struct Arguments {
     pub uid_base: u32,
     /// The pod's cgroup.
     pub cgroup: Handle,
+    /// Which namespaces the sandbox has of its own.
+    #[serde(default)]
+    pub namespaces: Namespaces,
 }
 
 /// Why a shim could not run.
@@ -99,7 +103,7 @@ pub fn run(argument: &str) -> Result<(), ShimError> {
     isolate()?;
     let own_root = own_root::set_up()?;
     crate::sys::failpoint::failpoint!(ShimRooted);
-    let slot = slot::make(arguments.uid_base)?;
+    let slot = slot::make(arguments.uid_base, arguments.namespaces)?;
     crate::sys::failpoint::failpoint!(NamespacesEntered);
     let history =
         history::History::open(&state).map_err(|error| Refusal::failed("open of the event record", &error))?;

@@ -79,6 +79,9 @@ impl Shim {
                 Err(Refusal::Invalid { message: "the sandbox is another pod's already".into() })
             };
         }
+        if spec.namespaces != self.slot.namespaces {
+            return Err(Refusal::Invalid { message: "the sandbox has other namespaces".into() });
+        }
         let logs = fds.pop().ok_or_else(|| Refusal::Invalid { message: "no log directory came along".into() })?;
         crate::sys::failpoint::failpoint!(ConfigureBegun);
         rustix::system::sethostname(spec.hostname.as_bytes()).step(format!("host name {:?}", spec.hostname))?;

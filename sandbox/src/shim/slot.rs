@@ -3,6 +3,9 @@
 //! Owning them is what lets a container's root bind low ports, configure its own network where it has CAP_NET_ADMIN, and
 //! nothing else. The shim then lives in the three itself, so its stubs need not join them; its credentials stay the
 //! host's, and so does its mount namespace's owner: a container cannot mount.
+//!
+//! A sandbox without a user namespace has the three all the same (unless it is to have the host's), owned by the host's
+//! user namespace. Its ids are the host's.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,10 +19,14 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::own_root;
 use super::stub::report::Step;
 use crate::protocol::Refusal;
+use crate::spec::Namespaces;
 use crate::sys::{clone, link, mount};
 
 /// Ids that a sandbox has.
 pub(crate) const IDS: u32 = 65_536;
+
+/// Ids of a sandbox without a user namespace, as Kubernetes limits them.
+const MOST_IDS: u32 = 1 << 31;
 
 /// Size of the pod's shared memory.
 const SHM_SIZE: &str = "65536k";
@@ -27,16 +34,51 @@ const SHM_SIZE: &str = "65536k";
 /// The namespaces and file systems that a sandbox's containers share.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    /// The user namespace.
-    pub(crate) user: OwnedFd,
+    /// The user namespace, if it has one of its own.
+    pub(crate) user: Option<OwnedFd>,
     /// The network namespace.
     pub(crate) net: OwnedFd,
     /// The host's id of its root.
     pub(crate) base: u32,
+    /// Which namespaces it has of its own.
+    pub(crate) namespaces: Namespaces,
+}
+
+impl Slot {
+    /// Ids that a container may have: 0 up to this.
+    pub(crate) fn ids(&self) -> u32 {
+        if self.user.is_some() { IDS } else { MOST_IDS }
+    }
 }
 
 /// Makes the namespaces and moves the calling process into network, IPC and UTS.
-pub(crate) fn make(base: u32) -> Result<Slot, Refusal> {
+pub(crate) fn make(base: u32, namespaces: Namespaces) -> Result<Slot, Refusal> {
+    namespaces.check().map_err(|message| Refusal::Invalid { message })?;
+    let (user, net, base) = if namespaces.user {
+        let (user, net) = make_owned(base)?;
+        (Some(user), net, base)
+    } else {
+        (None, make_unowned(&namespaces)?, 0)
+    };
+    if !namespaces.host_network {
+        link::loopback_up().step("loopback interface")?;
+    }
+    keep_shared(base)?;
+    Ok(Slot { user, net, base, namespaces })
+}
+
+/// Network, IPC and UTS namespaces of the host's user namespace, as far as the sandbox has its own; the network's.
+fn make_unowned(namespaces: &Namespaces) -> Result<OwnedFd, Refusal> {
+    let mut spaces = CloneFlags::CLONE_NEWUTS;
+    spaces.set(CloneFlags::CLONE_NEWNET, !namespaces.host_network);
+    spaces.set(CloneFlags::CLONE_NEWIPC, !namespaces.host_ipc);
+    nix::sched::unshare(spaces).step("network, IPC and UTS namespaces")?;
+    openat(CWD, "/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .step("open of the network namespace")
+}
+
+/// A user namespace and those that it owns.
+fn make_owned(base: u32) -> Result<(OwnedFd, OwnedFd), Refusal> {
     let (mut ours, mut theirs) = UnixStream::pair().step("channel to the namespaces' maker")?;
     let child = clone::fork_with(clone::NEWUSER, None, || maker(&mut theirs)).step("user namespace")?;
     drop(theirs);
@@ -45,9 +87,11 @@ pub(crate) fn make(base: u32) -> Result<Slot, Refusal> {
     // It has done its work; its namespaces live on in our descriptors.
     pidfd_send_signal(&child.pidfd, Signal::KILL).step("end of the namespaces' maker")?;
     waitpid(Some(child.pid), WaitOptions::empty()).step("end of the namespaces' maker")?;
-    let (user, net) = made?;
-    link::loopback_up().step("loopback interface")?;
+    made
+}
 
+/// What the containers share of file systems.
+fn keep_shared(base: u32) -> Result<(), Refusal> {
     let id = base.to_string();
     let options =
         [("uid", Some(id.as_str())), ("gid", Some(id.as_str())), ("mode", Some("1777")), ("size", Some(SHM_SIZE))];
@@ -56,8 +100,7 @@ pub(crate) fn make(base: u32) -> Result<Slot, Refusal> {
     let empty = mount::create("tmpfs", &[("mode", Some("0555")), ("size", Some("4k"))], strict | mount::RDONLY)
         .step("the empty directory")?;
     own_root::keep(&shm, own_root::SHM)?;
-    own_root::keep(&empty, own_root::EMPTY)?;
-    Ok(Slot { user, net, base })
+    own_root::keep(&empty, own_root::EMPTY)
 }
 
 /// The child: waits for its id mapping, makes the namespaces as root of the user namespace, waits to be killed.

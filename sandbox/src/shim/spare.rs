@@ -50,7 +50,7 @@ impl Shim {
         limit_devices(&leaf, &DEFAULT_DEVICES)?;
         let (ours, theirs) = report_channel()?;
         let (slot, view) = (&self.slot, &self.view);
-        let body = || stub::stand_by(&slot.user, slot.base, view, &leaf, &dev, theirs);
+        let body = || stub::stand_by(slot.user.as_ref(), slot.base, view, &leaf, &dev, theirs);
         let child = fork_with(clone::NEWPID | clone::NEWNS, leaf.clone_into(), body).step("fork of a stub")?;
         Ok(Spare { child, leaf, channel: Connection::new(ours) })
     }

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use sandbox::contract::{Exit, SandboxEvent, Sandboxes, Stdio};
 use sandbox::namespace::{Config, NamespaceSandboxes};
 use sandbox::protocol::{Answer, Call, Connection, VERSIONS, keeper};
-use sandbox::spec::{ContainerSpec, ExecSpec, Layer, Resources, Rootfs, SandboxId, SandboxSpec, Security, User};
+use sandbox::spec::{
+    ContainerSpec, ExecSpec, Layer, Namespaces, Resources, Rootfs, SandboxId, SandboxSpec, Security, User,
+};
 use tokio::sync::mpsc::Receiver;
 
 /// Why privileged tests cannot run here, if so.
@@ -92,7 +94,6 @@ impl Host {
 
     pub async fn sandbox_with(&self, name: &str, change: impl FnOnce(&mut SandboxSpec)) -> SandboxId {
         let id = SandboxId(name.to_owned());
-        self.sandboxes().prepare(&id).await.unwrap();
         let mut spec = SandboxSpec {
             hostname: name.to_owned(),
             sysctls: BTreeMap::new(),
@@ -100,8 +101,10 @@ impl Host {
             resources: Resources::default(),
             log_dir: self.path().join("logs").join(name),
             labels: BTreeMap::from([("pod.name".to_owned(), name.to_owned())]),
+            namespaces: Namespaces::default(),
         };
         change(&mut spec);
+        self.sandboxes().prepare_as(&id, &spec.namespaces).await.unwrap();
         self.sandboxes().configure(&id, &spec).await.unwrap();
         id
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Container;
-use sandbox::spec::{ContainerSpec, Mount, Rootfs, SandboxSpec};
+use sandbox::spec::{ContainerSpec, Mount, Namespaces, Rootfs, SandboxSpec};
 
 use super::expand::expand;
 use super::{Context, SpecError, env, resources, security, signal, user};
@@ -58,6 +58,7 @@ pub fn sandbox(context: Context<'_>, log_dir: PathBuf) -> Result<SandboxSpec, Sp
             label("pod.name", &meta.name),
             label("pod.namespace", &meta.namespace),
         ]),
+        namespaces: Namespaces::default(),
     })
 }
 

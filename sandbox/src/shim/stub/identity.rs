@@ -41,9 +41,12 @@ pub(crate) fn limit_resources() -> Result<(), Refusal> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).step("limit of core files")
 }
 
-/// Becomes root of the user namespace: no power over the host from here on.
-pub(crate) fn enter_user_namespace(user: &OwnedFd) -> Result<(), Refusal> {
-    move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).step("entering the user namespace")?;
+/// Becomes root of the user namespace: no power over the host from here on. Without one the host's root goes on, until
+/// [`assume`] takes from it what the container is not to have.
+pub(crate) fn enter_user_namespace(user: Option<&OwnedFd>) -> Result<(), Refusal> {
+    if let Some(user) = user {
+        move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).step("entering the user namespace")?;
+    }
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).step("becoming group 0 of the sandbox")?;
     set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).step("becoming root of the sandbox")
 }

@@ -44,8 +44,8 @@ use crate::sys::{paths, process};
 /// The sandbox's parts that every stub uses.
 #[derive(Debug)]
 pub(crate) struct Shared<'a> {
-    /// The user namespace.
-    pub(crate) user: &'a OwnedFd,
+    /// The user namespace, if it has one of its own.
+    pub(crate) user: Option<&'a OwnedFd>,
     /// The host's id of its root.
     pub(crate) base: u32,
     /// How control groups are shown.
@@ -129,7 +129,7 @@ pub(crate) fn launch(
 
 /// Runs in the child: becomes ready, waits for its order, makes the container and executes its program. Does not return.
 pub(crate) fn stand_by(
-    user: &OwnedFd,
+    user: Option<&OwnedFd>,
     base: u32,
     cgroups: &CgroupView,
     leaf: &Group,

@@ -27,7 +27,7 @@ const SMALL_UPPER: &str = "16m";
 pub(crate) fn assemble(
     layers: &[OwnedFd],
     writable: Option<&OwnedFd>,
-    user: &OwnedFd,
+    user: Option<&OwnedFd>,
     attempt: u32,
 ) -> Result<OwnedFd, Refusal> {
     let Some(top) = layers.last() else {
@@ -35,7 +35,11 @@ pub(crate) fn assemble(
     };
     let mut lower = String::with_capacity(layers.len() * 12);
     for (index, layer) in layers.iter().enumerate().rev() {
-        mount::idmap(layer, user, mount::RDONLY | mount::NODEV).step(format!("id mapping of layer {index}"))?;
+        let attributes = mount::RDONLY | mount::NODEV;
+        match user {
+            Some(user) => mount::idmap(layer, user, attributes).step(format!("id mapping of layer {index}"))?,
+            None => mount::set(layer, attributes, false).step(format!("attributes of layer {index}"))?,
+        }
         let path = format!("{LAYERS}/{index}");
         let target = directory(&path).step("directory for a layer")?;
         mount::attach(layer, &target).step(format!("mount of layer {index}"))?;

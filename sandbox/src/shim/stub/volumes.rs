@@ -18,7 +18,7 @@ const KERNEL_FILE_SYSTEMS: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_
 pub(crate) fn mount_all(
     root: &OwnedFd,
     base: u32,
-    user: &OwnedFd,
+    user: Option<&OwnedFd>,
     volumes: &[spec::Mount],
     sources: &[OwnedFd],
 ) -> Result<Vec<String>, Refusal> {
@@ -45,7 +45,12 @@ pub(crate) fn mount_all(
     Ok(degraded)
 }
 
-fn prepare(volume: &spec::Mount, source: &OwnedFd, user: &OwnedFd, base: u32) -> Result<Option<String>, Refusal> {
+fn prepare(
+    volume: &spec::Mount,
+    source: &OwnedFd,
+    user: Option<&OwnedFd>,
+    base: u32,
+) -> Result<Option<String>, Refusal> {
     let destination = volume.destination.display();
     let mut attributes = mount::NODEV | mount::NOSUID;
     if volume.read_only {
@@ -56,7 +61,7 @@ fn prepare(volume: &spec::Mount, source: &OwnedFd, user: &OwnedFd, base: u32) ->
     }
     mount::make_private(source, true).step(format!("propagation of the volume for {destination}"))?;
     let mut left_out = None;
-    if volume.idmap {
+    if let Some(user) = user.filter(|_| volume.idmap) {
         match mount::idmap(source, user, attributes) {
             Ok(()) => return Ok(None),
             // The file system cannot (tmpfs before Linux 6.3).

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use sandbox::contract::{SandboxEvent, Sandboxes};
 use sandbox::namespace::{Config, NamespaceSandboxes};
-use sandbox::spec::{ContainerSpec, Layer, Resources, Rootfs, SandboxId, SandboxSpec, Security, User};
+use sandbox::spec::{ContainerSpec, Layer, Namespaces, Resources, Rootfs, SandboxId, SandboxSpec, Security, User};
 use sandbox::sys::clock::boottime_ns;
 use tokio::task::JoinSet;
 
@@ -117,6 +117,7 @@ impl Made {
             resources: oci::resources(),
             log_dir: dir.join("logs"),
             labels: BTreeMap::new(),
+            namespaces: Namespaces::default(),
         };
         sandboxes.configure(&id, &spec).await.context("configure")?;
         let mut events = sandboxes.events(&id).await.context("subscribe")?;
