@@ -2,6 +2,7 @@
 # Builds the programs into one directory, $NODELESS_BIN_DIR, and exports it.
 #
 #   build_programs REPOSITORY     NODELESS_BUILD_PROFILE: release (default) or dev, for all but the shim
+#   build_shim REPOSITORY         the shim alone
 #   programs_dir REPOSITORY       where that is, by $NODELESS_BUILD_PROFILE
 #   static_shim_target            the target triple that the shim is built for: this machine's own
 
@@ -16,31 +17,40 @@ programs_dir() {
 
 build_programs() {
     local repository=$1 profile=${NODELESS_BUILD_PROFILE:-release}
-    local triple target built bin program
+    local built
+    built=${CARGO_TARGET_DIR:-$repository/target}/$([[ $profile == dev ]] && echo debug || echo "$profile")
+    (cd "$repository" && cargo build --locked --profile "$profile" -p agent -p vkubelet -p xtask --bins) &&
+        install_programs "$(programs_dir "$repository")" "$built"/{vkubelet,nodeless-agent,nodeless,xtask} &&
+        build_shim "$repository"
+}
+
+build_shim() {
+    local repository=$1 triple built bin
     triple=$(static_shim_target)
-    target=${CARGO_TARGET_DIR:-$repository/target}
-    built=$target/$([[ $profile == dev ]] && echo debug || echo "$profile")
+    built=${CARGO_TARGET_DIR:-$repository/target}/$triple/shim/nodeless-shim
     bin=$(programs_dir "$repository")
-    (
-        cd "$repository" || exit
-        cargo build --locked --profile "$profile" -p agent -p vkubelet -p xtask --bins &&
-            # With an explicit target, so that the flag does not reach build scripts and procedural macros.
-            RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
-                cargo build --locked --profile shim --target "$triple" -p sandbox --bin nodeless-shim
-    ) || return 1
-    if ! is_static "$target/$triple/shim/nodeless-shim"; then
-        echo "$target/$triple/shim/nodeless-shim is not static: it could not run inside a pod's namespaces" >&2
+    # With an explicit target, so that the flag does not reach build scripts and procedural macros.
+    (cd "$repository" && RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
+        cargo build --locked --profile shim --target "$triple" -p sandbox --bin nodeless-shim) || return
+    if ! is_static "$built"; then
+        echo "$built is not static: it could not run inside a pod's namespaces" >&2
         return 1
     fi
-    mkdir -p "$bin"
-    for program in "$built"/{vkubelet,nodeless-agent,nodeless,xtask} "$target/$triple/shim/nodeless-shim"; do
+    install_programs "$bin" "$built" && export NODELESS_BIN_DIR=$bin
+}
+
+# install_programs DIR FILE...: those that have changed
+install_programs() {
+    local bin=$1 program
+    shift
+    mkdir -p "$bin" || return
+    for program in "$@"; do
         if ! cmp -s "$program" "$bin/${program##*/}"; then
             # Under a name of this process's own: another may be doing the same.
-            install -m 755 "$program" "$bin/.${program##*/}.$BASHPID"
-            mv "$bin/.${program##*/}.$BASHPID" "$bin/${program##*/}"
+            install -m 755 "$program" "$bin/.${program##*/}.$BASHPID" &&
+                mv "$bin/.${program##*/}.$BASHPID" "$bin/${program##*/}" || return
         fi
     done
-    export NODELESS_BIN_DIR=$bin
 }
 
 # A program without an interpreter to load (PT_INTERP, type 3) is static; read from the ELF program headers, so that

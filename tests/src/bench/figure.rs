@@ -22,6 +22,11 @@ pub struct Quantity {
     pub better: Better,
 }
 
+/// Of which less is better.
+pub(super) const fn lower(name: &'static str, unit: &'static str) -> Quantity {
+    Quantity { name, unit, better: Better::Lower }
+}
+
 /// A figure. `ratio` is always written so that more than 1 is better than the peer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figure {
@@ -55,6 +60,12 @@ impl Quantity {
         };
         let ratio = (above > 0.0 && below > 0.0).then(|| rounded(above / below));
         Figure { peer: Some(peer.to_owned()), peer_value: Some(rounded(peer_value)), ratio, ..self.alone(value, n) }
+    }
+
+    /// A figure beside each peer's; alone when there is none.
+    pub fn beside_all<'a>(&self, value: f64, n: usize, peers: impl IntoIterator<Item = (&'a str, f64)>) -> Vec<Figure> {
+        let beside: Vec<_> = peers.into_iter().map(|(name, theirs)| self.beside(value, n, name, theirs)).collect();
+        if beside.is_empty() { vec![self.alone(value, n)] } else { beside }
     }
 }
 
@@ -98,5 +109,7 @@ mod tests {
         assert_eq!(RATE.beside(50.0, 3, "peer", 100.0).ratio, Some(0.5));
         assert_eq!(TIME.beside(50.0, 3, "peer", 0.0).ratio, None);
         assert_eq!(TIME.alone(50.0, 3).ratio, None);
+        assert_eq!(TIME.beside_all(50.0, 3, []), [TIME.alone(50.0, 3)]);
+        assert_eq!(RATE.beside_all(50.0, 3, [("a", 25.0), ("b", 10.0)])[1], RATE.beside(50.0, 3, "b", 10.0));
     }
 }

@@ -1,12 +1,22 @@
 //! Benchmarks: each prints figures as JSON lines, one a figure and peer, beside its peer where one is measured.
 //!
 //! A benchmark is a module with `FIGURES` (what it can measure) and `run`; `hack/bench.d/NAME.sh` brings up what it needs.
+//! Those of sandboxes share [`host`] (our side) and [`oci`] (crun and runc, asked for the same hardening).
 
+pub mod exec;
 pub mod figure;
+pub mod host;
 pub mod launch;
+pub mod oci;
+pub mod rate;
+mod released;
 pub mod start;
 
 /// Every figure that can be asked for.
 pub fn figures() -> impl Iterator<Item = figure::Quantity> {
-    [start::FIGURES.as_slice(), launch::FIGURES.as_slice()].into_iter().flatten().copied()
+    [start::FIGURES.as_slice(), &launch::FIGURES, &rate::FIGURES, &exec::FIGURES].into_iter().flatten().copied()
+}
+
+fn milliseconds(time: std::time::Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }

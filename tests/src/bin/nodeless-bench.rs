@@ -1,10 +1,12 @@
 //! The benchmarks' program; `hack/bench` prepares the machine and calls it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use tests::bench;
+use tests::bench::figure::Figure;
+use tests::bench::{self, oci};
 
 /// Idle until SIGTERM, then ends at once: PID 1 ignores signals that it has no handler for.
 const ENDS_ON_TERM: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; sleep 3600 & wait"];
@@ -24,12 +26,37 @@ enum Command {
     Start(Start),
     /// A sandbox asked for -> the first byte of its container, on this host.
     Launch(Launch),
-    /// Launches by one peer, one for each line of standard input; `launch` calls it.
-    LaunchPeer {
-        /// NAME=PROGRAM=BUNDLE.
-        #[arg(long, value_parser = peer)]
-        peer: bench::launch::oci::Peer,
+    /// Sandboxes made, run and destroyed without pause, on this host; and the same beside idle ones.
+    LaunchRate(LaunchRate),
+    /// A program asked for in a running container -> its exit known, on this host.
+    Exec(Exec),
+    /// Carries out orders of standard input with one peer; the benchmarks call it.
+    #[command(hide = true)]
+    Peer {
+        /// NAME=PROGRAM=DIR.
+        #[arg(value_parser = peer)]
+        peer: oci::Peer,
     },
+}
+
+/// What the benchmarks of sandboxes on this host share.
+#[derive(Args)]
+struct Host {
+    /// The static shim.
+    #[arg(long)]
+    shim: PathBuf,
+    /// An EROFS layer with busybox as /bin/echo, /bin/sleep and /bin/true.
+    #[arg(long)]
+    layer: PathBuf,
+    /// An empty directory.
+    #[arg(long)]
+    dir: PathBuf,
+    /// An OCI runtime to measure beside it, NAME=PROGRAM=DIR; the directory holds `rootfs`, bundles are made in it.
+    #[arg(long, value_parser = peer)]
+    peer: Vec<oci::Peer>,
+    /// Only this figure, or all of them.
+    #[arg(long)]
+    only: Vec<String>,
 }
 
 #[derive(Args)]
@@ -62,21 +89,8 @@ struct Start {
 
 #[derive(Args)]
 struct Launch {
-    /// The static shim.
-    #[arg(long)]
-    shim: PathBuf,
-    /// An EROFS layer with /bin/echo.
-    #[arg(long)]
-    layer: PathBuf,
-    /// An empty directory.
-    #[arg(long)]
-    dir: PathBuf,
-    /// An OCI runtime to measure beside it, NAME=PROGRAM=BUNDLE; the bundle holds `rootfs`, its config.json is written.
-    #[arg(long, value_parser = peer)]
-    peer: Vec<bench::launch::oci::Peer>,
-    /// Only this figure, or all of them.
-    #[arg(long)]
-    only: Vec<String>,
+    #[command(flatten)]
+    host: Host,
     /// Launches one after the other.
     #[arg(long, default_value_t = 200)]
     singles: usize,
@@ -85,10 +99,42 @@ struct Launch {
     burst: usize,
 }
 
-fn peer(text: &str) -> Result<bench::launch::oci::Peer, String> {
+#[derive(Args)]
+struct LaunchRate {
+    #[command(flatten)]
+    host: Host,
+    /// How long each side works.
+    #[arg(long, default_value_t = 4)]
+    seconds: u64,
+    /// Idle sandboxes beside which the rate is measured again.
+    #[arg(long, default_value_t = 500)]
+    idle: usize,
+    /// Workers on either side, instead of the number that serves best.
+    #[arg(long)]
+    workers: Option<usize>,
+}
+
+#[derive(Args)]
+struct Exec {
+    #[command(flatten)]
+    host: Host,
+    /// Execs one after the other.
+    #[arg(long, default_value_t = 200)]
+    count: usize,
+}
+
+fn peer(text: &str) -> Result<oci::Peer, String> {
     let parts: Vec<&str> = text.splitn(3, '=').collect();
-    let [name, program, bundle] = parts[..] else { return Err("write NAME=PROGRAM=BUNDLE".to_owned()) };
-    Ok(bench::launch::oci::Peer { name: name.to_owned(), program: program.into(), bundle: bundle.into() })
+    let [name, program, dir] = parts[..] else { return Err("write NAME=PROGRAM=DIR".to_owned()) };
+    Ok(oci::Peer { name: name.to_owned(), program: program.into(), dir: dir.into() })
+}
+
+impl Host {
+    /// What is measured on, and which figures.
+    fn split(self) -> (bench::host::Host, Vec<String>) {
+        let Self { shim, layer, dir, peer, only } = self;
+        (bench::host::Host { shim, layer, dir, peers: peer }, only)
+    }
 }
 
 #[tokio::main]
@@ -96,8 +142,31 @@ async fn main() -> Result<()> {
     match Cli::parse().command {
         Command::List => bench::figures().for_each(|figure| println!("{}", figure.name)),
         Command::Start(args) => start(args).await?,
-        Command::Launch(args) => launch(args).await?,
-        Command::LaunchPeer { peer } => peer.obey()?,
+        Command::Launch(Launch { host, singles, burst }) => {
+            let (host, only) = host.split();
+            print(bench::launch::run(&bench::launch::Options { host, singles, burst }, wanted(&only)).await?)?;
+        }
+        Command::LaunchRate(LaunchRate { host, seconds, idle, workers }) => {
+            let (host, only) = host.split();
+            let options = bench::rate::Options { host, duration: Duration::from_secs(seconds), idle, workers };
+            print(bench::rate::run(&options, wanted(&only)).await?)?;
+        }
+        Command::Exec(Exec { host, count }) => {
+            let (host, only) = host.split();
+            print(bench::exec::run(&bench::exec::Options { host, count }, wanted(&only)).await?)?;
+        }
+        Command::Peer { peer } => peer.obey()?,
+    }
+    Ok(())
+}
+
+fn wanted(only: &[String]) -> impl Fn(&str) -> bool {
+    |name| only.is_empty() || only.iter().any(|one| one == name)
+}
+
+fn print(figures: Vec<Figure>) -> Result<()> {
+    for figure in figures {
+        println!("{}", serde_json::to_string(&figure)?);
     }
     Ok(())
 }
@@ -106,22 +175,5 @@ async fn start(args: Start) -> Result<()> {
     let client = kube::Client::try_default().await.context("connect to the cluster named by KUBECONFIG")?;
     let Start { node, peer, image, only, singles, burst, no_token, command } = args;
     let options = bench::start::Options { node, peers: peer, image, command, singles, burst, token: !no_token };
-    let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name || one == "start");
-    for figure in bench::start::run(client, &options, wanted).await? {
-        println!("{}", serde_json::to_string(&figure)?);
-    }
-    Ok(())
-}
-
-async fn launch(args: Launch) -> Result<()> {
-    let Launch { shim, layer, dir, peer, only, singles, burst } = args;
-    for one in &peer {
-        bench::launch::oci::write_config(&one.bundle, &format!("/nodeless-bench-peer/{}", one.name))?;
-    }
-    let options = bench::launch::Options { shim, layer, dir, peers: peer, singles, burst };
-    let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name || one == "launch");
-    for figure in bench::launch::run(&options, wanted).await? {
-        println!("{}", serde_json::to_string(&figure)?);
-    }
-    Ok(())
+    print(bench::start::run(client, &options, wanted(&only)).await?)
 }

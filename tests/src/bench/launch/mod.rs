@@ -5,19 +5,16 @@
 //! standard output: the same program, user namespace, namespaces, capabilities, seccomp rules, masked paths, limits (see
 //! [`oci`]). All take turns, so that a change of the machine's mood meets all of them.
 
-pub mod oci;
-mod ours;
-
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use sandbox::sys::clock::boottime_ns;
+use tokio::task::JoinSet;
 
-use super::figure::{Better, Figure, Quantity, quantile};
-
-const fn lower(name: &'static str, unit: &'static str) -> Quantity {
-    Quantity { name, unit, better: Better::Lower }
-}
+use super::figure::{Figure, Quantity, lower, quantile};
+use super::host::{Backend, Host};
+use super::milliseconds;
+use super::oci::{self, Order, Runner};
 
 /// What is measured here.
 pub const FIGURES: [Quantity; 4] =
@@ -26,14 +23,8 @@ pub const FIGURES: [Quantity; 4] =
 /// What is measured.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The static `nodeless-shim`.
-    pub shim: PathBuf,
-    /// An EROFS layer with `/bin/echo`.
-    pub layer: PathBuf,
-    /// A directory on the state's file system, empty.
-    pub dir: PathBuf,
-    /// The peers by name, with their bundles.
-    pub peers: Vec<oci::Peer>,
+    /// Where.
+    pub host: Host,
     /// Launches one after the other.
     pub singles: usize,
     /// Launches at once.
@@ -43,27 +34,24 @@ pub struct Options {
 /// Measures those of [`FIGURES`] that are wanted.
 pub async fn run(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<Vec<Figure>> {
     let [p50, p99, cold, burst] = FIGURES;
+    let peers = &options.host.peers;
     let mut figures = Vec::new();
     if wanted(p50.name) || wanted(p99.name) {
-        let (own, peers) = warm(options).await?;
+        let (own, theirs) = warm(options).await?;
         for (figure, q) in [(p50, 0.5), (p99, 0.99)].into_iter().filter(|(figure, _)| wanted(figure.name)) {
-            let value = quantile(&own, q);
-            for (peer, times) in options.peers.iter().zip(&peers) {
-                figures.push(figure.beside(value, own.len(), &peer.name, quantile(times, q)));
-            }
-            if options.peers.is_empty() {
-                figures.push(figure.alone(value, own.len()));
-            }
+            let theirs = peers.iter().zip(&theirs).map(|(peer, times)| (peer.name.as_str(), quantile(times, q)));
+            figures.extend(figure.beside_all(quantile(&own, q), own.len(), theirs));
         }
     }
     if wanted(cold.name) {
         let count = options.singles.min(50);
-        let times = ours::with(options, 0, async |ours| repeat(count, async || ours.launch().await).await).await?;
+        let times = options.host.with_backend(0, async |ours| repeat(count, async || launch(ours).await).await);
+        let times = times.await?;
         figures.push(cold.alone(quantile(&times, 0.5), times.len()));
     }
     if wanted(burst.name) {
-        let burst_of = options.burst;
-        let times = ours::with(options, burst_of, async |ours| repeat(3, async || ours.burst(burst_of).await).await);
+        let count = options.burst;
+        let times = options.host.with_backend(count, async |ours| repeat(3, async || at_once(ours, count).await).await);
         let times = times.await?;
         figures.push(burst.alone(quantile(&times, 0.5), times.len()));
     }
@@ -81,23 +69,48 @@ async fn repeat(count: usize, mut measure: impl AsyncFnMut() -> Result<f64>) -> 
 /// Milliseconds of ours, and of each peer, taking turns.
 async fn warm(options: &Options) -> Result<(Vec<f64>, Vec<Vec<f64>>)> {
     const POOL: usize = 8;
-    let mut runners = options.peers.iter().map(oci::Runner::start).collect::<Result<Vec<_>>>()?;
-    ours::with(options, POOL, async |ours| {
+    let mut runners = Runner::start_all(&options.host.peers)?;
+    let measure = async |ours: &Backend| {
         let mut own = Vec::new();
         let mut peers = vec![Vec::new(); runners.len()];
         for _ in 0..options.singles {
             ours.wait_for_pool(POOL).await?;
-            own.push(ours.launch().await?);
-            for (number, runner) in runners.iter_mut().enumerate() {
-                let name = &options.peers[number].name;
-                peers[number].push(runner.launch().with_context(|| format!("launch by {name}"))?);
+            own.push(launch(ours).await?);
+            for (runner, times) in runners.iter_mut().zip(&mut peers) {
+                times.push(runner.ask(Order::Launch)?);
             }
         }
         Ok((own, peers))
-    })
-    .await
+    };
+    options.host.with_backend(POOL, measure).await
 }
 
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
+/// One launch, in milliseconds; its sandbox is destroyed afterwards.
+async fn launch(ours: &Backend) -> Result<f64> {
+    let begin = boottime_ns();
+    let mut pod = ours.start(&oci::ECHO).await?;
+    let first = pod.first_byte().await?;
+    ours.destroy(&pod.id).await?;
+    Ok(milliseconds(Duration::from_nanos(first - begin)))
+}
+
+/// As many at once, from a full pool: seconds until the last first byte.
+async fn at_once(ours: &Backend, count: usize) -> Result<f64> {
+    ours.wait_for_pool(count).await?;
+    let begin = boottime_ns();
+    let mut launches = JoinSet::new();
+    for _ in 0..count {
+        let ours = ours.clone();
+        launches.spawn(async move {
+            let mut pod = ours.start(&oci::ECHO).await?;
+            let first = pod.first_byte().await?;
+            Ok((pod.id, first))
+        });
+    }
+    let launched = launches.join_all().await.into_iter().collect::<Result<Vec<_>>>()?;
+    let last = launched.iter().map(|(_, first)| *first).max().context("none was launched")?;
+    for (id, _) in launched {
+        ours.destroy(&id).await?;
+    }
+    Ok(Duration::from_nanos(last - begin).as_secs_f64())
 }

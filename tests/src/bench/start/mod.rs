@@ -17,17 +17,13 @@ use serde_json::json;
 
 use self::pods::{Pods, Template};
 use self::writes::Writes;
-use super::figure::{Better, Figure, Quantity, quantile};
+use super::figure::{Better, Figure, Quantity, lower, quantile};
 
 /// How long a pod lives before it is deleted: its process has then said how it wants to be ended, and the node is at rest.
 const LIFE: Duration = Duration::from_millis(150);
 
 /// How long the cluster's own objects of a new namespace may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-const fn lower(name: &'static str, unit: &'static str) -> Quantity {
-    Quantity { name, unit, better: Better::Lower }
-}
 
 /// What is measured here.
 pub const FIGURES: [Quantity; 10] = [

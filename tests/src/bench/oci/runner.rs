@@ -1,0 +1,72 @@
+//! A process that works with one peer when told.
+
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Peer;
+
+/// What a runner can be told; it answers each order with a number.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(in crate::bench) enum Order {
+    /// Run a container: milliseconds to its first byte.
+    Launch,
+    /// Run a program in a container that keeps still: milliseconds to its end.
+    Exec,
+    /// Run containers to their end without pause: how many a second.
+    Rate {
+        /// As many at once.
+        workers: usize,
+        /// As long.
+        duration: Duration,
+    },
+}
+
+/// A process in a mount namespace of its own: Debian's crun refuses hosts with a v2 mount beside v1 hierarchies, so that mount
+/// is taken out of its sight, once and not in the time that is measured.
+pub(in crate::bench) struct Runner {
+    name: String,
+    child: Child,
+    orders: Option<ChildStdin>,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Runner {
+    pub(in crate::bench) fn start_all(peers: &[Peer]) -> Result<Vec<Self>> {
+        peers.iter().map(Self::start).collect()
+    }
+
+    pub(in crate::bench) fn start(peer: &Peer) -> Result<Self> {
+        const HIDDEN: &str = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"";
+        let this = std::env::current_exe().context("find this program")?;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", HIDDEN, "sh"]).arg(this).arg("peer");
+        command.arg(format!("{}={}={}", peer.name, peer.program.display(), peer.dir.display()));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("execute unshare")?;
+        let answers = child.stdout.take().context("a pipe was asked for")?;
+        let answers = BufReader::new(answers).lines();
+        Ok(Self { name: peer.name.clone(), orders: child.stdin.take(), child, answers })
+    }
+
+    pub(in crate::bench) fn ask(&mut self, order: Order) -> Result<f64> {
+        self.tell(order).with_context(|| format!("{order:?} by {}", self.name))
+    }
+
+    fn tell(&mut self, order: Order) -> Result<f64> {
+        let orders = self.orders.as_mut().context("a pipe was asked for")?;
+        writeln!(orders, "{}", serde_json::to_string(&order)?).context("give an order")?;
+        let answer = self.answers.next().context("the runner has ended; its words are above")??;
+        answer.parse().with_context(|| format!("the runner said {answer:?}"))
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        // Without orders it ends by itself.
+        self.orders = None;
+        let _ = self.child.wait();
+    }
+}
