@@ -304,7 +304,6 @@ pub(crate) fn network_config(config: &Config) -> NetworkConfig {
 pub(crate) fn sandbox_config(config: &Config) -> SandboxConfig {
     SandboxConfig {
         run_dir: config.run_dir.clone(),
-        state_dir: config.state_dir.join("sandboxes"),
         shim_program: config.shim.clone(),
         cgroup_parent: config.cgroup_parent.clone(),
         layer_dirs: vec![config.state_dir.join("images")],

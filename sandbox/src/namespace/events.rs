@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use super::client::{Client, ShimWire, connect_in};
 use super::layout::Slot;
 use super::slots::hello;
-use super::{Inner, SHIM_SOCKET};
+use super::{Inner, RECORD, SHIM_SOCKET};
 use crate::contract::{SandboxError, SandboxEvent};
 use crate::protocol::shim::Request;
 use crate::shim::history;
@@ -30,7 +30,7 @@ impl Inner {
                     return;
                 }
                 if went_on.is_err() {
-                    return inner.bury(&slot, &events, told).await;
+                    return inner.bury(&id, &events, told).await;
                 }
             }
         });
@@ -71,8 +71,8 @@ impl Inner {
     }
 
     /// The shim is dead: its record is told to the end, then that it is lost.
-    async fn bury(&self, slot: &Slot, events: &mpsc::Sender<SandboxEvent>, told: usize) {
-        let path = self.layout.state_of(slot).join(history::FILE);
+    async fn bury(&self, id: &SandboxId, events: &mpsc::Sender<SandboxEvent>, told: usize) {
+        let path = self.layout.sandbox(id).join(RECORD).join(history::FILE);
         let text = std::fs::read_to_string(path).unwrap_or_default();
         for event in history::parse(&text).into_iter().skip(told) {
             if events.send(event).await.is_err() {

@@ -10,8 +10,8 @@
 //!     slot.json                [`Slot`], written before anything of it exists in the kernel
 //!     spec.json                its SandboxSpec, once configured
 //!     shim.sock                its shim's socket
+//!     record/                  the shim's event record: of this boot's processes, so of no use to the next boot
 //!   trash/<slot>/              what is being deleted
-//! STATE_DIR/<slot>/            the shim's event record
 //! ```
 //!
 //! A slot's range of ids is claimed first and given back last, so whatever exists of a slot at whichever crash is found by
@@ -58,34 +58,26 @@ impl Slot {
     }
 }
 
-/// The two directories.
+/// The run directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     pub(crate) run: PathBuf,
-    pub(crate) state: PathBuf,
 }
 
 impl Layout {
     /// Makes the directories and takes the lock; `WouldBlock` when another backend holds it.
-    pub(crate) fn open(run: &Path, state: &Path) -> io::Result<(Self, File)> {
-        for directory in [
-            run.to_owned(),
-            run.join("ids"),
-            run.join("pool"),
-            run.join("sandboxes"),
-            run.join("trash"),
-            state.to_owned(),
-        ] {
+    pub(crate) fn open(run: &Path) -> io::Result<(Self, File)> {
+        for directory in [run.to_owned(), run.join("ids"), run.join("pool"), run.join("sandboxes"), run.join("trash")] {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         }
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(run.join("lock"))?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
-        for directory in [&run.join("pool"), state] {
-            if let Err(error) = crate::sys::spread::spread_children(directory) {
-                tracing::debug!(%error, directory = %directory.display(), "directories cannot be spread over the disk");
-            }
+        // Only where it is not on a file system in memory, as it should be.
+        let pool = run.join("pool");
+        if let Err(error) = crate::sys::spread::spread_children(&pool) {
+            tracing::debug!(%error, directory = %pool.display(), "directories cannot be spread over the disk");
         }
-        Ok((Self { run: run.to_owned(), state: state.to_owned() }, lock))
+        Ok((Self { run: run.to_owned() }, lock))
     }
 
     pub(crate) fn sandbox(&self, id: &SandboxId) -> PathBuf {
@@ -98,10 +90,6 @@ impl Layout {
 
     pub(crate) fn trash(&self, slot: &Slot) -> PathBuf {
         self.run.join("trash").join(&slot.name)
-    }
-
-    pub(crate) fn state_of(&self, slot: &Slot) -> PathBuf {
-        self.state.join(&slot.name)
     }
 
     /// Claims a free range, looking from a random place on (so that ids are not soon used again).
@@ -206,7 +194,7 @@ mod tests {
     use super::*;
 
     fn layout(dir: &Path) -> (Layout, File) {
-        Layout::open(&dir.join("run"), &dir.join("state")).unwrap()
+        Layout::open(&dir.join("run")).unwrap()
     }
 
     #[test]
@@ -229,7 +217,7 @@ mod tests {
     fn a_second_backend_on_the_same_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (_layout, lock) = layout(dir.path());
-        let second = Layout::open(&dir.path().join("run"), &dir.path().join("state"));
+        let second = Layout::open(&dir.path().join("run"));
         assert_eq!(second.unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(lock);
         layout(dir.path());

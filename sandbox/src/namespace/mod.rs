@@ -43,14 +43,14 @@ use crate::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, San
 
 /// A shim's socket in its sandbox's directory.
 const SHIM_SOCKET: &str = "shim.sock";
+/// The directory of its event record there.
+const RECORD: &str = "record";
 
 /// How the backend is set up.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Directory for sockets and records; on a file system that a reboot empties (`/run/…`).
+    /// Directory for sockets and records; on a file system in memory (`/run/…`): all of it is about this boot's processes.
     pub run_dir: PathBuf,
-    /// Directory for the shims' event records.
-    pub state_dir: PathBuf,
     /// The `nodeless-shim` program, linked statically.
     pub shim_program: PathBuf,
     /// Cgroup under which all pods live, relative to the hierarchies' roots (`nodeless`).
@@ -87,7 +87,7 @@ impl NamespaceSandboxes {
     pub async fn open(config: Config) -> Result<Self, SandboxError> {
         crate::sys::failpoint::join();
         program::check(&config.shim_program)?;
-        let (layout, lock) = Layout::open(&config.run_dir, &config.state_dir).map_err(|error| {
+        let (layout, lock) = Layout::open(&config.run_dir).map_err(|error| {
             let operation = format!("open of run directory {}", config.run_dir.display());
             match error.kind() {
                 io::ErrorKind::WouldBlock => {

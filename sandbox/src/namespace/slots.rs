@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 use super::client::{Client, ShimWire, connect_in};
 use super::keeper::unexpected;
 use super::layout::{self, Slot};
-use super::{Inner, SHIM_SOCKET};
+use super::{Inner, RECORD, SHIM_SOCKET};
 use crate::cgroup::{CgroupError, Group, SHIM_LEAF};
 use crate::contract::SandboxError;
 use crate::protocol::VERSIONS;
@@ -78,10 +78,10 @@ impl Inner {
         crate::sys::failpoint::failpoint!(SlotDirectoryMade);
         layout::write_json(&directory.join("slot.json"), slot).map_err(failed("record"))?;
         crate::sys::failpoint::failpoint!(SlotRecorded);
-        let state = self.layout.state_of(slot);
-        layout::make_directory(&state).map_err(failed("state directory"))?;
-        let state = layout::open_directory(&state).map_err(failed("state directory"))?;
-        crate::sys::failpoint::failpoint!(StateDirectoryMade);
+        let record = directory.join(RECORD);
+        layout::make_directory(&record).map_err(failed("record directory"))?;
+        let record = layout::open_directory(&record).map_err(failed("record directory"))?;
+        crate::sys::failpoint::failpoint!(RecordDirectoryMade);
         let cgroup = |error: CgroupError| cgroup_failed("control group of a sandbox", &error);
         let pod = self.tree.create_pod(&SandboxId(slot.name.clone())).map_err(cgroup)?;
         crate::sys::failpoint::failpoint!(PodGroupMade);
@@ -89,7 +89,7 @@ impl Inner {
         crate::sys::failpoint::failpoint!(ShimLeafMade);
         let listener = listen_in(directory).map_err(failed("socket"))?;
         crate::sys::failpoint::failpoint!(SocketBound);
-        Ok(Parts { pod, leaf, state, listener })
+        Ok(Parts { pod, leaf, record, listener })
     }
 
     async fn spawn_shim(&self, slot: &Slot, parts: &Parts) -> Result<(), SandboxError> {
@@ -107,7 +107,7 @@ impl Inner {
             fd.try_clone_to_owned().map_err(|error| io_failed("copy of a descriptor", error))
         };
         lent.push((FdRole::Keep, copy(parts.listener.as_fd())?));
-        lent.push((FdRole::Keep, copy(parts.state.as_fd())?));
+        lent.push((FdRole::Keep, copy(parts.record.as_fd())?));
         for fd in pod_fds {
             lent.push((FdRole::Keep, copy(fd)?));
         }
@@ -154,9 +154,6 @@ impl Inner {
             .remove_pod(&SandboxId(slot.name.clone()), REMOVAL)
             .map_err(|error| cgroup_failed("removal of a sandbox's control groups", &error))?;
         crate::sys::failpoint::failpoint!(GroupsRemoved);
-        layout::unless_absent(fs::remove_dir_all(self.layout.state_of(slot)))
-            .map_err(failed("removal of a state directory"))?;
-        crate::sys::failpoint::failpoint!(StateRemoved);
         let trash = self.layout.trash(slot);
         layout::unless_absent(fs::remove_dir_all(&trash)).map_err(failed("emptying of the trash"))?;
         layout::unless_absent(fs::rename(directory, &trash)).map_err(failed("removal of a sandbox's directory"))?;
@@ -232,7 +229,7 @@ impl Inner {
 struct Parts {
     pod: Group,
     leaf: Group,
-    state: OwnedFd,
+    record: OwnedFd,
     listener: OwnedFd,
 }
 

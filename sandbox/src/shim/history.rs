@@ -1,7 +1,8 @@
-//! Everything that happened in the sandbox: in memory for those who ask, and durable before anybody is told.
+//! Everything that happened in the sandbox: in memory for those who ask, and written before anybody is told.
 //!
-//! `events.jsonl` in the sandbox's state directory: one JSON [`SandboxEvent`] a line, appended and synced. After the
-//! shim's death it is the only witness. A last line without its end was never told to anybody.
+//! `events.jsonl` in the sandbox's record directory: one JSON [`SandboxEvent`] a line, appended. After the shim's death it
+//! is the only witness; after the host's none is needed, for nothing of a sandbox outlives its boot: so it is never
+//! synced. A last line without its end was never told to anybody.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,7 +12,7 @@ use rustix::fs::{Mode, OFlags, openat};
 
 use crate::contract::SandboxEvent;
 
-/// The file's name in the state directory.
+/// The file's name in the record directory.
 pub(crate) const FILE: &str = "events.jsonl";
 
 /// The sandbox's past.
@@ -22,11 +23,10 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Begins (or, after a crash of a shim that had told nothing, goes on with) the record in `state`.
-    pub(crate) fn open(state: &OwnedFd) -> io::Result<Self> {
+    /// Begins (or, after a crash of a shim that had told nothing, goes on with) the record in `directory`.
+    pub(crate) fn open(directory: &OwnedFd) -> io::Result<Self> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(state.as_fd(), FILE, flags, Mode::from_raw_mode(0o600))?;
-        rustix::fs::fsync(state)?;
+        let file = openat(directory.as_fd(), FILE, flags, Mode::from_raw_mode(0o600))?;
         Ok(Self { events: Vec::new(), file: File::from(file) })
     }
 
@@ -34,10 +34,7 @@ impl History {
     pub(crate) fn push(&mut self, event: SandboxEvent) -> io::Result<()> {
         let mut line = serde_json::to_vec(&event)?;
         line.push(b'\n');
-        let written = self.file.write_all(&line).and_then(|()| match event {
-            SandboxEvent::Exited { .. } => self.file.sync_data(),
-            _ => Ok(()),
-        });
+        let written = self.file.write_all(&line);
         self.events.push(event);
         written
     }
@@ -61,8 +58,8 @@ mod tests {
     #[test]
     fn what_was_recorded_is_read_back_without_the_torn_line() {
         let dir = tempfile::tempdir().unwrap();
-        let state: OwnedFd = File::open(dir.path()).unwrap().into();
-        let mut history = History::open(&state).unwrap();
+        let directory: OwnedFd = File::open(dir.path()).unwrap().into();
+        let mut history = History::open(&directory).unwrap();
         history.push(SandboxEvent::FirstByte { container: "a".into(), attempt: 0, boottime_ns: 1 }).unwrap();
         history.push(SandboxEvent::Lost { boottime_ns: 2 }).unwrap();
         let path = dir.path().join(FILE);

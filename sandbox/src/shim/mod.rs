@@ -14,9 +14,9 @@
 //! It is PID 1 of a PID namespace of its own (see [`crate::protocol::keeper::Spawn`]): orphans come to it, and when it
 //! dies the kernel kills everything below it. It lives in the sandbox's network, IPC and UTS namespaces ([`slot`]) and in
 //! a mount namespace that holds nothing of the host's ([`own_root`]); what it needs of the host it gets as descriptors:
-//! its listening socket, its state directory, the pod's cgroup, later the log directory, layers and volumes.
+//! its listening socket, its record directory, the pod's cgroup, later the log directory, layers and volumes.
 //!
-//! Nobody but it writes in its state directory: `events.jsonl` ([`history`]).
+//! Nobody but it writes in its record directory: `events.jsonl` ([`history`]).
 
 mod clients;
 mod container;
@@ -44,7 +44,7 @@ use crate::sys::process::adopt;
 
 /// What a shim is started with, as its only argument, in JSON.
 ///
-/// Descriptors: 3 its listening socket, 4 its state directory, 5 … the pod's cgroup ([`Group::lend`]).
+/// Descriptors: 3 its listening socket, 4 its record directory, 5 … the pod's cgroup ([`Group::lend`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arguments {
     /// The slot's name, for messages.
@@ -89,13 +89,13 @@ impl From<Refusal> for ShimError {
 /// Runs a shim until it is told to shut down.
 pub fn run(argument: &str) -> Result<(), ShimError> {
     let arguments: Arguments = serde_json::from_str(argument).map_err(ShimError::Arguments)?;
-    let (listener, state) = (adopt(3), adopt(4));
+    let (listener, record) = (adopt(3), adopt(4));
     let hierarchies = usize::from(arguments.cgroup.unified.is_some()) + arguments.cgroup.v1.len();
     let fds: Vec<OwnedFd> = (5..).take(hierarchies).map(adopt).collect();
-    for fd in [&listener, &state].into_iter().chain(&fds) {
+    for fd in [&listener, &record].into_iter().chain(&fds) {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).map_err(|errno| ShimError::Wait(errno.into()))?;
     }
-    crate::sys::failpoint::join_beside(&state, &arguments.slot);
+    crate::sys::failpoint::join_beside(&record, &arguments.slot);
     let view = cgroup_view(&arguments.cgroup);
     crate::sys::failpoint::failpoint!(ShimBegun);
     let pod = Group::receive(arguments.cgroup, fds)
@@ -106,7 +106,7 @@ pub fn run(argument: &str) -> Result<(), ShimError> {
     let slot = slot::make(arguments.uid_base, arguments.namespaces)?;
     crate::sys::failpoint::failpoint!(NamespacesEntered);
     let history =
-        history::History::open(&state).map_err(|error| Refusal::failed("open of the event record", &error))?;
+        history::History::open(&record).map_err(|error| Refusal::failed("open of the event record", &error))?;
     crate::sys::failpoint::failpoint!(HistoryOpened);
     let mut shim = server::Shim::new(listener, pod, slot, own_root, view?, history)?;
     shim.stand_by();

@@ -3,8 +3,8 @@
 //! A step is one line, `failpoint!(SlotClaimed)`, just after what its name says. In the shipped programs it is nothing at
 //! all: only the cargo feature `failpoints` gives it a body. There, a test writes into a small file which step is armed
 //! ([`ARMED`] and what follows it), and every process that is part of a sandbox has that file mapped: the agent's side and
-//! the keeper by the environment variable [`VARIABLE`], a shim and its stubs by the name [`FILE`] beside their state
-//! directory. Who passes the armed step for the nth time ends there as by SIGKILL, or holds still until the test has killed
+//! the keeper by the environment variable [`VARIABLE`], a shim and its stubs by the name [`FILE`] in the run directory,
+//! three levels above their record directory. Who passes the armed step for the nth time ends there as by SIGKILL, or holds still until the test has killed
 //! somebody else.
 //!
 //! The file is an array of 32-bit words in the machine's order.
@@ -17,7 +17,7 @@ pub(crate) use armed::{join, join_beside, pass};
 
 /// Names the file, for the agent's side and the keeper.
 pub const VARIABLE: &str = "NODELESS_FAILPOINTS";
-/// The file's name in STATE_DIR.
+/// The file's name in RUN_DIR.
 pub const FILE: &str = "failpoints";
 /// Words of the file.
 pub const WORDS: usize = 512;
@@ -64,7 +64,7 @@ points! {
     SlotClaimed = "agent.slot-claimed",
     SlotDirectoryMade = "agent.slot-directory-made",
     SlotRecorded = "agent.slot-recorded",
-    StateDirectoryMade = "agent.state-directory-made",
+    RecordDirectoryMade = "agent.record-directory-made",
     PodGroupMade = "agent.pod-group-made",
     ShimLeafMade = "agent.shim-leaf-made",
     SocketBound = "agent.socket-bound",
@@ -85,7 +85,6 @@ points! {
     DestroyBegun = "agent.destroy-begun",
     ShutdownAnswered = "agent.shutdown-answered",
     GroupsRemoved = "agent.groups-removed",
-    StateRemoved = "agent.state-removed",
     DirectoryTrashed = "agent.directory-trashed",
     TrashEmptied = "agent.trash-emptied",
     SlotReleased = "agent.slot-released",
@@ -160,10 +159,10 @@ pub(crate) const fn pass(_point: Point) {}
 #[inline(always)]
 pub(crate) const fn join() {}
 
-/// Maps the file [`FILE`] beside a shim's state directory; `slot` is the shim's own name.
+/// Maps the file [`FILE`], three levels above a shim's record directory; `slot` is the shim's own name.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
-pub(crate) const fn join_beside(_state: &std::os::fd::OwnedFd, _slot: &str) {}
+pub(crate) const fn join_beside(_record: &std::os::fd::OwnedFd, _slot: &str) {}
 
 /// `failpoint!(SlotClaimed)`: the step [`Point::SlotClaimed`](crate::sys::failpoint::Point) was reached.
 macro_rules! failpoint {

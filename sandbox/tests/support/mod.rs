@@ -55,7 +55,6 @@ impl Host {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let config = Config {
             run_dir: dir.path().join("run"),
-            state_dir: dir.path().join("state"),
             shim_program: shim::program().unwrap(),
             cgroup_parent: format!("nodeless-test-{}-{number}", std::process::id()),
             layer_dirs: vec![image::directory()],
@@ -184,9 +183,6 @@ impl Host {
             for entry in std::fs::read_dir(self.config.run_dir.join(directory)).unwrap() {
                 left.push(entry.unwrap().path().display().to_string());
             }
-        }
-        for entry in std::fs::read_dir(&self.config.state_dir).unwrap() {
-            left.push(entry.unwrap().path().display().to_string());
         }
         for parent in self.cgroup_parents() {
             for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {

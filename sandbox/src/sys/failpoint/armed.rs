@@ -28,12 +28,12 @@ pub(crate) fn join() {
     }
 }
 
-/// Maps the file [`FILE`] beside a shim's state directory; `slot` is the shim's own name.
-pub(crate) fn join_beside(state: &OwnedFd, slot: &str) {
+/// Maps the file [`FILE`], three levels above a shim's record directory; `slot` is the shim's own name.
+pub(crate) fn join_beside(record: &OwnedFd, slot: &str) {
     let number = slot.rsplit('-').next().and_then(|number| number.parse().ok());
     OWN_SLOT.store(number.unwrap_or(0), Ordering::Relaxed);
-    let path = format!("../{FILE}");
-    openat(state, path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok().and_then(|file| map(file.into()));
+    let path = format!("../../../{FILE}");
+    openat(record, path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok().and_then(|file| map(file.into()));
 }
 
 fn map(file: File) -> Option<()> {
