@@ -75,9 +75,8 @@ impl Host {
     async fn open(&self, pool_size: usize) -> Result<Backend> {
         let layers = self.layer.parent().context("a layer lies in a directory")?.to_owned();
         let config = Config {
-            // As on a host: a file system in memory.
-            run_dir: PathBuf::from(format!("/run/nodeless-bench-{}", std::process::id())),
-            state_dir: self.dir.join("state"),
+            // As on a host, where /run is one too: a file system in memory.
+            run_dir: PathBuf::from(format!("/dev/shm/nodeless-bench-{}", std::process::id())),
             shim_program: self.shim.clone(),
             cgroup_parent: format!("nodeless-bench-{}", std::process::id()),
             layer_dirs: vec![layers],
