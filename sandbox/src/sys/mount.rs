@@ -4,9 +4,10 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 /// Read-only.
@@ -30,6 +31,40 @@ pub fn create(kind: &str, options: &[(&str, Option<&str>)], attributes: u64) -> 
     fsconfig_create(context.as_fd())?;
     let attributes = MountAttrFlags::from_bits_retain(u32::try_from(attributes).unwrap_or(0));
     Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// An overlay in the making, of layers by descriptor.
+#[derive(Debug)]
+pub struct Overlay(OwnedFd);
+
+impl Overlay {
+    /// Of nothing yet.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self(fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?))
+    }
+
+    /// Adds a layer below those that were added before; false where the kernel takes no descriptors, or none of detached
+    /// mounts (before Linux 6.15).
+    pub fn lower(&self, layer: impl AsFd) -> io::Result<bool> {
+        match fsconfig_set_fd(self.0.as_fd(), "lowerdir+", layer.as_fd()) {
+            Ok(()) => Ok(true),
+            Err(Errno::INVAL | Errno::BADF | Errno::OPNOTSUPP) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Makes it with these directories on top, detached. Volatile: what is written to it does not outlive its mount, so it
+    /// is never worth a sync.
+    pub fn mount(&self, upper: impl AsFd, work: impl AsFd) -> io::Result<OwnedFd> {
+        let context = self.0.as_fd();
+        fsconfig_set_fd(context, "upperdir", upper.as_fd())?;
+        fsconfig_set_fd(context, "workdir", work.as_fd())?;
+        fsconfig_set_string(context, "index", "off")?;
+        fsconfig_set_string(context, "metacopy", "off")?;
+        fsconfig_set_flag(context, "volatile")?;
+        fsconfig_create(context)?;
+        Ok(fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)?)
+    }
 }
 
 /// A detached copy of the mount at `path` below `directory` (empty: of `directory` itself).

@@ -1,8 +1,8 @@
 //! The stub: the child that becomes a container's first process, or an exec'd one.
 //!
 //! ```text
-//!  clone (new pid and mount namespaces, v2: in its leaf) ── v1: joins its leaf ── own cgroup namespace
-//!    ── root ── default mounts ── volumes ── masks ── pivot_root            as the host's root, by descriptor only
+//!  clone (new pid and mount namespaces, v2: in its leaf) ── v1: joins its leaf ── own cgroup namespace ── default mounts
+//!    ── root, and those moved into it ── volumes ── change of root          as the host's root, by descriptor only
 //!    ── user namespace ── groups, ids, capabilities, filter ── chdir ── execve        as nobody on the host
 //! ```
 //!
@@ -19,6 +19,7 @@ pub(crate) mod owners;
 pub(crate) mod program;
 pub(crate) mod report;
 pub(crate) mod rootfs;
+pub(crate) mod stage;
 pub(crate) mod terminal;
 pub(crate) mod volumes;
 
@@ -34,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use self::mounts::CgroupView;
 use self::report::{Report, Step};
+use self::stage::Stage;
 use crate::cgroup::Group;
 use crate::protocol::shim::StartFds;
 use crate::protocol::{Connection, Refusal};
@@ -121,7 +123,8 @@ pub(crate) fn launch(
     let mut report = ManuallyDrop::new(Connection::new(report));
     let steps = |report: &mut Connection| {
         begin_container(leaf)?;
-        make_container(shared, order, fds, dev, report)
+        let stage = Stage::make(shared.base, dev, shared.cgroups)?;
+        make_container(shared, order, fds, dev, stage, report)
     };
     let Err(refusal) = steps(&mut report);
     fail(&mut report, refusal)
@@ -139,11 +142,12 @@ pub(crate) fn stand_by(
     let mut channel = ManuallyDrop::new(Connection::new(channel));
     let steps = |channel: &mut Connection| {
         begin_container(leaf)?;
+        let stage = Stage::make(base, dev, cgroups)?;
         // Nobody gives orders any more: the sandbox goes.
         let Ok((order, fds)) = channel.receive::<Order>() else { process::exit_now(0) };
         let security = &order.spec.security;
         let filter = seccomp::program(&security.seccomp, &security.capabilities);
-        make_container(&Shared { user, base, cgroups, filter }, &order, fds, dev, channel)
+        make_container(&Shared { user, base, cgroups, filter }, &order, fds, dev, stage, channel)
     };
     let Err(refusal) = steps(&mut channel);
     fail(&mut channel, refusal)
@@ -154,6 +158,7 @@ fn make_container(
     order: &Order,
     fds: Vec<OwnedFd>,
     dev: &OwnedFd,
+    stage: Stage,
     report: &mut Connection,
 ) -> Result<Infallible, Refusal> {
     let spec = &order.spec;
@@ -161,31 +166,39 @@ fn make_container(
     crate::sys::failpoint::failpoint!(StubCommanded);
     set_oom_score(spec.resources.oom_score_adj, report)?;
     // Not dropped by a failing step: their numbers are closed, or given to others, before the last ones.
-    let tree = rootfs::assemble(&parts.layers, parts.writable.as_ref(), shared.user, spec.attempt)?;
-    let tree = ManuallyDrop::new(tree);
+    let mut stage = ManuallyDrop::new(stage);
+    let assembled = rootfs::assemble(&stage.root, &parts.layers, parts.writable.as_ref(), shared.user, spec.attempt)?;
+    let assembled = ManuallyDrop::new(assembled);
+    let tree = &assembled.root;
     crate::sys::failpoint::failpoint!(RootAssembled);
-    let pts = ManuallyDrop::new(mounts::mount_defaults(&tree, shared.base, dev, shared.cgroups)?);
-    for what in volumes::mount_all(&tree, shared.base, shared.user, &spec.mounts, &parts.volumes)? {
+    let mask = stage.place(tree, shared.base, dev, shared.cgroups, &spec.security)?;
+    for what in volumes::mount_all(tree, shared.base, shared.user, &stage.proc, &spec.mounts, &parts.volumes)? {
         tell(report, &Report::Degraded { what }, vec![])?;
     }
     crate::sys::failpoint::failpoint!(MountsMade);
-    make_working_directory(&tree, &spec.cwd, shared.base)?;
+    make_working_directory(tree, &spec.cwd, shared.base)?;
     if spec.readonly_rootfs {
-        crate::sys::mount::set(&*tree, crate::sys::mount::RDONLY, false).step("read-only root")?;
+        crate::sys::mount::set(tree, crate::sys::mount::RDONLY, false).step("read-only root")?;
     }
     let owner = shared.base + spec.user.uid;
     let terminal = match &parts.streams {
         Streams::Plain(_) => None,
         Streams::Terminal(size) => {
-            let terminal = ManuallyDrop::new(terminal::open(&pts, owner, shared.base + 5, *size)?);
+            let terminal = ManuallyDrop::new(terminal::open(&stage.pts, owner, shared.base + 5, *size)?);
             terminal::bind_console(dev, &terminal.slave)?;
             Some(terminal)
         }
     };
-    masks::protect(&tree, &spec.security.readonly_paths)?;
-    masks::hide(&tree, dev, &spec.security.masked_paths)?;
+    if mask {
+        masks::protect(tree, &spec.security.readonly_paths)?;
+        masks::hide(tree, dev, &spec.security.masked_paths)?;
+    }
     crate::sys::failpoint::failpoint!(PathsMasked);
-    rootfs::enter(&tree)?;
+    if assembled.covers {
+        stage.cover(tree)?
+    } else {
+        rootfs::pivot(tree)?
+    }
     crate::sys::failpoint::failpoint!(RootEntered);
     connect(&parts.streams, terminal.as_deref(), owner, report)?;
     become_program(shared, &spec.user, &spec.security, &spec.cwd, &spec.args, &spec.env, report)

@@ -49,19 +49,20 @@ pub(crate) fn make_dev(base: u32) -> Result<OwnedFd, Refusal> {
     Ok(dev)
 }
 
-/// Mounts them below `root`; gives the root of /dev/pts. `base` is the host's id of the container's root; `dev` its /dev.
-pub(crate) fn mount_defaults(
-    root: &OwnedFd,
-    base: u32,
-    dev: &OwnedFd,
-    cgroups: &CgroupView,
-) -> Result<OwnedFd, Refusal> {
-    let strict = mount::NOSUID | mount::NODEV | mount::NOEXEC;
-    let proc = mount::create("proc", &[], strict).step("mount of /proc")?;
+/// What no container of a sandbox may do with a file system of the kernel's.
+const STRICT: u64 = mount::NOSUID | mount::NODEV | mount::NOEXEC;
+
+/// A /proc of this PID namespace, below `root`.
+pub(crate) fn mount_proc(root: &OwnedFd, base: u32) -> Result<OwnedFd, Refusal> {
+    let proc = mount::create("proc", &[], STRICT).step("mount of /proc")?;
     attach(&proc, root, "proc", base)?;
+    Ok(proc)
+}
 
+/// `dev` below `root`, and what is mounted in it; gives the root of /dev/pts. `base` is the host's id of the container's
+/// root.
+pub(crate) fn mount_dev(root: &OwnedFd, base: u32, dev: &OwnedFd) -> Result<OwnedFd, Refusal> {
     attach(dev, root, "dev", base)?;
-
     let group = (base + TTY_GROUP).to_string();
     let options =
         [("newinstance", None), ("ptmxmode", Some("0666")), ("mode", Some("0620")), ("gid", Some(group.as_str()))];
@@ -72,21 +73,25 @@ pub(crate) fn mount_defaults(
     let shm = own_root::directory(own_root::SHM)?;
     let shm = mount::clone_tree(shm, "", false).step("clone of the pod's shared memory")?;
     attach(&shm, dev, "shm", base)?;
-    match mount::create("mqueue", &[], strict) {
+    match mount::create("mqueue", &[], STRICT) {
         Ok(mqueue) => attach(&mqueue, dev, "mqueue", base)?,
         // A kernel without POSIX message queues.
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
         other => drop(other.step("mount of /dev/mqueue")?),
     }
-
-    let sys = mount::create("sysfs", &[], strict | mount::RDONLY).step("mount of /sys")?;
-    attach(&sys, root, "sys", base)?;
-    mount_cgroups(&sys, base, cgroups)?;
     Ok(pts)
 }
 
+/// A /sys of this network namespace below `root`, with the control groups in it.
+pub(crate) fn mount_sys(root: &OwnedFd, base: u32, cgroups: &CgroupView) -> Result<OwnedFd, Refusal> {
+    let sys = mount::create("sysfs", &[], STRICT | mount::RDONLY).step("mount of /sys")?;
+    attach(&sys, root, "sys", base)?;
+    mount_cgroups(&sys, base, cgroups)?;
+    Ok(sys)
+}
+
 fn mount_cgroups(sys: &OwnedFd, base: u32, view: &CgroupView) -> Result<(), Refusal> {
-    let attributes = mount::NOSUID | mount::NODEV | mount::NOEXEC | mount::RDONLY;
+    let attributes = STRICT | mount::RDONLY;
     match view {
         CgroupView::Unified => {
             let unified = mount::create("cgroup2", &[], attributes).step("mount of /sys/fs/cgroup")?;
@@ -113,8 +118,8 @@ fn mount_cgroups(sys: &OwnedFd, base: u32, view: &CgroupView) -> Result<(), Refu
     }
 }
 
-/// Attaches on `name` below `directory`, made when missing, never through a link.
-fn attach(mounted: &OwnedFd, directory: &OwnedFd, name: &str, base: u32) -> Result<(), Refusal> {
+/// Attaches (or moves, with all that is mounted in it) on `name` below `directory`, made when missing, never through a link.
+pub(crate) fn attach(mounted: &OwnedFd, directory: &OwnedFd, name: &str, base: u32) -> Result<(), Refusal> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let target = match paths::open_plain(directory, name, flags) {
         Err(Errno::NOENT) => {

@@ -31,17 +31,17 @@ fn shifted(id: u32, base: u32) -> u32 {
     }
 }
 
-/// Changes the owners of `root` and of everything in it.
-pub(crate) fn shift(root: &OwnedFd, base: u32) -> io::Result<()> {
-    let directory = own(root.as_fd(), base)?;
+/// Changes the owners of `root` and of everything in it; `proc` is a /proc that knows this process.
+pub(crate) fn shift(root: &OwnedFd, proc: &OwnedFd, base: u32) -> io::Result<()> {
+    let directory = own(root.as_fd(), proc, base)?;
     if directory {
         let root = openat(root, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        below(&root, base, MOST_LEVELS)?;
+        below(&root, proc, base, MOST_LEVELS)?;
     }
     Ok(())
 }
 
-fn below(directory: &OwnedFd, base: u32, levels: u32) -> io::Result<()> {
+fn below(directory: &OwnedFd, proc: &OwnedFd, base: u32, levels: u32) -> io::Result<()> {
     if levels == 0 {
         return Err(io::Error::other(format!("more than {MOST_LEVELS} directories in one another")));
     }
@@ -56,9 +56,9 @@ fn below(directory: &OwnedFd, base: u32, levels: u32) -> io::Result<()> {
             Err(Errno::NOENT) => continue,
             found => {
                 let found = found?;
-                if own(found.as_fd(), base)? {
+                if own(found.as_fd(), proc, base)? {
                     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                    below(&openat(&found, c".", flags, Mode::empty())?, base, levels - 1)?;
+                    below(&openat(&found, c".", flags, Mode::empty())?, proc, base, levels - 1)?;
                 }
             }
         }
@@ -67,7 +67,7 @@ fn below(directory: &OwnedFd, base: u32, levels: u32) -> io::Result<()> {
 }
 
 /// Changes one owner; whether it is a directory.
-fn own(what: impl AsFd, base: u32) -> io::Result<bool> {
+fn own(what: impl AsFd, proc: &OwnedFd, base: u32) -> io::Result<bool> {
     let stat = fstat(what.as_fd())?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     let (uid, gid) = (shifted(stat.st_uid, base), shifted(stat.st_gid, base));
@@ -76,8 +76,8 @@ fn own(what: impl AsFd, base: u32) -> io::Result<bool> {
         chownat(what.as_fd(), c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)?;
         // The kernel takes a program's set-id bits away with its owner.
         if kind == FileType::RegularFile && stat.st_mode & 0o6000 != 0 {
-            let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&what.as_fd()));
-            chmodat(rustix::fs::CWD, path, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
+            let path = format!("self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&what.as_fd()));
+            chmodat(proc, path, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
         }
     }
     Ok(kind == FileType::Directory)

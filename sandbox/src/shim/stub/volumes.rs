@@ -19,6 +19,7 @@ pub(crate) fn mount_all(
     root: &OwnedFd,
     base: u32,
     user: Option<&OwnedFd>,
+    proc: &OwnedFd,
     volumes: &[spec::Mount],
     sources: &[OwnedFd],
 ) -> Result<Vec<String>, Refusal> {
@@ -33,7 +34,7 @@ pub(crate) fn mount_all(
         if ["/proc", "/sys"].iter().any(|kernel| volume.destination.starts_with(kernel)) {
             return Err(in_the_kernel(&volume.destination));
         }
-        if let Some(what) = prepare(volume, source, user, base)? {
+        if let Some(what) = prepare(volume, source, user, proc, base)? {
             degraded.push(what);
         }
         let kind = paths::kind_of(source).step(format!("kind of the volume for {destination}"))?;
@@ -49,6 +50,7 @@ fn prepare(
     volume: &spec::Mount,
     source: &OwnedFd,
     user: Option<&OwnedFd>,
+    proc: &OwnedFd,
     base: u32,
 ) -> Result<Option<String>, Refusal> {
     let destination = volume.destination.display();
@@ -67,7 +69,7 @@ fn prepare(
             // The file system cannot (tmpfs before Linux 6.3).
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && volume.exclusive => {
                 let failed = |error| Refusal::failed(format!("owners in the volume for {destination}"), &error);
-                owners::shift(source, base).map_err(failed)?;
+                owners::shift(source, proc, base).map_err(failed)?;
             }
             // Owners appear as nobody, modes decide.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {

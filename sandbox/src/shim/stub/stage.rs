@@ -1,0 +1,112 @@
+//! What containers have in common, mounted before their root is there.
+//!
+//! ```text
+//!  made without an order              moved when the order has come
+//!    / tmpfs, otherwise empty           / tmpfs, read-only, empty: beneath, out of sight
+//!      proc   masked, protected           root overlay  <- the process's root
+//!      dev    pts, shm, mqueue              proc dev sys
+//!      sys    cgroups, masked
+//! ```
+//!
+//! So a stub that stands by has all of it done, and one that was forked for its order does the same steps at once. The
+//! mount namespace's own root stays beneath the container's, where overlayfs takes layers by descriptor (Linux 6.15): whoever
+//! broke out of the change of root would find an empty directory. `pivot_root` would have to unmount it, which waits for an
+//! RCU grace period, a quarter of a millisecond, in each start.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::super::own_root;
+use super::mounts::{self, CgroupView};
+use super::report::Step;
+use super::{masks, rootfs};
+use crate::protocol::Refusal;
+use crate::spec::Security;
+use crate::sys::mount;
+
+/// Where the mount namespace's own root is made, below the shim's.
+const OWN_ROOT: &str = rootfs::ROOT;
+
+/// The prepared mounts.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    /// The mount namespace's own root.
+    pub(crate) root: OwnedFd,
+    /// /proc; until it is moved also the process's own.
+    pub(crate) proc: OwnedFd,
+    /// The root of /dev/pts.
+    pub(crate) pts: OwnedFd,
+    sys: OwnedFd,
+    /// The default profile's paths are hidden and protected.
+    masked: bool,
+}
+
+impl Stage {
+    /// Makes it, in a mount namespace that is a copy of the shim's, and leaves the shim's root. `base` is the host's id of
+    /// the container's root.
+    pub(crate) fn make(base: u32, dev: &OwnedFd, cgroups: &CgroupView) -> Result<Self, Refusal> {
+        let strict = mount::NOSUID | mount::NODEV | mount::NOEXEC;
+        let root = mount::create("tmpfs", &[("mode", Some("0755")), ("size", Some("64k"))], strict)
+            .step("tmpfs for the mounts of a container")?;
+        let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let target = openat(CWD, OWN_ROOT, path, Mode::empty()).step("open of the stub's root")?;
+        mount::attach(&root, &target).step("mount of the stub's root")?;
+        for directory in ["proc", "dev", "sys", "empty", "layers", "writable", "root"] {
+            mkdirat(&root, directory, Mode::from_raw_mode(0o555)).step("directory for a mount")?;
+        }
+        // For masks that another profile asks for.
+        let empty =
+            mount::clone_tree(own_root::directory(own_root::EMPTY)?, "", false).step("clone of the empty directory")?;
+        mounts::attach(&empty, &root, "empty", base)?;
+        let proc = mounts::mount_proc(&root, base)?;
+        let pts = mounts::mount_dev(&root, base, dev)?;
+        let sys = mounts::mount_sys(&root, base, cgroups)?;
+        let profile = Security::default();
+        masks::protect(&root, &profile.readonly_paths)?;
+        masks::hide(&root, dev, &profile.masked_paths)?;
+        rootfs::pivot(&root)?;
+        Ok(Self { root, proc, pts, sys, masked: true })
+    }
+
+    /// Moves all of it into a container's root. What another profile hides is for the caller to hide: true when that is to
+    /// be done.
+    pub(crate) fn place(
+        &mut self,
+        tree: &OwnedFd,
+        base: u32,
+        dev: &OwnedFd,
+        cgroups: &CgroupView,
+        security: &Security,
+    ) -> Result<bool, Refusal> {
+        let profile = Security::default();
+        let (masked, read_only) = (&security.masked_paths, &security.readonly_paths);
+        if self.masked && (*masked != profile.masked_paths || *read_only != profile.readonly_paths) {
+            self.unmask(base, cgroups)?;
+        }
+        mounts::attach(&self.proc, tree, "proc", base)?;
+        mounts::attach(dev, tree, "dev", base)?;
+        mounts::attach(&self.sys, tree, "sys", base)?;
+        Ok(!self.masked)
+    }
+
+    /// Makes /proc and /sys anew, with nothing hidden.
+    fn unmask(&mut self, base: u32, cgroups: &CgroupView) -> Result<(), Refusal> {
+        for path in ["/proc", "/sys"] {
+            unmount(path, UnmountFlags::DETACH).step(format!("unmount of the prepared {path}"))?;
+        }
+        self.proc = mounts::mount_proc(&self.root, base)?;
+        self.sys = mounts::mount_sys(&self.root, base, cgroups)?;
+        self.masked = false;
+        Ok(())
+    }
+
+    /// Makes the root, which was mounted over the own one, what the process sees. Nothing is left in the own one but
+    /// directories without content.
+    pub(crate) fn cover(&self, tree: &OwnedFd) -> Result<(), Refusal> {
+        mount::set(&self.root, mount::RDONLY, false).step("read-only root of the stub")?;
+        rustix::process::fchdir(tree.as_fd()).step("change into the root")?;
+        rustix::process::chroot(".").step("change of root")
+    }
+}
