@@ -8,7 +8,7 @@
 //! * [`spec`]: what a sandbox and a container are; plain data, the vocabulary of the OCI runtime specification.
 //! * [`contract`]: what every sandbox kind must do. The agent holds a `dyn Sandboxes` and nothing else.
 //! * [`namespace`]: the kind made of namespaces: the agent's side. [`shim`]: its other side. [`keeper`]: who parents shims.
-//! * [`protocol`]: how the three speak. [`cgroup`], [`seccomp`], [`sys`]: the kernel, behind types.
+//! * [`protocol`]: how the three speak. [`cgroup`], [`seccomp`], [`sys`]: the kernel, behind types. `ids`: whose ids are whose.
 //! * [`fake`]: a kind in memory, for the tests of those who use the contract. [`conformance`]: what every kind is put to.
 //!
 //! The **keeper** (one process a host) holds each layer's EROFS mount once in its private mount namespace, hands out
@@ -22,6 +22,7 @@ pub mod cgroup;
 pub mod conformance;
 pub mod contract;
 pub mod fake;
+pub(crate) mod ids;
 pub mod keeper;
 pub mod namespace;
 pub mod protocol;

@@ -3,7 +3,7 @@
 //! All of it is serialised to the shim as JSON; every field added later must have a serde default, because an
 //! agent must be able to re-adopt shims that an older or newer agent started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -79,11 +79,14 @@ pub struct Namespaces {
     pub host_pid: bool,
     /// The host's IPC namespace and shared memory.
     pub host_ipc: bool,
+    /// Ids from 65536 on that its containers use. Its user namespace has those below 65536, and of those above, for each of
+    /// these the 8192 around it (the aligned ones), eight times at most; they have host ids of this sandbox's own too.
+    pub high_ids: BTreeSet<u32>,
 }
 
 impl Default for Namespaces {
     fn default() -> Self {
-        Self { user: true, host_network: false, host_pid: false, host_ipc: false }
+        Self { user: true, host_network: false, host_pid: false, host_ipc: false, high_ids: BTreeSet::new() }
     }
 }
 
@@ -97,7 +100,7 @@ impl Namespaces {
         if self.user && hosts {
             return Err("the host's network, PID or IPC namespace and a user namespace exclude each other".to_owned());
         }
-        Ok(())
+        crate::ids::Ids::of(0, self).map(drop)
     }
 }
 

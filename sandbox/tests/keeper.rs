@@ -244,7 +244,7 @@ fn privileged_a_child_that_cannot_become_a_shim_is_reaped_and_told_by_its_pidfd(
     }
     let keeper = Keeper::start(&[]);
     let mut talk = keeper.connect();
-    let spawn = Spawn { slot: "s".into(), arguments: vec!["not json".into()], fds: vec![] };
+    let spawn = Spawn { slot: "s".into(), arguments: vec!["not json".into()], fds: vec![], host_pid: false };
     let (reply, fds) = talk.ask(Request::Spawn(spawn.clone()), vec![]).unwrap();
     let Reply::Spawned { pid } = reply else { panic!("{reply:?}") };
     assert!(pid > 1);

@@ -116,3 +116,64 @@ async fn privileged_a_volumes_owners_are_the_pods_on_every_file_system() {
         host.close().await;
     }
 }
+
+/// Ids above 65535, as OpenShift gives them to every pod.
+#[tokio::test]
+async fn privileged_high_ids_are_the_pods_own_and_owners_follow_in_volumes() {
+    privileged!("privileged_high_ids_are_the_pods_own_and_owners_follow_in_volumes");
+    const UID: u32 = 1_000_650_000;
+    const GROUP: u32 = 100_000;
+    for kind in ["disk", "tmpfs", "ramfs"] {
+        let host = Host::with_pool(1).await;
+        let place = host.path().join("volumes");
+        let mounted = if kind == "disk" {
+            fs::create_dir(&place).unwrap();
+            None
+        } else {
+            Some(Mounted::new(kind, place.clone()).unwrap())
+        };
+        let data = place.join("data");
+        fs::create_dir(&data).unwrap();
+        chown(&data, None, Some(GROUP)).unwrap();
+        fs::set_permissions(&data, Permissions::from_mode(0o2770)).unwrap();
+        put(&data, "secret", GROUP, 0o440).unwrap();
+
+        let choice = |spec: &mut sandbox::spec::SandboxSpec| spec.namespaces.high_ids = [UID, GROUP].into();
+        let id = host.sandbox_with(&format!("high-{kind}"), choice).await;
+        let mut spec = host.shell(
+            "main",
+            "id -u; id -g; id -G; cat /data/secret; echo; touch /data/made /home/own /dev/shm/own; echo hi >/dev/stdout; \
+             stat -c '%n %u:%g' /data /data/secret /data/made /home/own; wc -l </proc/self/uid_map; exec sleep 1000",
+        );
+        spec.user = User { uid: UID, gid: 0, additional_gids: vec![0, GROUP] };
+        spec.mounts = vec![mount_of(&data, "/data", false), {
+            let home = place.join("home");
+            fs::create_dir(&home).unwrap();
+            fs::set_permissions(&home, Permissions::from_mode(0o777)).unwrap();
+            mount_of(&home, "/home", false)
+        }];
+        let started = host.sandboxes().start(&id, &spec).await.unwrap();
+        let wanted = format!(
+            "{UID}\n0\n0 {GROUP}\nsecret\nhi\n/data 0:{GROUP}\n/data/secret 0:{GROUP}\n/data/made {UID}:{GROUP}\n/home/own {UID}:0\n3"
+        );
+        support::until("it has written", || host.log(&id, "main", 0).ends_with("\n3")).await;
+        assert_eq!(host.log(&id, "main", 0), wanted, "{kind}");
+        let (_, out, _) = host.exec(&id, "main", &["sh", "-c", "id -u; cat /data/secret"]).await;
+        assert_eq!(out, format!("{UID}\nsecret"), "{kind}");
+        // On the host the process belongs to nobody else's range; shifted files are stored as the sandbox names them.
+        let status = fs::read_to_string(format!("/proc/{}/status", started.pid)).unwrap();
+        let uid: u32 =
+            status.lines().find_map(|l| l.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok()).unwrap();
+        assert!(uid >= 1 << 31, "{kind}: on the host it is {uid}");
+        let stored = fs::metadata(data.join("made")).unwrap().uid();
+        assert_eq!(stored, if kind == "ramfs" { uid } else { UID }, "{kind}");
+        // Not every id, all the same.
+        let mut other = host.shell("other", "true");
+        other.user.uid = 200_000;
+        let error = host.sandboxes().start(&id, &other).await.unwrap_err();
+        assert!(error.to_string().contains("200000"), "{error}");
+        host.sandboxes().destroy(&id).await.unwrap();
+        drop(mounted);
+        host.close().await;
+    }
+}

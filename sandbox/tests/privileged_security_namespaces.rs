@@ -1,12 +1,17 @@
 //! Sandboxes without a user namespace: what stands between them and the host then.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
+
+use std::collections::BTreeSet;
 
 use sandbox::contract::{SandboxError, Sandboxes};
 use sandbox::spec::{Mount, Namespaces, SandboxId, SandboxSpec, User};
 use support::Host;
 
-const OFF: Namespaces = Namespaces { user: false, host_network: false, host_pid: false, host_ipc: false };
+const OFF: Namespaces =
+    Namespaces { user: false, host_network: false, host_pid: false, host_ipc: false, high_ids: BTreeSet::new() };
 
 async fn without_user_namespace(host: &Host, name: &str) -> SandboxId {
     host.sandbox_with(name, |spec: &mut SandboxSpec| spec.namespaces = OFF).await
@@ -156,5 +161,109 @@ async fn privileged_a_sandbox_is_configured_only_as_what_it_was_prepared_as() {
     let wrong = Namespaces { host_network: true, ..Namespaces::default() };
     let refused = host.sandboxes().prepare_as(&SandboxId("wrong".to_owned()), &wrong).await.unwrap_err();
     assert!(matches!(refused, SandboxError::Invalid { .. }), "{refused}");
+    host.close().await;
+}
+
+fn the_hosts(kind: &str) -> String {
+    std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().display().to_string()
+}
+
+#[tokio::test]
+async fn privileged_each_host_namespace_is_shared_alone() {
+    privileged!("privileged_each_host_namespace_is_shared_alone");
+    let host = Host::with_pool(1).await;
+    let choices = [
+        ("net", Namespaces { host_network: true, ..OFF }),
+        ("ipc", Namespaces { host_ipc: true, ..OFF }),
+        ("pid", Namespaces { host_pid: true, ..OFF }),
+    ];
+    for (shared, namespaces) in choices {
+        let id = host.sandbox_with(shared, |spec: &mut SandboxSpec| spec.namespaces = namespaces).await;
+        let mark = format!("nodeless-test-{}", std::process::id());
+        let script = format!(
+            "for kind in net ipc uts pid mnt cgroup; do echo $kind $(readlink /proc/self/ns/$kind); done; hostname; \
+             echo made >/dev/shm/{mark}; test -d /proc/{} && echo sees the host; grep -E 'CapEff|Seccomp:' /proc/self/status; \
+             for path in /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax /proc/sys/kernel/pid_max; do \
+             (echo 1 >$path) 2>/dev/null && echo wrote $path; done; kill -0 1 && echo reaches 1",
+            std::process::id()
+        );
+        let (exit, log) = host.script(&id, "main", &script).await;
+        for kind in ["net", "ipc", "uts", "pid", "mnt", "cgroup"] {
+            let is = log.contains(&format!("{kind} {}\n", the_hosts(kind)));
+            assert_eq!(is, kind == shared, "{kind} with {shared} shared: {log}");
+        }
+        let shm = std::path::Path::new("/dev/shm").join(&mark);
+        let on_host = shm.exists();
+        let _ = std::fs::remove_file(&shm);
+        assert_eq!(on_host, shared == "ipc", "{log}");
+        assert_eq!(log.contains("sees the host"), shared == "pid", "{log}");
+        assert!(log.contains(&format!("\n{shared}\n")), "the host name is the pod's: {log}");
+        assert!(log.contains("CapEff:\t00000000000005fb\nSeccomp:\t2") && !log.contains("wrote"), "{log}");
+        assert_eq!(exit.code, 0, "{log}");
+        let sysctl = if shared == "net" { "net.ipv4.ip_forward" } else { "kernel.shmmax" };
+        let other = SandboxId(format!("sysctl-{shared}"));
+        let spec = SandboxSpec {
+            hostname: "x".into(),
+            sysctls: std::collections::BTreeMap::from([(sysctl.to_owned(), "1".to_owned())]),
+            share_process_namespace: false,
+            resources: Default::default(),
+            log_dir: host.path().join("logs/other"),
+            labels: Default::default(),
+            namespaces: match shared {
+                "net" => Namespaces { host_network: true, ..OFF },
+                _ => Namespaces { host_ipc: true, ..OFF },
+            },
+        };
+        host.sandboxes().prepare_as(&other, &spec.namespaces).await.unwrap();
+        let refused = host.sandboxes().configure(&other, &spec).await.unwrap_err();
+        assert!(refused.to_string().contains("belongs to the host"), "{refused}");
+    }
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_in_the_hosts_pid_namespace_containers_are_reaped_killed_and_die_with_their_shim() {
+    privileged!("privileged_in_the_hosts_pid_namespace_containers_are_reaped_killed_and_die_with_their_shim");
+    let host = Host::new().await;
+    let choose = |spec: &mut SandboxSpec| spec.namespaces = Namespaces { host_pid: true, ..OFF };
+    let id = host.sandbox_with("reaped", choose).await;
+    let mut events = host.sandboxes().events(&id).await.unwrap();
+    // A child that leaves its parent's session and is orphaned is the container's all the same.
+    let script = "setsid sh -c 'sleep 1000 & sleep 1000' & echo $$; sleep 1000";
+    let started = host.sandboxes().start(&id, &host.shell("main", script)).await.unwrap();
+    support::until("it has written", || !host.log(&id, "main", 0).is_empty()).await;
+    assert_eq!(host.log(&id, "main", 0), started.pid.to_string());
+    let stats = || async { host.sandboxes().stats(&id).await.unwrap().containers["main"].pids };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while stats().await < 3 {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let (_, out, _) = host.exec(&id, "main", &["sh", "-c", "echo $$; readlink /proc/self/ns/pid"]).await;
+    assert!(out.ends_with(&format!("{}\n", the_hosts("pid"))), "{out}");
+    host.sandboxes().signal(&id, "main", 9, false).await.unwrap();
+    let exit = support::exit_of(&mut events, "main", 0).await;
+    assert_eq!(exit.signal, Some(9));
+    assert_eq!(host.sandboxes().stats(&id).await.unwrap().containers.len(), 0);
+
+    let other = host.sandbox_with("lost", choose).await;
+    let mut events = host.sandboxes().events(&other).await.unwrap();
+    let started = host.sandboxes().start(&other, &host.shell("main", script)).await.unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", started.pid)).unwrap();
+    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap();
+    let shim = rustix::process::Pid::from_raw(shim).unwrap();
+    rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
+    while let Some(event) = events.recv().await {
+        if matches!(event, sandbox::contract::SandboxEvent::Lost { .. }) {
+            break;
+        }
+    }
+    let gone = || !std::path::Path::new(&format!("/proc/{}", started.pid)).exists();
+    support::until("the container died with its shim", gone).await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while host.sandboxes().stats(&other).await.unwrap().pod.pids > 0 {
+        assert!(std::time::Instant::now() < deadline, "its other processes live on");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     host.close().await;
 }

@@ -44,7 +44,8 @@ impl Spawner {
         let roles = assign(&request.fds, fds)?;
         let arguments = arguments(&request.arguments)?;
         let cgroup = roles.directory.as_ref().map(AsFd::as_fd);
-        clone::fork_with(clone::NEWPID, cgroup, || {
+        let spaces = if request.host_pid { 0 } else { clone::NEWPID };
+        clone::fork_with(spaces, cgroup, || {
             // Only its failure returns.
             let Err((step, error)) = self.become_shim(&roles, &arguments);
             eprintln!("nodeless-shim: {step} failed: {error}");

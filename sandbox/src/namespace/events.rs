@@ -30,7 +30,7 @@ impl Inner {
                     return;
                 }
                 if went_on.is_err() {
-                    return inner.bury(&id, &events, told).await;
+                    return inner.bury(&id, &slot, &events, told).await;
                 }
             }
         });
@@ -71,7 +71,14 @@ impl Inner {
     }
 
     /// The shim is dead: its record is told to the end, then that it is lost.
-    async fn bury(&self, id: &SandboxId, events: &mpsc::Sender<SandboxEvent>, told: usize) {
+    async fn bury(&self, id: &SandboxId, slot: &Slot, events: &mpsc::Sender<SandboxEvent>, told: usize) {
+        if slot.namespaces.host_pid {
+            // Its containers' processes did not die with it.
+            let killed = self.tree.pod(&SandboxId(slot.name.clone())).and_then(|pod| pod.kill());
+            if let Err(error) = killed {
+                tracing::warn!(slot = slot.name, %error, "processes of a lost sandbox could not be killed");
+            }
+        }
         let path = self.layout.sandbox(id).join(RECORD).join(history::FILE);
         let text = std::fs::read_to_string(path).unwrap_or_default();
         for event in history::parse(&text).into_iter().skip(told) {

@@ -26,10 +26,9 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::{IDS, Ids};
 use crate::spec::{Namespaces, SandboxId};
 
-/// Ids of a sandbox, and what their first is a multiple of.
-pub(crate) const IDS: u32 = 65_536;
 /// Ranges given out: host ids from 2^29 to 2^31, above everything that distributions give to users.
 const FIRST: u32 = 1 << 13;
 const LAST: u32 = (1 << 15) - 1;
@@ -93,11 +92,14 @@ impl Layout {
     }
 
     /// Claims a free range, looking from a random place on (so that ids are not soon used again).
-    pub(crate) fn claim(&self) -> io::Result<Slot> {
+    pub(crate) fn claim(&self, namespaces: &Namespaces) -> io::Result<Slot> {
         let count = LAST - FIRST + 1;
         let start = u32::from_ne_bytes(uuid::Uuid::new_v4().into_bytes()[..4].try_into().unwrap_or_default());
         for step in 0..count {
             let index = FIRST + (start % count + step) % count;
+            if Ids::avoids(index, namespaces) {
+                continue;
+            }
             let claim = self.run.join("ids").join(index.to_string());
             match OpenOptions::new().write(true).create_new(true).mode(0o600).open(claim) {
                 Ok(_) => return Ok(Slot::numbered(index)),
@@ -201,7 +203,7 @@ mod tests {
     fn a_range_of_ids_is_never_claimed_twice() {
         let dir = tempfile::tempdir().unwrap();
         let (layout, _lock) = layout(dir.path());
-        let mut indexes: Vec<u32> = (0..100).map(|_| layout.claim().unwrap().index).collect();
+        let mut indexes: Vec<u32> = (0..100).map(|_| layout.claim(&Namespaces::default()).unwrap().index).collect();
         indexes.sort_unstable();
         indexes.dedup();
         assert_eq!(indexes.len(), 100);

@@ -42,7 +42,7 @@ pub(crate) type Pool = VecDeque<Warm>;
 impl Inner {
     /// Makes a slot in `pool/`: claim, directory, cgroup, shim. What fails half-way is taken apart again.
     pub(crate) async fn make_slot(self: &Arc<Self>, namespaces: &Namespaces) -> Result<Warm, SandboxError> {
-        let claimed = self.layout.claim().map_err(|error| io_failed("claim of a range of ids", error))?;
+        let claimed = self.layout.claim(namespaces).map_err(|error| io_failed("claim of a range of ids", error))?;
         crate::sys::failpoint::failpoint!(SlotClaimed);
         let slot = Slot { namespaces: namespaces.clone(), ..claimed };
         match self.fill_slot(&slot).await {
@@ -111,6 +111,9 @@ impl Inner {
         for fd in pod_fds {
             lent.push((FdRole::Keep, copy(fd)?));
         }
+        if slot.namespaces.host_ipc {
+            lent.push((FdRole::Keep, super::sources::shared_memory()?));
+        }
         match parts.leaf.clone_into() {
             Some(directory) => lent.push((FdRole::CgroupDirectory, copy(directory)?)),
             None => {
@@ -123,7 +126,8 @@ impl Inner {
             }
         }
         let (roles, fds): (Vec<FdRole>, Vec<OwnedFd>) = lent.into_iter().unzip();
-        let spawn = Spawn { slot: slot.name.clone(), arguments: vec![argument], fds: roles };
+        let host_pid = slot.namespaces.host_pid;
+        let spawn = Spawn { slot: slot.name.clone(), arguments: vec![argument], fds: roles, host_pid };
         // A copy for each try; a copy that fails makes the count wrong, which the keeper refuses.
         let copies = || fds.iter().filter_map(|fd| fd.try_clone().ok()).collect();
         crate::sys::failpoint::failpoint!(ShimAsked);

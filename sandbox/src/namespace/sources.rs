@@ -47,6 +47,20 @@ pub(crate) fn volume(volume: &Mount) -> Result<OwnedFd, SandboxError> {
     mount::clone_tree(found, "", false).map_err(failed)
 }
 
+/// The clone of the host's shared memory.
+pub(crate) fn shared_memory() -> Result<OwnedFd, SandboxError> {
+    let failed = |error: io::Error| SandboxError::Failed {
+        operation: "clone of the host's /dev/shm".to_owned(),
+        message: error.to_string(),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = openat(CWD, "/dev/shm", flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+    let shm = mount::clone_tree(directory, "", false).map_err(failed)?;
+    mount::make_private(&shm, false).map_err(failed)?;
+    mount::set(&shm, mount::NOSUID | mount::NODEV | mount::NOEXEC, false).map_err(failed)?;
+    Ok(shm)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -51,6 +51,10 @@ pub struct Spawn {
     pub arguments: Vec<String>,
     /// What each descriptor of the frame is for.
     pub fds: Vec<FdRole>,
+    /// It stays in the keeper's PID namespace: its containers are to see the host's processes. Then nothing but control groups
+    /// ends them when it dies.
+    #[serde(default)]
+    pub host_pid: bool,
 }
 
 /// What a descriptor that goes with [`Request::Spawn`] is for.

@@ -18,6 +18,7 @@ use super::stub::report::{Report, Step};
 use super::stub::{self, Joining, Order, Shared, Streams, identity, mounts};
 use crate::cgroup::DEFAULT_DEVICES;
 use crate::contract::{SandboxEvent, Started};
+use crate::ids::Ids;
 use crate::protocol::shim::{Reply, StartFds};
 use crate::protocol::{Connection, Fill, Refusal};
 use crate::seccomp;
@@ -81,7 +82,7 @@ impl Shim {
         counts: StartFds,
         fds: Vec<OwnedFd>,
     ) -> Result<(), Refusal> {
-        check_ids(&spec.user, self.slot.ids())?;
+        check_ids(&spec.user, &self.slot.ids)?;
         identity::capability_set(&spec.security.capabilities)?;
         check_descriptors(&spec, counts, &fds)?;
         let Some(configured) = &self.configured else {
@@ -112,7 +113,7 @@ impl Shim {
     /// A stub for this order alone, in a leaf of its own.
     fn fork_stub(&self, order: &Order, fds: Vec<OwnedFd>) -> Result<Spare, Refusal> {
         let spec = &order.spec;
-        let dev = mounts::make_dev(self.slot.base)?;
+        let dev = mounts::make_dev(self.slot.ids.base())?;
         let leaf = self
             .pod
             .create_leaf(&Container::leaf_name(spec))
@@ -126,7 +127,7 @@ impl Shim {
         let stub = || stub::launch(&shared, order, fds, &leaf, &dev, theirs);
         let namespace = self.configured.as_ref().and_then(|configured| configured.pod_init.as_ref());
         let child = match namespace {
-            None => fork_with(clone::NEWPID | clone::NEWNS, leaf.clone_into(), stub),
+            None => fork_with(self.slot.container_spaces(), leaf.clone_into(), stub),
             Some(init) => in_pid_namespace(&init.namespace, || fork_with(clone::NEWNS, leaf.clone_into(), stub))?,
         }
         .step("fork of the container's first process")?;
@@ -183,7 +184,7 @@ impl Shim {
     fn shared(&self, security: &Security) -> Shared<'_> {
         Shared {
             user: self.slot.user.as_ref(),
-            base: self.slot.base,
+            ids: &self.slot.ids,
             cgroups: &self.view,
             filter: seccomp::program(&security.seccomp, &security.capabilities),
         }
@@ -319,14 +320,13 @@ enum Repeated {
     Other,
 }
 
-/// `ids`: how many the sandbox has.
-fn check_ids(user: &User, ids: u32) -> Result<(), Refusal> {
+fn check_ids(user: &User, ids: &Ids) -> Result<(), Refusal> {
     let own = [("user", user.uid), ("group", user.gid)].into_iter();
     let groups = user.additional_gids.iter().map(|gid| ("group", *gid));
-    match own.chain(groups).find(|(_, id)| *id >= ids) {
+    match own.chain(groups).find(|(_, id)| ids.on_host(*id).is_none()) {
         None => Ok(()),
         Some((kind, id)) => Err(Refusal::Invalid {
-            message: format!("{kind} id {id} is outside the sandbox's user namespace (0 to {})", ids - 1),
+            message: format!("{kind} id {id} is outside the sandbox's user namespace ({})", ids.described()),
         }),
     }
 }

@@ -44,7 +44,8 @@ use crate::sys::process::adopt;
 
 /// What a shim is started with, as its only argument, in JSON.
 ///
-/// Descriptors: 3 its listening socket, 4 its record directory, 5 … the pod's cgroup ([`Group::lend`]).
+/// Descriptors: 3 its listening socket, 4 its record directory, 5 … the pod's cgroup ([`Group::lend`]), and last, where
+/// [`Namespaces::host_ipc`] is chosen, a detached clone of the host's shared memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arguments {
     /// The slot's name, for messages.
@@ -91,8 +92,10 @@ pub fn run(argument: &str) -> Result<(), ShimError> {
     let arguments: Arguments = serde_json::from_str(argument).map_err(ShimError::Arguments)?;
     let (listener, record) = (adopt(3), adopt(4));
     let hierarchies = usize::from(arguments.cgroup.unified.is_some()) + arguments.cgroup.v1.len();
-    let fds: Vec<OwnedFd> = (5..).take(hierarchies).map(adopt).collect();
-    for fd in [&listener, &record].into_iter().chain(&fds) {
+    let mut numbers = 5..;
+    let fds: Vec<OwnedFd> = numbers.by_ref().take(hierarchies).map(adopt).collect();
+    let shm = arguments.namespaces.host_ipc.then(|| numbers.next().map(adopt)).flatten();
+    for fd in [&listener, &record].into_iter().chain(&fds).chain(&shm) {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).map_err(|errno| ShimError::Wait(errno.into()))?;
     }
     crate::sys::failpoint::join_beside(&record, &arguments.slot);
@@ -100,10 +103,15 @@ pub fn run(argument: &str) -> Result<(), ShimError> {
     crate::sys::failpoint::failpoint!(ShimBegun);
     let pod = Group::receive(arguments.cgroup, fds)
         .ok_or_else(|| ShimError::SetUp { operation: "cgroup hand-over".into(), message: "wrong count".into() })?;
+    if arguments.namespaces.host_pid && rustix::process::getpid().is_init() {
+        // A keeper that does not know of the choice: in this namespace its containers would see their shim only.
+        let message = "the keeper has made a PID namespace all the same: it is older than this agent".to_owned();
+        return Err(ShimError::SetUp { operation: "the host's PID namespace".into(), message });
+    }
     isolate()?;
     let own_root = own_root::set_up()?;
     crate::sys::failpoint::failpoint!(ShimRooted);
-    let slot = slot::make(arguments.uid_base, arguments.namespaces)?;
+    let slot = slot::make(arguments.uid_base, arguments.namespaces, shm)?;
     crate::sys::failpoint::failpoint!(NamespacesEntered);
     let history =
         history::History::open(&record).map_err(|error| Refusal::failed("open of the event record", &error))?;

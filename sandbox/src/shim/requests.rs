@@ -11,7 +11,7 @@ use super::stub::report::Step;
 use crate::cgroup::CgroupError;
 use crate::protocol::shim::{Notice, Reply, Request, Status};
 use crate::protocol::{Call, Refusal, VERSIONS};
-use crate::spec::{Resources, SandboxSpec};
+use crate::spec::{Namespaces, Resources, SandboxSpec};
 
 /// `/proc/sys` directories that belong to the pod's own namespaces; everything else is the host's.
 const OWN_SYSCTLS: [&str; 7] =
@@ -82,11 +82,14 @@ impl Shim {
         if spec.namespaces != self.slot.namespaces {
             return Err(Refusal::Invalid { message: "the sandbox has other namespaces".into() });
         }
+        if spec.share_process_namespace && spec.namespaces.host_pid {
+            return Err(Refusal::Invalid { message: "the host's PID namespace cannot be the pod's own too".into() });
+        }
         let logs = fds.pop().ok_or_else(|| Refusal::Invalid { message: "no log directory came along".into() })?;
         crate::sys::failpoint::failpoint!(ConfigureBegun);
         rustix::system::sethostname(spec.hostname.as_bytes()).step(format!("host name {:?}", spec.hostname))?;
         for (name, value) in &spec.sysctls {
-            set_sysctl(name, value)?;
+            set_sysctl(&spec.namespaces, name, value)?;
         }
         self.pod.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the pod", &error))?;
         if spec.share_process_namespace {
@@ -202,13 +205,16 @@ pub(super) fn described(operation: &str, error: &dyn std::error::Error) -> Refus
 
 /// Writes a sysctl of the pod's namespaces; the shim lives in them. A `+` or a path separator in a name is no name
 /// (CVE-2022-0811).
-fn set_sysctl(name: &str, value: &str) -> Result<(), Refusal> {
+fn set_sysctl(namespaces: &Namespaces, name: &str, value: &str) -> Result<(), Refusal> {
     let refused = |why: &str| Refusal::Invalid { message: format!("sysctl {name:?} {why}") };
     let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
     if !plain || name.contains("..") || value.contains(['\n', '\0']) {
         return Err(refused("is not one"));
     }
-    if !OWN_SYSCTLS.iter().any(|own| name.starts_with(own)) {
+    let hosts = name.starts_with("net.") && namespaces.host_network
+        || (name.starts_with("kernel.s") || name.starts_with("kernel.msg") || name.starts_with("fs.mqueue."))
+            && namespaces.host_ipc;
+    if hosts || !OWN_SYSCTLS.iter().any(|own| name.starts_with(own)) {
         return Err(refused("belongs to the host, not to the pod"));
     }
     let path = format!("/proc/sys/{}", name.replace('.', "/"));
@@ -228,9 +234,14 @@ mod tests {
             "vm.swappiness",
             "net..x",
         ] {
-            assert!(matches!(set_sysctl(name, "1"), Err(Refusal::Invalid { .. })), "{name}");
+            assert!(matches!(set_sysctl(&Namespaces::default(), name, "1"), Err(Refusal::Invalid { .. })), "{name}");
         }
-        assert!(matches!(set_sysctl("net.ipv4.ip_local_port_range", "1\n2"), Err(Refusal::Invalid { .. })));
+        let (own, port_range) = (Namespaces::default(), "net.ipv4.ip_local_port_range");
+        assert!(matches!(set_sysctl(&own, port_range, "1\n2"), Err(Refusal::Invalid { .. })));
+        let hosts = Namespaces { user: false, host_network: true, host_ipc: true, ..own };
+        for name in [port_range, "kernel.shmmax", "kernel.sem", "kernel.msgmax", "fs.mqueue.msg_max"] {
+            assert!(matches!(set_sysctl(&hosts, name, "1"), Err(Refusal::Invalid { .. })), "{name}");
+        }
     }
 
     #[test]

@@ -18,15 +18,10 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::own_root;
 use super::stub::report::Step;
+use crate::ids::Ids;
 use crate::protocol::Refusal;
 use crate::spec::Namespaces;
 use crate::sys::{clone, link, mount};
-
-/// Ids that a sandbox has.
-pub(crate) const IDS: u32 = 65_536;
-
-/// Ids of a sandbox without a user namespace, as Kubernetes limits them.
-const MOST_IDS: u32 = 1 << 31;
 
 /// Size of the pod's shared memory.
 const SHM_SIZE: &str = "65536k";
@@ -38,33 +33,35 @@ pub(crate) struct Slot {
     pub(crate) user: Option<OwnedFd>,
     /// The network namespace.
     pub(crate) net: OwnedFd,
-    /// The host's id of its root.
-    pub(crate) base: u32,
+    /// Its ids, and what they are on the host.
+    pub(crate) ids: Ids,
     /// Which namespaces it has of its own.
     pub(crate) namespaces: Namespaces,
 }
 
 impl Slot {
-    /// Ids that a container may have: 0 up to this.
-    pub(crate) fn ids(&self) -> u32 {
-        if self.user.is_some() { IDS } else { MOST_IDS }
+    /// The namespaces that a container's first process is forked into, as `clone` flags.
+    pub(crate) fn container_spaces(&self) -> u64 {
+        if self.namespaces.host_pid { clone::NEWNS } else { clone::NEWNS | clone::NEWPID }
     }
 }
 
 /// Makes the namespaces and moves the calling process into network, IPC and UTS.
-pub(crate) fn make(base: u32, namespaces: Namespaces) -> Result<Slot, Refusal> {
+/// `shm`: the host's shared memory, for a sandbox that is to have it.
+pub(crate) fn make(base: u32, namespaces: Namespaces, shm: Option<OwnedFd>) -> Result<Slot, Refusal> {
     namespaces.check().map_err(|message| Refusal::Invalid { message })?;
-    let (user, net, base) = if namespaces.user {
-        let (user, net) = make_owned(base)?;
-        (Some(user), net, base)
+    let ids = Ids::of(base, &namespaces).map_err(|message| Refusal::Invalid { message })?;
+    let (user, net) = if namespaces.user {
+        let (user, net) = make_owned(&ids)?;
+        (Some(user), net)
     } else {
-        (None, make_unowned(&namespaces)?, 0)
+        (None, make_unowned(&namespaces)?)
     };
     if !namespaces.host_network {
         link::loopback_up().step("loopback interface")?;
     }
-    keep_shared(base)?;
-    Ok(Slot { user, net, base, namespaces })
+    keep_shared(ids.base(), shm)?;
+    Ok(Slot { user, net, ids, namespaces })
 }
 
 /// Network, IPC and UTS namespaces of the host's user namespace, as far as the sandbox has its own; the network's.
@@ -78,12 +75,12 @@ fn make_unowned(namespaces: &Namespaces) -> Result<OwnedFd, Refusal> {
 }
 
 /// A user namespace and those that it owns.
-fn make_owned(base: u32) -> Result<(OwnedFd, OwnedFd), Refusal> {
+fn make_owned(ids: &Ids) -> Result<(OwnedFd, OwnedFd), Refusal> {
     let (mut ours, mut theirs) = UnixStream::pair().step("channel to the namespaces' maker")?;
     let child = clone::fork_with(clone::NEWUSER, None, || maker(&mut theirs)).step("user namespace")?;
     drop(theirs);
     crate::sys::failpoint::failpoint!(MakerForked);
-    let made = adopt(&mut ours, child.pid, base);
+    let made = adopt(&mut ours, child.pid, ids);
     // It has done its work; its namespaces live on in our descriptors.
     pidfd_send_signal(&child.pidfd, Signal::KILL).step("end of the namespaces' maker")?;
     waitpid(Some(child.pid), WaitOptions::empty()).step("end of the namespaces' maker")?;
@@ -91,12 +88,15 @@ fn make_owned(base: u32) -> Result<(OwnedFd, OwnedFd), Refusal> {
 }
 
 /// What the containers share of file systems.
-fn keep_shared(base: u32) -> Result<(), Refusal> {
+fn keep_shared(base: u32, shm: Option<OwnedFd>) -> Result<(), Refusal> {
     let id = base.to_string();
     let options =
         [("uid", Some(id.as_str())), ("gid", Some(id.as_str())), ("mode", Some("1777")), ("size", Some(SHM_SIZE))];
     let strict = mount::NOSUID | mount::NODEV | mount::NOEXEC;
-    let shm = mount::create("tmpfs", &options, strict).step("the pod's shared memory")?;
+    let shm = match shm {
+        Some(shm) => shm,
+        None => mount::create("tmpfs", &options, strict).step("the pod's shared memory")?,
+    };
     let empty = mount::create("tmpfs", &[("mode", Some("0555")), ("size", Some("4k"))], strict | mount::RDONLY)
         .step("the empty directory")?;
     own_root::keep(&shm, own_root::SHM)?;
@@ -118,9 +118,9 @@ fn maker(channel: &mut UnixStream) -> i32 {
     0
 }
 
-fn adopt(channel: &mut UnixStream, maker: Pid, base: u32) -> Result<(OwnedFd, OwnedFd), Refusal> {
+fn adopt(channel: &mut UnixStream, maker: Pid, ids: &Ids) -> Result<(OwnedFd, OwnedFd), Refusal> {
     let process = format!("/proc/{}", maker.as_raw_nonzero());
-    let mapping = format!("0 {base} {IDS}\n");
+    let mapping = ids.mapping();
     std::fs::write(format!("{process}/uid_map"), &mapping).step("user id mapping")?;
     std::fs::write(format!("{process}/gid_map"), &mapping).step("group id mapping")?;
     crate::sys::failpoint::failpoint!(IdsMapped);

@@ -18,7 +18,7 @@ use super::stub::{self, Order, mounts};
 use crate::cgroup::{DEFAULT_DEVICES, DeviceRule, Enforcement, Group};
 use crate::protocol::{Connection, Refusal};
 use crate::spec::Resources;
-use crate::sys::clone::{self, Child, fork_with};
+use crate::sys::clone::{Child, fork_with};
 
 /// The leaf's name; a container's own leaf has a dot in its name.
 const LEAF: &str = "first";
@@ -45,13 +45,13 @@ impl Shim {
     }
 
     fn make_spare(&self) -> Result<Spare, Refusal> {
-        let dev = mounts::make_dev(self.slot.base)?;
+        let dev = mounts::make_dev(self.slot.ids.base())?;
         let leaf = self.pod.create_leaf(LEAF).map_err(|error| cgroup_refusal("control group of a stub", &error))?;
         limit_devices(&leaf, &DEFAULT_DEVICES)?;
         let (ours, theirs) = report_channel()?;
         let (slot, view) = (&self.slot, &self.view);
-        let body = || stub::stand_by(slot.user.as_ref(), slot.base, view, &leaf, &dev, theirs);
-        let child = fork_with(clone::NEWPID | clone::NEWNS, leaf.clone_into(), body).step("fork of a stub")?;
+        let body = || stub::stand_by(slot.user.as_ref(), &slot.ids, view, &leaf, &dev, theirs);
+        let child = fork_with(slot.container_spaces(), leaf.clone_into(), body).step("fork of a stub")?;
         Ok(Spare { child, leaf, channel: Connection::new(ours) })
     }
 

@@ -37,6 +37,7 @@ use self::mounts::CgroupView;
 use self::report::{Report, Step};
 use self::stage::Stage;
 use crate::cgroup::Group;
+use crate::ids::Ids;
 use crate::protocol::shim::StartFds;
 use crate::protocol::{Connection, Refusal};
 use crate::seccomp::{self, Program};
@@ -48,8 +49,8 @@ use crate::sys::{paths, process};
 pub(crate) struct Shared<'a> {
     /// The user namespace, if it has one of its own.
     pub(crate) user: Option<&'a OwnedFd>,
-    /// The host's id of its root.
-    pub(crate) base: u32,
+    /// Its ids, and what they are on the host.
+    pub(crate) ids: &'a Ids,
     /// How control groups are shown.
     pub(crate) cgroups: &'a CgroupView,
     /// The seccomp filter, if any.
@@ -123,7 +124,7 @@ pub(crate) fn launch(
     let mut report = ManuallyDrop::new(Connection::new(report));
     let steps = |report: &mut Connection| {
         begin_container(leaf)?;
-        let stage = Stage::make(shared.base, dev, shared.cgroups)?;
+        let stage = Stage::make(shared.ids.base(), dev, shared.cgroups)?;
         make_container(shared, order, fds, dev, stage, report)
     };
     let Err(refusal) = steps(&mut report);
@@ -133,7 +134,7 @@ pub(crate) fn launch(
 /// Runs in the child: becomes ready, waits for its order, makes the container and executes its program. Does not return.
 pub(crate) fn stand_by(
     user: Option<&OwnedFd>,
-    base: u32,
+    ids: &Ids,
     cgroups: &CgroupView,
     leaf: &Group,
     dev: &OwnedFd,
@@ -142,12 +143,12 @@ pub(crate) fn stand_by(
     let mut channel = ManuallyDrop::new(Connection::new(channel));
     let steps = |channel: &mut Connection| {
         begin_container(leaf)?;
-        let stage = Stage::make(base, dev, cgroups)?;
+        let stage = Stage::make(ids.base(), dev, cgroups)?;
         // Nobody gives orders any more: the sandbox goes.
         let Ok((order, fds)) = channel.receive::<Order>() else { process::exit_now(0) };
         let security = &order.spec.security;
         let filter = seccomp::program(&security.seccomp, &security.capabilities);
-        make_container(&Shared { user, base, cgroups, filter }, &order, fds, dev, stage, channel)
+        make_container(&Shared { user, ids, cgroups, filter }, &order, fds, dev, stage, channel)
     };
     let Err(refusal) = steps(&mut channel);
     fail(&mut channel, refusal)
@@ -171,20 +172,20 @@ fn make_container(
     let assembled = ManuallyDrop::new(assembled);
     let tree = &assembled.root;
     crate::sys::failpoint::failpoint!(RootAssembled);
-    let mask = stage.place(tree, shared.base, dev, shared.cgroups, &spec.security)?;
-    for what in volumes::mount_all(tree, shared.base, shared.user, &stage.proc, &spec.mounts, &parts.volumes)? {
+    let mask = stage.place(tree, shared.ids.base(), dev, shared.cgroups, &spec.security)?;
+    for what in volumes::mount_all(tree, shared.ids, shared.user, &stage.proc, &spec.mounts, &parts.volumes)? {
         tell(report, &Report::Degraded { what }, vec![])?;
     }
     crate::sys::failpoint::failpoint!(MountsMade);
-    make_working_directory(tree, &spec.cwd, shared.base)?;
+    make_working_directory(tree, &spec.cwd, shared.ids.base())?;
     if spec.readonly_rootfs {
         crate::sys::mount::set(tree, crate::sys::mount::RDONLY, false).step("read-only root")?;
     }
-    let owner = shared.base + spec.user.uid;
+    let owner = owner_of(shared.ids, &spec.user)?;
     let terminal = match &parts.streams {
         Streams::Plain(_) => None,
         Streams::Terminal(size) => {
-            let terminal = ManuallyDrop::new(terminal::open(&stage.pts, owner, shared.base + 5, *size)?);
+            let terminal = ManuallyDrop::new(terminal::open(&stage.pts, owner, shared.ids.base() + 5, *size)?);
             terminal::bind_console(dev, &terminal.slave)?;
             Some(terminal)
         }
@@ -236,11 +237,11 @@ fn join_steps(
     set_oom_score(joining.oom_score_adj, report)?;
     let spaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
     move_into_thread_name_spaces(joining.init.as_fd(), spaces).step("joining the container's namespaces")?;
-    let owner = shared.base + joining.user.uid;
+    let owner = owner_of(shared.ids, joining.user)?;
     let terminal = match streams {
         Streams::Plain(_) => None,
         Streams::Terminal(size) => {
-            Some(ManuallyDrop::new(terminal::open(&terminal::joined_pts()?, owner, shared.base + 5, *size)?))
+            Some(ManuallyDrop::new(terminal::open(&terminal::joined_pts()?, owner, shared.ids.base() + 5, *size)?))
         }
     };
     connect(streams, terminal.as_deref(), owner, report)?;
@@ -290,6 +291,12 @@ fn make_working_directory(tree: &OwnedFd, cwd: &str, base: u32) -> Result<(), Re
             Err(Refusal::Exec { message: message(&error.to_string().to_lowercase()), code: 128 })
         }
     }
+}
+
+/// The program's user as the host knows it.
+fn owner_of(ids: &Ids, user: &User) -> Result<u32, Refusal> {
+    let unknown = || Refusal::Invalid { message: format!("user id {} is not one of the sandbox's", user.uid) };
+    ids.on_host(user.uid).ok_or_else(unknown)
 }
 
 /// Puts the standard streams in place; the terminal's master goes to the shim.
@@ -344,6 +351,8 @@ fn become_program(
     // Nothing that was open before may be reached through /proc/self/fd from here on; the report moves to number 3.
     keep_only(report)?;
     identity::assume(user, security, shared.filter.as_deref())?;
+    // Where the shim is not PID 1 the kernel would not end it with the shim. A change of ids takes this away, so it comes here.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).step("end with the shim")?;
     program::change_directory(cwd)?;
     tell(report, &Report::Executing, vec![])?;
     crate::sys::failpoint::failpoint!(StubExecuting);

@@ -13,35 +13,22 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, chmodat, chownat, fstat, 
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
-use crate::shim::slot::IDS;
+use crate::ids::Ids;
 
-/// Where sandboxes' ranges begin; below are the host's own ids.
-const RANGES: u32 = 1 << 29;
 /// Deeper trees are refused: each level is an open descriptor.
 const MOST_LEVELS: u32 = 128;
 
-/// The id that `id` becomes in the sandbox whose root is `base`.
-fn shifted(id: u32, base: u32) -> u32 {
-    match id {
-        _ if id < IDS => base + id,
-        // Of an earlier sandbox of the same pod. Ranges begin at multiples of their size.
-        _ if id >= RANGES => base + id % IDS,
-        // Outside what a sandbox has: nobody there, as with a shifting mount.
-        _ => id,
-    }
-}
-
 /// Changes the owners of `root` and of everything in it; `proc` is a /proc that knows this process.
-pub(crate) fn shift(root: &OwnedFd, proc: &OwnedFd, base: u32) -> io::Result<()> {
-    let directory = own(root.as_fd(), proc, base)?;
+pub(crate) fn shift(root: &OwnedFd, proc: &OwnedFd, ids: &Ids) -> io::Result<()> {
+    let directory = own(root.as_fd(), proc, ids)?;
     if directory {
         let root = openat(root, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        below(&root, proc, base, MOST_LEVELS)?;
+        below(&root, proc, ids, MOST_LEVELS)?;
     }
     Ok(())
 }
 
-fn below(directory: &OwnedFd, proc: &OwnedFd, base: u32, levels: u32) -> io::Result<()> {
+fn below(directory: &OwnedFd, proc: &OwnedFd, ids: &Ids, levels: u32) -> io::Result<()> {
     if levels == 0 {
         return Err(io::Error::other(format!("more than {MOST_LEVELS} directories in one another")));
     }
@@ -56,9 +43,9 @@ fn below(directory: &OwnedFd, proc: &OwnedFd, base: u32, levels: u32) -> io::Res
             Err(Errno::NOENT) => continue,
             found => {
                 let found = found?;
-                if own(found.as_fd(), proc, base)? {
+                if own(found.as_fd(), proc, ids)? {
                     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                    below(&openat(&found, c".", flags, Mode::empty())?, proc, base, levels - 1)?;
+                    below(&openat(&found, c".", flags, Mode::empty())?, proc, ids, levels - 1)?;
                 }
             }
         }
@@ -67,10 +54,10 @@ fn below(directory: &OwnedFd, proc: &OwnedFd, base: u32, levels: u32) -> io::Res
 }
 
 /// Changes one owner; whether it is a directory.
-fn own(what: impl AsFd, proc: &OwnedFd, base: u32) -> io::Result<bool> {
+fn own(what: impl AsFd, proc: &OwnedFd, ids: &Ids) -> io::Result<bool> {
     let stat = fstat(what.as_fd())?;
     let kind = FileType::from_raw_mode(stat.st_mode);
-    let (uid, gid) = (shifted(stat.st_uid, base), shifted(stat.st_gid, base));
+    let (uid, gid) = (ids.shifted(stat.st_uid), ids.shifted(stat.st_gid));
     if (uid, gid) != (stat.st_uid, stat.st_gid) {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         chownat(what.as_fd(), c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)?;
@@ -81,30 +68,4 @@ fn own(what: impl AsFd, proc: &OwnedFd, base: u32) -> io::Result<bool> {
         }
     }
     Ok(kind == FileType::Directory)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_of_the_host_and_of_an_earlier_sandbox_become_the_sandboxs_and_others_stay() {
-        let base = RANGES + 7 * IDS;
-        assert_eq!(shifted(0, base), base);
-        assert_eq!(shifted(65_535, base), base + 65_535);
-        assert_eq!(shifted(base + 1000, base), base + 1000, "what the sandbox made stays");
-        assert_eq!(shifted(RANGES + 3 * IDS + 5, base), base + 5);
-        for outside in [65_536, 100_000, RANGES - 1] {
-            assert_eq!(shifted(outside, base), outside);
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn shifting_again_changes_nothing(id in 0_u32..(1 << 31), slot in (RANGES / IDS)..(1_u32 << 15)) {
-            let base = slot * IDS;
-            let once = shifted(id, base);
-            proptest::prop_assert_eq!(shifted(once, base), once);
-        }
-    }
 }

@@ -7,6 +7,7 @@ use rustix::fs::fstatfs;
 
 use super::owners;
 use super::report::Step;
+use crate::ids::Ids;
 use crate::protocol::Refusal;
 use crate::spec;
 use crate::sys::{mount, paths};
@@ -17,7 +18,7 @@ const KERNEL_FILE_SYSTEMS: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_
 /// Attaches the volumes in their order; tells what was left out.
 pub(crate) fn mount_all(
     root: &OwnedFd,
-    base: u32,
+    ids: &Ids,
     user: Option<&OwnedFd>,
     proc: &OwnedFd,
     volumes: &[spec::Mount],
@@ -34,12 +35,12 @@ pub(crate) fn mount_all(
         if ["/proc", "/sys"].iter().any(|kernel| volume.destination.starts_with(kernel)) {
             return Err(in_the_kernel(&volume.destination));
         }
-        if let Some(what) = prepare(volume, source, user, proc, base)? {
+        if let Some(what) = prepare(volume, source, user, proc, ids)? {
             degraded.push(what);
         }
         let kind = paths::kind_of(source).step(format!("kind of the volume for {destination}"))?;
         let target =
-            paths::target_in(root, &volume.destination, kind, base).step(format!("mount point {destination}"))?;
+            paths::target_in(root, &volume.destination, kind, ids.base()).step(format!("mount point {destination}"))?;
         refuse_kernel_file_systems(&target, &volume.destination)?;
         mount::attach(source, &target).step(format!("mount on {destination}"))?;
     }
@@ -51,7 +52,7 @@ fn prepare(
     source: &OwnedFd,
     user: Option<&OwnedFd>,
     proc: &OwnedFd,
-    base: u32,
+    ids: &Ids,
 ) -> Result<Option<String>, Refusal> {
     let destination = volume.destination.display();
     let mut attributes = mount::NODEV | mount::NOSUID;
@@ -69,7 +70,7 @@ fn prepare(
             // The file system cannot (tmpfs before Linux 6.3).
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && volume.exclusive => {
                 let failed = |error| Refusal::failed(format!("owners in the volume for {destination}"), &error);
-                owners::shift(source, proc, base).map_err(failed)?;
+                owners::shift(source, proc, ids).map_err(failed)?;
             }
             // Owners appear as nobody, modes decide.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
