@@ -270,7 +270,7 @@ async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Resu
         journal: Journal::starting_after(Now::read().wall_ns / 1_000_000),
         board: Board::default(),
         metrics,
-        host: HostFacts { ips: facts.addresses.clone(), capacity: room.amounts, pids_limit: config.pids_limit },
+        host: HostFacts { ips: facts.addresses.clone(), capacity: room.amounts, policy: config.policy },
         resolver: resolver(config),
         state_dir: config.state_dir.clone(),
         run_dir: config.run_dir.clone(),

@@ -389,7 +389,7 @@ impl Rig {
             host: crate::pod::spec::HostFacts {
                 ips: vec!["192.0.2.1".to_owned()],
                 capacity: crate::pod::spec::resources::Amounts { milli_cpu: 4000, memory: 4 << 30, ephemeral: 1 << 30 },
-                pids_limit: 1024,
+                policy: crate::pod::spec::resources::Policy { pids_limit: 1024, ..Default::default() },
             },
             resolver: Default::default(),
             state_dir,

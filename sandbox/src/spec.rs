@@ -201,6 +201,14 @@ pub struct Resources {
     pub cpu_period_us: Option<u64>,
     /// Memory limit in bytes; swap is always off.
     pub memory_limit: Option<u64>,
+    /// Memory in bytes that is never reclaimed from it (v2; the kernel takes from others first, or kills).
+    pub memory_min: Option<u64>,
+    /// Memory in bytes that is reclaimed from it only when nothing else is left to be (v2).
+    pub memory_low: Option<u64>,
+    /// Memory in bytes above which it is slowed down and reclaimed from (v2).
+    pub memory_high: Option<u64>,
+    /// Bytes of huge pages by page size as the kernel names it (`2MB`, `1GB`); sizes that are not named are not limited.
+    pub hugepages: BTreeMap<String, u64>,
     /// Most processes and threads.
     pub pids_limit: Option<u64>,
     /// `oom_score_adj` of its processes, -1000 to 1000.

@@ -115,6 +115,13 @@ pub struct RunFlags {
     /// Processes and threads of one pod [default: 32768].
     #[arg(long, env = "NODELESS_PIDS_LIMIT")]
     pub pids_limit: Option<u64>,
+    /// Protect the memory that pods request from reclaim, on cgroup v2 [default: true].
+    #[arg(long, env = "NODELESS_PROTECT_MEMORY")]
+    pub protect_memory: Option<bool>,
+    /// Slow containers of Burstable pods down from this part of the way between their memory request and limit on, on cgroup
+    /// v2; the kubelet's is 0.9 [default: not].
+    #[arg(long, env = "NODELESS_MEMORY_THROTTLING_FACTOR")]
+    pub memory_throttling_factor: Option<f64>,
     /// How log lines look [default: text].
     #[arg(long, env = "NODELESS_LOG_FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
@@ -150,6 +157,8 @@ impl RunFlags {
             capacity_memory,
             max_pods,
             pids_limit,
+            protect_memory,
+            memory_throttling_factor,
             log_format,
             otlp_endpoint,
         )

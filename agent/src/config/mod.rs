@@ -14,6 +14,7 @@ use ipnet::Ipv4Net;
 pub use flags::{Cli, Command, JoinFlags, RunFlags};
 
 use crate::network::DataPlane;
+use crate::pod::spec::resources::Policy;
 use crate::quantity::{QuantityError, milli, whole};
 
 /// Default of `--state-dir`.
@@ -72,8 +73,8 @@ pub struct Config {
     pub capacity_memory: Option<u64>,
     /// Pods at once.
     pub max_pods: u32,
-    /// Processes of one pod.
-    pub pids_limit: u64,
+    /// What pods get beyond what they ask for.
+    pub policy: Policy,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Where spans are sent.
@@ -198,11 +199,23 @@ impl Config {
             capacity_milli_cpu: quantity("capacity-cpu", flags.capacity_cpu, milli)?,
             capacity_memory: quantity("capacity-memory", flags.capacity_memory, whole)?,
             max_pods: flags.max_pods.unwrap_or(MAX_PODS),
-            pids_limit: flags.pids_limit.unwrap_or(PIDS_LIMIT),
+            policy: policy(flags.pids_limit, flags.protect_memory, flags.memory_throttling_factor)?,
             log_format: flags.log_format.unwrap_or_default(),
             otlp_endpoint: flags.otlp_endpoint,
         })
     }
+}
+
+fn policy(pids: Option<u64>, protect_memory: Option<bool>, factor: Option<f64>) -> Result<Policy, ConfigError> {
+    if let Some(factor) = factor.filter(|factor| !(*factor > 0.0 && *factor <= 1.0)) {
+        let problem = format!("{factor} is not above 0 and at most 1");
+        return Err(ConfigError::Value { flag: "memory-throttling-factor", problem });
+    }
+    Ok(Policy {
+        pids_limit: pids.unwrap_or(PIDS_LIMIT),
+        protect_memory: protect_memory.unwrap_or(true),
+        throttling_factor: factor,
+    })
 }
 
 /// The one named, else beside this program, else in `PATH`.
@@ -268,6 +281,8 @@ mod tests {
             (RunFlags { capacity_cpu: Some("lots".into()), ..flags() }, "capacity-cpu"),
             (RunFlags { host_id: Some("Not OK".into()), ..flags() }, "host-id"),
             (RunFlags { registry_timeout_seconds: Some(0), ..flags() }, "registry-timeout-seconds"),
+            (RunFlags { memory_throttling_factor: Some(1.1), ..flags() }, "memory-throttling-factor"),
+            (RunFlags { memory_throttling_factor: Some(f64::NAN), ..flags() }, "memory-throttling-factor"),
         ] {
             let error = Config::check(wrong).unwrap_err();
             assert!(error.to_string().contains(flag), "{error}");

@@ -19,6 +19,8 @@ pub enum Controller {
     Memory,
     /// Process counts.
     Pids,
+    /// Huge pages, on the unified hierarchy only (hybrid hosts too), and only where the host has any.
+    Hugetlb,
     /// Device allow-lists (v1; an eBPF program on v2).
     Devices,
     /// Freezing (v1 without a unified mount; part of the core on v2).
@@ -28,7 +30,8 @@ pub enum Controller {
 impl Controller {
     /// All of them, in the order in which a process is attached: memory last, so that what it allocates on the way is
     /// charged outside the limit.
-    pub const ALL: [Self; 6] = [Self::Cpu, Self::Cpuacct, Self::Pids, Self::Devices, Self::Freezer, Self::Memory];
+    pub const ALL: [Self; 7] =
+        [Self::Cpu, Self::Cpuacct, Self::Pids, Self::Hugetlb, Self::Devices, Self::Freezer, Self::Memory];
 
     /// The kernel's name.
     pub fn name(self) -> &'static str {
@@ -37,6 +40,7 @@ impl Controller {
             Self::Cpuacct => "cpuacct",
             Self::Memory => "memory",
             Self::Pids => "pids",
+            Self::Hugetlb => "hugetlb",
             Self::Devices => "devices",
             Self::Freezer => "freezer",
         }
@@ -74,7 +78,7 @@ pub struct Dirs {
 #[derive(Debug)]
 pub(super) struct UnifiedDir {
     pub(super) fd: OwnedFd,
-    /// Controllers in use there; on hybrid hosts none of ours.
+    /// Controllers in use there; on hybrid hosts at most that of huge pages.
     pub(super) controllers: Vec<Controller>,
 }
 
@@ -113,6 +117,9 @@ impl Dirs {
 pub trait Driver: Send + Sync + fmt::Debug {
     /// Sets limits. `fresh`: the cgroup was just made, so what is `None` need not be reset.
     fn apply(&self, dirs: &Dirs, resources: &Resources, fresh: bool) -> Result<(), CgroupError>;
+    /// When the OOM killer takes one of its processes, it takes all of them. For a container; never for a pod, whose shim
+    /// would go with it.
+    fn kill_whole(&self, dirs: &Dirs) -> Result<(), CgroupError>;
     /// Denies every device but these.
     fn allow_devices(&self, dirs: &Dirs, rules: &[DeviceRule]) -> Result<Enforcement, CgroupError>;
     /// Moves a process (0: the caller) in.

@@ -156,6 +156,11 @@ impl Group {
         self.driver.apply(&self.dirs, resources, false)
     }
 
+    /// For a container's leaf: the OOM killer takes all of its processes or none (v2).
+    pub fn kill_whole(&self) -> Result<(), CgroupError> {
+        self.driver.kill_whole(&self.dirs)
+    }
+
     /// Denies every device but these.
     pub fn allow_devices(&self, rules: &[DeviceRule]) -> Result<Enforcement, CgroupError> {
         self.driver.allow_devices(&self.dirs, rules)

@@ -58,6 +58,7 @@ impl Layout {
                 .filter_map(|option| Controller::from_name(option))
                 .filter(|controller| !taken.contains(controller))
                 .filter(|controller| *controller != Controller::Freezer || unified.is_none())
+                .filter(|controller| *controller != Controller::Hugetlb)
                 .collect();
             if fresh.is_empty() {
                 continue;

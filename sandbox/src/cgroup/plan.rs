@@ -1,5 +1,7 @@
 //! From limits to writes of control files: pure.
 
+use std::borrow::Cow;
+
 use super::{CgroupError, Controller};
 use crate::spec::Resources;
 
@@ -18,7 +20,7 @@ pub enum Step {
         /// Whose file.
         controller: Controller,
         /// Its name.
-        file: &'static str,
+        file: Cow<'static, str>,
         /// What to write.
         value: String,
         /// A kernel built without the file is no failure.
@@ -32,8 +34,13 @@ pub enum Step {
     },
 }
 
-fn set(controller: Controller, file: &'static str, value: impl ToString) -> Step {
-    Step::Set { controller, file, value: value.to_string(), optional: false }
+fn set(controller: Controller, file: impl Into<Cow<'static, str>>, value: impl ToString) -> Step {
+    Step::Set { controller, file: file.into(), value: value.to_string(), optional: false }
+}
+
+/// As [`set`], for what is a preference, or what a kernel may have been built without.
+fn wish(controller: Controller, file: impl Into<Cow<'static, str>>, value: impl ToString) -> Step {
+    Step::Set { controller, file: file.into(), value: value.to_string(), optional: true }
 }
 
 /// v1 shares as a v2 weight (1 to 10000). The curve is the one that runc 1.3.2, crun 1.23 and later use: it meets
@@ -99,6 +106,7 @@ pub fn v1(resources: &Resources, fresh: bool) -> Result<Vec<Step>, CgroupError> 
         steps.push(Step::MemoryWithSwap { limit: resources.memory_limit });
     }
     pids(resources, fresh, &mut steps);
+    huge_pages(resources, &mut steps);
     Ok(steps)
 }
 
@@ -116,22 +124,37 @@ pub fn v2(resources: &Resources, fresh: bool) -> Result<Vec<Step>, CgroupError> 
         None if !fresh => steps.push(set(Controller::Cpu, "cpu.max", format!("max {period}"))),
         None => {}
     }
-    if let Some(limit) = resources.memory_limit {
-        steps.push(Step::Set {
-            controller: Controller::Memory,
-            file: "memory.swap.max",
-            value: "0".to_owned(),
-            optional: true,
-        });
-        if fresh {
-            steps.push(set(Controller::Memory, "memory.oom.group", 1));
+    if fresh {
+        steps.push(wish(Controller::Memory, "memory.swap.max", 0));
+    }
+    for (file, value, none) in [
+        ("memory.min", resources.memory_min, "0"),
+        ("memory.low", resources.memory_low, "0"),
+        ("memory.high", resources.memory_high, "max"),
+    ] {
+        match value {
+            Some(bytes) => steps.push(wish(Controller::Memory, file, bytes)),
+            None if !fresh => steps.push(wish(Controller::Memory, file, none)),
+            None => {}
         }
+    }
+    if let Some(limit) = resources.memory_limit {
         steps.push(set(Controller::Memory, "memory.max", limit));
     } else if !fresh {
         steps.push(set(Controller::Memory, "memory.max", "max"));
     }
     pids(resources, fresh, &mut steps);
+    huge_pages(resources, &mut steps);
     Ok(steps)
+}
+
+/// Both what is used and what is reserved by a mapping, so that a mapping that is too large is refused when it is made and
+/// does not end in a signal later.
+fn huge_pages(resources: &Resources, steps: &mut Vec<Step>) {
+    for (size, bytes) in &resources.hugepages {
+        steps.push(set(Controller::Hugetlb, format!("hugetlb.{size}.max"), bytes));
+        steps.push(wish(Controller::Hugetlb, format!("hugetlb.{size}.rsvd.max"), bytes));
+    }
 }
 
 fn pids(resources: &Resources, fresh: bool, steps: &mut Vec<Step>) {
@@ -155,13 +178,14 @@ mod tests {
             memory_limit: Some(64 << 20),
             pids_limit: Some(100),
             oom_score_adj: None,
+            ..Resources::default()
         }
     }
 
     #[test]
-    fn an_empty_plan_for_no_limits_on_a_fresh_cgroup() {
+    fn no_limits_on_a_fresh_cgroup_need_no_writes_but_that_nothing_is_swapped() {
         assert_eq!(v1(&Resources::default(), true).unwrap(), []);
-        assert_eq!(v2(&Resources::default(), true).unwrap(), []);
+        assert_eq!(v2(&Resources::default(), true).unwrap(), [wish(Controller::Memory, "memory.swap.max", 0)]);
     }
 
     #[test]
@@ -178,26 +202,43 @@ mod tests {
     }
 
     #[test]
-    fn v2_writes_weight_max_swap_off_and_group_kill_before_the_limit() {
-        let steps = v2(&everything(), true).unwrap();
-        let written: Vec<String> = steps
-            .iter()
-            .map(|step| match step {
-                Step::Set { file, value, .. } => format!("{file}={value}"),
-                Step::MemoryWithSwap { .. } => panic!("a v1 step on v2"),
-            })
-            .collect();
+    fn v2_writes_weight_max_swap_off_and_protection_before_the_limit() {
+        let protected = Resources {
+            memory_low: Some(32 << 20),
+            memory_high: Some(60 << 20),
+            hugepages: [("2MB".to_owned(), 4 << 20)].into(),
+            ..everything()
+        };
         assert_eq!(
-            written,
+            written(v2(&protected, true).unwrap()),
             [
                 "cpu.weight=100",
                 "cpu.max=50000 100000",
                 "memory.swap.max=0",
-                "memory.oom.group=1",
+                "memory.low=33554432",
+                "memory.high=62914560",
                 "memory.max=67108864",
-                "pids.max=100"
+                "pids.max=100",
+                "hugetlb.2MB.max=4194304",
+                "hugetlb.2MB.rsvd.max=4194304",
             ]
         );
+    }
+
+    fn written(steps: Vec<Step>) -> Vec<String> {
+        let line = |step| match step {
+            Step::Set { file, value, .. } => format!("{file}={value}"),
+            Step::MemoryWithSwap { .. } => panic!("a v1 step on v2"),
+        };
+        steps.into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn an_update_takes_protection_back() {
+        let lines = written(v2(&Resources::default(), false).unwrap());
+        for line in ["memory.min=0", "memory.low=0", "memory.high=max"] {
+            assert!(lines.contains(&line.to_owned()), "{line} in {lines:?}");
+        }
     }
 
     #[test]

@@ -286,3 +286,58 @@ fn privileged_a_device_program_decides_on_the_unified_hierarchy_and_is_replaced_
         assert_eq!(opens(&leaf, "/dev/zero"), zero, "{rules:?}");
     }
 }
+
+#[test]
+fn privileged_memory_protection_is_written_and_summed_up_to_the_parent() {
+    let Some(real) = RealTree::new("protection") else { return };
+    if !real.layout.is_v2() {
+        eprintln!("SKIPPED protection: memory is not on the unified hierarchy here");
+        return;
+    }
+    let read = |path: &str| {
+        let root = real.layout.unified.as_ref().unwrap();
+        std::fs::read_to_string(root.join(&real.parent).join(path)).unwrap().trim().to_owned()
+    };
+    for (name, low) in [("a", 8u64 << 20), ("b", 16 << 20)] {
+        let pod = real.tree.create_pod(&id(name)).unwrap();
+        let protection = Resources { memory_low: Some(low), memory_min: Some(4096), ..Resources::default() };
+        pod.apply(&protection).unwrap();
+        let leaf = pod.create_leaf("web").unwrap();
+        leaf.kill_whole().unwrap();
+        let limits = Resources { memory_high: Some(low / 2), memory_limit: Some(low), ..protection };
+        leaf.apply(&limits).unwrap();
+    }
+    real.tree.sum_protection().unwrap();
+    assert_eq!((read("memory.low"), read("memory.min")), ((24u64 << 20).to_string(), "8192".to_owned()));
+    assert_eq!(read("a/web/memory.high"), (4u64 << 20).to_string());
+    assert_eq!((read("a/web/memory.oom.group"), read("a/memory.oom.group")), ("1".to_owned(), "0".to_owned()));
+    assert_eq!(read("b/web/memory.swap.max"), "0");
+    real.tree.remove_pod(&id("b"), SOON).unwrap();
+    real.tree.pod(&id("a")).unwrap().update(&Resources::default()).unwrap();
+    real.tree.sum_protection().unwrap();
+    assert_eq!((read("memory.low"), read("a/memory.min")), ("0".to_owned(), "0".to_owned()));
+}
+
+#[test]
+fn privileged_huge_pages_are_limited_by_size() {
+    let pages = Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
+    let in_guest = Layout::detect().is_ok_and(|layout| layout.is_v2()) && pages.exists();
+    if !in_guest || !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED huge_pages: needs root and cgroup v2 alone, and changes how many huge pages the host has");
+        return;
+    }
+    let before = std::fs::read_to_string(pages).unwrap();
+    std::fs::write(pages, "4").unwrap();
+    let outcome = std::panic::catch_unwind(|| {
+        let real = RealTree::new("huge").unwrap();
+        let pod = real.tree.create_pod(&id("a")).unwrap();
+        let leaf = pod.create_leaf("web").unwrap();
+        assert!(leaf.has(Controller::Hugetlb));
+        leaf.apply(&Resources { hugepages: [("2MB".to_owned(), 2 << 20)].into(), ..Resources::default() }).unwrap();
+        let path = real.layout.unified.clone().unwrap().join(&real.parent).join("a/web");
+        let read = |file: &str| std::fs::read_to_string(path.join(file)).unwrap();
+        assert_eq!((read("hugetlb.2MB.max").trim(), read("hugetlb.2MB.rsvd.max").trim()), ("2097152", "2097152"));
+    });
+    std::fs::write(pages, before.trim()).unwrap();
+    outcome.unwrap();
+}

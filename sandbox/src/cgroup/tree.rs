@@ -41,13 +41,12 @@ impl Tree {
             None => None,
             Some(path) => {
                 let mut fd = open_root(path)?;
+                let wanted = wanted(layout);
                 for component in &components {
-                    if layout.is_v2() {
-                        enable_controllers(fd.as_fd())?;
-                    }
+                    enable(fd.as_fd(), &wanted)?;
                     fd = make_child(fd.as_fd(), component)?;
                 }
-                let controllers = if layout.is_v2() { enable_controllers(fd.as_fd())? } else { Vec::new() };
+                let controllers = enable(fd.as_fd(), &wanted)?;
                 Some(UnifiedDir { fd, controllers })
             }
         };
@@ -84,6 +83,34 @@ impl Tree {
         Ok(())
     }
 
+    /// Whether the host can protect pods' memory (v2).
+    pub fn protects_memory(&self) -> bool {
+        self.parent.dirs().unified.as_ref().is_some_and(|dir| dir.controllers.contains(&Controller::Memory))
+    }
+
+    /// Protects the memory of all pods together by as much as that of each (v2): what PARENT is not granted, no pod in it
+    /// has. To be called after any pod's protection changed.
+    pub fn sum_protection(&self) -> Result<(), CgroupError> {
+        let Some(unified) = self.parent.dirs().unified.as_ref().filter(|d| d.controllers.contains(&Controller::Memory))
+        else {
+            return Ok(());
+        };
+        let parent = unified.fd.as_fd();
+        for file in ["memory.min", "memory.low"] {
+            let mut sum = 0u64;
+            for name in remove::subdirectories(parent)? {
+                // One that goes meanwhile protects nothing.
+                if let Some(pod) = remove::open_child(parent, &name)? {
+                    sum = sum.saturating_add(files::read_number(pod.as_fd(), file).unwrap_or(0));
+                }
+            }
+            if files::read_number(parent, file).ok() != Some(sum) {
+                files::write(parent, file, &sum.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The group that all pods are in.
     pub fn parent(&self) -> &Group {
         &self.parent
@@ -95,7 +122,7 @@ impl Tree {
         if let Some(unified) = &pod.dirs().unified
             && !unified.controllers.is_empty()
         {
-            enable_controllers(unified.fd.as_fd())?;
+            enable(unified.fd.as_fd(), &unified.controllers)?;
         }
         Ok(pod)
     }
@@ -131,10 +158,36 @@ pub(super) fn make_child(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Cgr
     remove::open_child(dir, name)?.ok_or_else(|| CgroupError::NotFound { name: name.to_owned() })
 }
 
-/// Enables, for the children of a v2 cgroup, those of our controllers that it has. Returns which are then enabled.
-fn enable_controllers(dir: BorrowedFd<'_>) -> Result<Vec<Controller>, CgroupError> {
+/// What is used of the unified hierarchy: on a hybrid host the rest is elsewhere, and a host without huge pages has nothing
+/// to limit.
+fn wanted(layout: &Layout) -> Vec<Controller> {
+    let has_huge_pages = huge_page_counts(Path::new("/sys/kernel/mm/hugepages")).any(|count| count > 0);
+    let used = |controller: &Controller| match controller {
+        Controller::Hugetlb => has_huge_pages,
+        _ => layout.is_v2(),
+    };
+    Controller::ALL.into_iter().filter(used).collect()
+}
+
+/// How many pages the host has of each size, those that it may make on demand included.
+fn huge_page_counts(root: &Path) -> impl Iterator<Item = u64> {
+    let sizes = std::fs::read_dir(root).into_iter().flatten().flatten();
+    sizes.flat_map(|size| {
+        ["nr_hugepages", "nr_overcommit_hugepages"]
+            .map(|file| std::fs::read_to_string(size.path().join(file)).ok().and_then(|t| t.trim().parse().ok()))
+            .into_iter()
+            .flatten()
+    })
+}
+
+/// Enables, for the children of a v2 cgroup, those of the wanted controllers that it has. Returns which are then enabled.
+fn enable(dir: BorrowedFd<'_>, wanted: &[Controller]) -> Result<Vec<Controller>, CgroupError> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
     let parse = |text: &str| text.split_whitespace().filter_map(Controller::from_name).collect::<Vec<_>>();
-    let available = parse(&files::read(dir, "cgroup.controllers")?);
+    let mut available = parse(&files::read(dir, "cgroup.controllers")?);
+    available.retain(|controller| wanted.contains(controller));
     let enabled = parse(&files::read(dir, "cgroup.subtree_control")?);
     let missing: Vec<String> = available.iter().filter(|c| !enabled.contains(c)).map(|c| format!("+{c}")).collect();
     if !missing.is_empty() {

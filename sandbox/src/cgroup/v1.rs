@@ -24,7 +24,7 @@ impl Driver for V1 {
         for step in plan::v1(resources, fresh)? {
             match step {
                 Step::Set { controller, file, value, optional } => {
-                    v2::write_setting(dirs, controller, file, &value, optional, fresh)?;
+                    v2::write_setting(dirs, controller, &file, &value, optional, fresh)?;
                 }
                 Step::MemoryWithSwap { limit } => match dirs.of(Controller::Memory) {
                     Some(dir) => set_memory(dir, limit)?,
@@ -45,6 +45,11 @@ impl Driver for V1 {
             files::write(dir, "devices.allow", &rule.to_string())?;
         }
         Ok(Enforcement::Kernel)
+    }
+
+    /// v1 kills one process at a time.
+    fn kill_whole(&self, _dirs: &Dirs) -> Result<(), CgroupError> {
+        Ok(())
     }
 
     fn attach(&self, dirs: &Dirs, pid: u32) -> Result<(), CgroupError> {

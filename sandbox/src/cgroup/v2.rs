@@ -20,7 +20,7 @@ impl Driver for V2 {
     fn apply(&self, dirs: &Dirs, resources: &Resources, fresh: bool) -> Result<(), CgroupError> {
         for step in plan::v2(resources, fresh)? {
             if let Step::Set { controller, file, value, optional } = step {
-                write_setting(dirs, controller, file, &value, optional, fresh)?;
+                write_setting(dirs, controller, &file, &value, optional, fresh)?;
             }
         }
         Ok(())
@@ -28,6 +28,11 @@ impl Driver for V2 {
 
     fn allow_devices(&self, dirs: &Dirs, rules: &[DeviceRule]) -> Result<Enforcement, CgroupError> {
         device_program(unified(dirs)?, rules)
+    }
+
+    fn kill_whole(&self, dirs: &Dirs) -> Result<(), CgroupError> {
+        let Some(dir) = dirs.of(Controller::Memory) else { return Ok(()) };
+        files::write(dir, "memory.oom.group", "1")
     }
 
     fn attach(&self, dirs: &Dirs, pid: u32) -> Result<(), CgroupError> {

@@ -15,6 +15,7 @@ mod exec;
 mod keeper;
 mod layout;
 mod program;
+mod protection;
 mod reset;
 mod slots;
 mod sources;
@@ -25,6 +26,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use async_trait::async_trait;
 use rustix::net::SocketAddrUnix;
@@ -76,6 +78,8 @@ struct Inner {
     keeper: Keeper,
     pool: Mutex<Pool>,
     refilling: Mutex<()>,
+    /// The protection of all pods together is about to be summed up.
+    summing: AtomicBool,
     shims: Mutex<HashMap<SandboxId, Client<ShimWire>>>,
     /// Sandboxes that are being destroyed: their shims' ends are no loss.
     dying: std::sync::Mutex<BTreeSet<SandboxId>>,
@@ -107,6 +111,7 @@ impl NamespaceSandboxes {
             tree,
             pool: Mutex::default(),
             refilling: Mutex::default(),
+            summing: AtomicBool::default(),
             shims: Mutex::default(),
             dying: std::sync::Mutex::default(),
         });
@@ -265,7 +270,9 @@ impl Sandboxes for NamespaceSandboxes {
 
     async fn update(&self, id: &SandboxId, container: Option<&str>, resources: &Resources) -> Result<(), SandboxError> {
         let request = Request::Update { container: container.map(str::to_owned), resources: resources.clone() };
-        self.inner.ask(id, "change of limits", request, vec![]).await.map(drop)
+        self.inner.ask(id, "change of limits", request, vec![]).await?;
+        self.inner.protection_changed();
+        Ok(())
     }
 
     async fn stats(&self, id: &SandboxId) -> Result<SandboxStats, SandboxError> {
@@ -305,6 +312,7 @@ impl Sandboxes for NamespaceSandboxes {
         crate::sys::failpoint::failpoint!(DestroyBegun);
         let cleared = self.inner.clear_slot(&slot, &self.inner.layout.sandbox(id)).await;
         self.inner.set_dying(id, false);
+        self.inner.protection_changed();
         cleared
     }
 

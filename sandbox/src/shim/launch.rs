@@ -13,7 +13,7 @@ use super::own_root;
 use super::poller::Key;
 use super::requests::{cgroup_refusal, described};
 use super::server::{PodInit, Shim, Source};
-use super::spare::{Spare, limit_devices};
+use super::spare::{Spare, furnish};
 use super::stub::report::{Report, Step};
 use super::stub::{self, Joining, Order, Shared, Streams, identity, mounts};
 use crate::cgroup::DEFAULT_DEVICES;
@@ -120,7 +120,7 @@ impl Shim {
             .map_err(|error| cgroup_refusal("control group of the container", &error))?;
         crate::sys::failpoint::failpoint!(ContainerLeafMade);
         leaf.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the container", &error))?;
-        limit_devices(&leaf, &DEFAULT_DEVICES)?;
+        furnish(&leaf, &DEFAULT_DEVICES)?;
         crate::sys::failpoint::failpoint!(LimitsApplied);
         let (ours, theirs) = report_channel()?;
         let shared = self.shared(&spec.security);

@@ -47,7 +47,7 @@ impl Shim {
     fn make_spare(&self) -> Result<Spare, Refusal> {
         let dev = mounts::make_dev(self.slot.ids.base())?;
         let leaf = self.pod.create_leaf(LEAF).map_err(|error| cgroup_refusal("control group of a stub", &error))?;
-        limit_devices(&leaf, &DEFAULT_DEVICES)?;
+        furnish(&leaf, &DEFAULT_DEVICES)?;
         let (ours, theirs) = report_channel()?;
         let (slot, view) = (&self.slot, &self.view);
         let body = || stub::stand_by(slot.user.as_ref(), &slot.ids, view, &leaf, &dev, theirs);
@@ -111,8 +111,10 @@ impl Shim {
     }
 }
 
-/// Denies every device but these; says so where the host cannot.
-pub(super) fn limit_devices(leaf: &Group, rules: &[DeviceRule]) -> Result<(), Refusal> {
+/// What every container's leaf has: it is killed as a whole, and denied every device but these; says so where the host
+/// cannot.
+pub(super) fn furnish(leaf: &Group, rules: &[DeviceRule]) -> Result<(), Refusal> {
+    leaf.kill_whole().map_err(|error| cgroup_refusal("OOM group of a container", &error))?;
     match leaf.allow_devices(rules).map_err(|error| cgroup_refusal("devices of a container", &error))? {
         Enforcement::Kernel => {}
         Enforcement::None => {

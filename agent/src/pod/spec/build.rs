@@ -51,7 +51,7 @@ pub fn sandbox(context: Context<'_>, log_dir: PathBuf) -> Result<SandboxSpec, Sp
         hostname,
         sysctls: sysctls.map(|s| (s.name.replace('/', "."), s.value.clone())).collect(),
         share_process_namespace: spec.share_process_namespace.unwrap_or(false),
-        resources: resources::of_pod(spec, context.host.pids_limit).map_err(malformed)?,
+        resources: resources::of_pod(spec, &context.host.policy).map_err(malformed)?,
         log_dir,
         labels: BTreeMap::from([
             label("pod.uid", &meta.uid),
@@ -101,7 +101,8 @@ pub fn container(
         rootfs: Rootfs { layers: image.layers.clone(), writable: Some(writable) },
         readonly_rootfs: security.and_then(|s| s.read_only_root_filesystem).unwrap_or(false),
         mounts,
-        resources: resources::of_container(spec, container, context.host.capacity.memory).map_err(malformed)?,
+        resources: resources::of_container(spec, container, context.host.capacity.memory, &context.host.policy)
+            .map_err(malformed)?,
         security: security::of_container(container)?,
         stop_signal: stop_signal(container, image)?,
         stdin: container.stdin.unwrap_or(false),

@@ -5,6 +5,7 @@ mod build;
 pub mod env;
 pub mod expand;
 pub mod fields;
+mod oom;
 pub mod resources;
 pub mod security;
 pub mod signal;
@@ -15,18 +16,18 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 pub use self::build::{container, hostname, sandbox};
-use self::resources::Amounts;
+use self::resources::{Amounts, Policy};
 use crate::resolved::Resolved;
 
 /// What a pod may learn of its host.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct HostFacts {
     /// Addresses, preferred first.
     pub ips: Vec<String>,
     /// Capacity.
     pub capacity: Amounts,
-    /// Most processes of one pod.
-    pub pids_limit: u64,
+    /// What it does beyond what pods ask for.
+    pub policy: Policy,
 }
 
 /// Everything that a specification is made of.

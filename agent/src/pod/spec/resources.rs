@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use sandbox::spec::Resources;
 
+use super::oom;
 use crate::quantity::{QuantityError, milli, whole};
 
 /// Amounts of the resources that a host gives.
@@ -72,7 +73,7 @@ fn amounts(map: Option<&Map>) -> Result<Amounts, QuantityError> {
 }
 
 /// Requests of one set; a limit without a request is its own request.
-fn requests(resources: Option<&ResourceRequirements>) -> Result<Amounts, QuantityError> {
+pub(super) fn requests(resources: Option<&ResourceRequirements>) -> Result<Amounts, QuantityError> {
     let Some(resources) = resources else { return Ok(Amounts::default()) };
     let mut merged = resources.limits.clone().unwrap_or_default();
     merged.extend(resources.requests.clone().unwrap_or_default());
@@ -166,37 +167,75 @@ fn quota(milli_cpu: u64) -> u64 {
     (milli_cpu * PERIOD_US / 1000).max(1000)
 }
 
+/// How a host treats its pods, beyond what they ask for.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Policy {
+    /// Most processes of one pod; 0 for no limit.
+    pub pids_limit: u64,
+    /// Requested memory is protected from reclaim (cgroup v2): for good in Guaranteed pods, as far as possible in Burstable ones.
+    pub protect_memory: bool,
+    /// Containers of Burstable pods are slowed down from this part of the way between their request and their limit on.
+    pub throttling_factor: Option<f64>,
+}
+
+/// Processes of a pod that its containers leave free, so that a container which may have no more does not keep its
+/// neighbours from being probed and stopped.
+const SPARE_PIDS: u64 = 128;
+
 /// The kernel's limits for one container. `host_memory` is the host's, in bytes.
-pub fn of_container(spec: &PodSpec, container: &Container, host_memory: u64) -> Result<Resources, QuantityError> {
+pub fn of_container(
+    spec: &PodSpec,
+    container: &Container,
+    host_memory: u64,
+    policy: &Policy,
+) -> Result<Resources, QuantityError> {
     let own = requests(container.resources.as_ref())?;
     let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
     let cpu_limit = get(limits, "cpu").transpose()?.filter(|v| *v > 0);
     let memory_limit = get(limits, "memory").transpose()?.filter(|v| *v > 0);
+    let (memory_min, memory_low) = protection(spec, own.memory, policy);
     Ok(Resources {
         cpu_shares: Some(shares(own.milli_cpu)),
         cpu_quota_us: cpu_limit.map(quota),
         cpu_period_us: cpu_limit.map(|_| PERIOD_US),
         memory_limit,
-        pids_limit: None,
-        oom_score_adj: Some(oom_score_adj(spec, own.memory, host_memory)),
+        memory_min,
+        memory_low,
+        memory_high: policy
+            .throttling_factor
+            .and_then(|factor| throttled_from(own.memory, memory_limit, host_memory, factor)),
+        pids_limit: Some(policy.pids_limit).filter(|limit| *limit > SPARE_PIDS * 2).map(|limit| limit - SPARE_PIDS),
+        oom_score_adj: Some(oom::score_adj(spec, container, host_memory)?),
+        ..Resources::default()
     })
 }
 
-fn oom_score_adj(spec: &PodSpec, memory_request: u64, host_memory: u64) -> i32 {
+/// `memory.min` and `memory.low`: what is requested, by quality of service.
+fn protection(spec: &PodSpec, request: u64, policy: &Policy) -> (Option<u64>, Option<u64>) {
+    let asked = Some(request).filter(|bytes| policy.protect_memory && *bytes > 0);
     match qos(spec) {
-        Qos::Guaranteed => -997,
-        Qos::BestEffort => 1000,
-        Qos::Burstable => {
-            let share = u128::from(memory_request) * 1000 / u128::from(host_memory.max(1));
-            // Between the Guaranteed and the BestEffort, as in the kubelet's policy.
-            i32::try_from(1000_u128.saturating_sub(share)).unwrap_or(1000).clamp(3, 999)
-        }
+        Qos::Guaranteed => (asked, None),
+        Qos::Burstable => (None, asked),
+        Qos::BestEffort => (None, None),
     }
 }
 
+/// `memory.high` as the kubelet computes it: a part of the way from the request to the limit (without one, to what the
+/// host has), in whole pages; none where nothing lies between.
+fn throttled_from(request: u64, limit: Option<u64>, host_memory: u64, factor: f64) -> Option<u64> {
+    const PAGE: u64 = 4096;
+    let end = limit.unwrap_or(host_memory);
+    if limit == Some(request) || end <= request {
+        return None;
+    }
+    let high = request as f64 + (end - request) as f64 * factor;
+    Some((high / PAGE as f64) as u64 * PAGE).filter(|high| *high > request)
+}
+
 /// The kernel's limits for the whole pod: set only where every container is limited, or at pod level.
-pub fn of_pod(spec: &PodSpec, pids_limit: u64) -> Result<Resources, QuantityError> {
+pub fn of_pod(spec: &PodSpec, policy: &Policy) -> Result<Resources, QuantityError> {
     let requests = pod_requests(spec)?;
+    let (memory_min, memory_low) = protection(spec, requests.memory, policy);
     let pod_level = spec.resources.as_ref().and_then(|r| r.limits.as_ref());
     let every = |name: &str| {
         pod_level.is_some_and(|map| map.contains_key(name))
@@ -214,8 +253,10 @@ pub fn of_pod(spec: &PodSpec, pids_limit: u64) -> Result<Resources, QuantityErro
         cpu_quota_us: cpu_limit.map(quota),
         cpu_period_us: cpu_limit.map(|_| PERIOD_US),
         memory_limit: every("memory").then_some(limits.memory).filter(|v| *v > 0),
-        pids_limit: Some(pids_limit),
-        oom_score_adj: None,
+        memory_min,
+        memory_low,
+        pids_limit: Some(policy.pids_limit).filter(|limit| *limit > 0),
+        ..Resources::default()
     })
 }
 
@@ -284,13 +325,38 @@ mod tests {
             {"name": "a", "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"cpu": "500m", "memory": "2Gi"}}},
             {"name": "b"}]}));
         let host = 4 << 30;
-        let a = of_container(&spec, &spec.containers[0], host).unwrap();
+        let policy = Policy { pids_limit: 1024, ..Policy::default() };
+        let a = of_container(&spec, &spec.containers[0], host, &policy).unwrap();
         assert_eq!((a.cpu_shares, a.cpu_quota_us, a.memory_limit), (Some(256), Some(50_000), Some(2 << 30)));
         assert_eq!(a.oom_score_adj, Some(750));
-        let b = of_container(&spec, &spec.containers[1], host).unwrap();
+        let b = of_container(&spec, &spec.containers[1], host, &policy).unwrap();
         assert_eq!((b.cpu_shares, b.cpu_quota_us, b.oom_score_adj), (Some(2), None, Some(999)));
-        let pod = of_pod(&spec, 1024).unwrap();
+        assert_eq!((a.memory_min, a.memory_low, a.memory_high, a.pids_limit), (None, None, None, Some(896)));
+        let pod = of_pod(&spec, &policy).unwrap();
+        assert_eq!(pod.pids_limit, Some(1024));
         assert_eq!((pod.cpu_shares, pod.cpu_quota_us, pod.memory_limit), (Some(256), None, None));
+    }
+
+    #[test]
+    fn requested_memory_is_protected_by_quality_of_service_and_only_burstable_containers_are_slowed_down() {
+        let policy = Policy { protect_memory: true, throttling_factor: Some(0.9), ..Policy::default() };
+        let host = 8 << 30;
+        let of = |resources: serde_json::Value| {
+            let spec = spec(serde_json::json!({"containers": [{"name": "a", "resources": resources}]}));
+            let pod = of_pod(&spec, &policy).unwrap();
+            let own = of_container(&spec, &spec.containers[0], host, &policy).unwrap();
+            assert_eq!((own.memory_min, own.memory_low), (pod.memory_min, pod.memory_low));
+            (own.memory_min, own.memory_low, own.memory_high)
+        };
+        let gib = 1u64 << 30;
+        assert_eq!(of(serde_json::json!({"limits": {"cpu": "1", "memory": "1Gi"}})), (Some(gib), None, None));
+        // floor[(1Gi + 0.9 * (2Gi - 1Gi)) / 4096] * 4096
+        let limited = serde_json::json!({"requests": {"memory": "1Gi"}, "limits": {"memory": "2Gi"}});
+        assert_eq!(of(limited), (None, Some(gib), Some(2_040_107_008)));
+        // floor[(4Gi + 0.9 * (8Gi - 4Gi)) / 4096] * 4096
+        let unlimited = serde_json::json!({"requests": {"memory": "4Gi"}});
+        assert_eq!(of(unlimited), (None, Some(4 * gib), Some(8_160_436_224)));
+        assert_eq!(of(serde_json::json!({"requests": {"cpu": "1"}})).1, None);
     }
 
     #[test]
