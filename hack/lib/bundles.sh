@@ -3,8 +3,9 @@
 #
 #   bench_sandboxes BENCH PEER... -- FIGURE...   runs `nodeless-bench BENCH` on them; prints JSON lines
 #
-# Peers are crun and runc of Debian, with the same hardening (tests/src/bench/oci). Debian's crun refuses hybrid hosts (cgroup
-# v1 with a v2 mount beside it): the program hides that mount from its peers.
+# Peers are crun and runc of Debian, with the same hardening (tests/src/bench/oci), and containerd: an instance of its own in
+# namespaces of its own (tests/src/bench/containerd). Debian's crun refuses hybrid hosts (cgroup v1 with a v2 mount beside it):
+# the program hides that mount from its peers.
 
 bench_sandboxes() {
     local bench=$1 peer status=0
@@ -20,8 +21,13 @@ bench_sandboxes() {
     while (($#)) && [[ $1 != -- ]]; do
         peer=$1
         shift
-        need_programs bench "$peer" || return
         mkdir -p "$dir/$peer"
+        if [[ $peer == containerd ]]; then
+            bench_containerd "$dir" || return
+            arguments+=(--containerd "$dir/containerd" --containerd-image "$dir/image.tar")
+            continue
+        fi
+        need_programs bench "$peer" || return
         cp -a "$dir/rootfs" "$dir/$peer/rootfs"
         chown -R 268435456:268435456 "$dir/$peer/rootfs"
         arguments+=(--peer "$peer=$(PATH=$PATH:/usr/sbin command -v "$peer")=$dir/$peer")
@@ -36,6 +42,22 @@ bench_sandboxes() {
     # The peers leave the group that they made theirs in.
     find /sys/fs/cgroup -depth -type d -path '*/nodeless-bench-peer*' -exec rmdir {} +
     return "$status"
+}
+
+# bench_containerd DIR: what the peer containerd needs, and DIR/rootfs as the image bench:1 in DIR/image.tar
+bench_containerd() {
+    local dir=$1/archive digest
+    need_programs bench containerd ctr=containerd runc ip=iproute2 || return
+    if ! [[ -x /usr/lib/cni/bridge && -x /usr/lib/cni/host-local ]]; then
+        install_packages bench "CNI's plugins" containernetworking-plugins || return
+    fi
+    mkdir -p "$dir"
+    tar -C "$1/rootfs" --owner 0 --group 0 --numeric-owner -cf "$dir/layer.tar" . || return
+    digest=$(sha256sum "$dir/layer.tar")
+    jq -n --arg layer "sha256:${digest%% *}" --arg architecture "$(dpkg --print-architecture)" \
+        '{architecture: $architecture, os: "linux", config: {}, rootfs: {type: "layers", diff_ids: [$layer]}}' >"$dir/config.json"
+    echo '[{"Config": "config.json", "RepoTags": ["bench:1"], "Layers": ["layer.tar"]}]' >"$dir/manifest.json"
+    tar -C "$dir" -cf "$1/image.tar" manifest.json config.json layer.tar
 }
 
 # bench_rootfs DIR: busybox, and nothing else

@@ -1,7 +1,7 @@
 //! Our side of the benchmarks of sandboxes: the namespace backend on this host, with a run directory and a cgroup of its own.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -168,6 +168,16 @@ impl Backend {
     pub(super) async fn destroy(&self, id: &SandboxId) -> Result<()> {
         self.sandboxes.destroy(id).await.context("destroy")?;
         tokio::fs::remove_dir_all(self.dir_of(id)).await.context("remove a pod's directory")
+    }
+
+    /// The pods' control groups that there are.
+    pub(super) fn cgroups(&self) -> Result<Vec<PathBuf>> {
+        let parent = &self.config.cgroup_parent;
+        let hierarchies = std::fs::read_dir("/sys/fs/cgroup").context("list the control groups")?;
+        let hierarchies: Vec<PathBuf> = hierarchies.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        let parents = hierarchies.iter().map(|one| one.join(parent)).chain([Path::new("/sys/fs/cgroup").join(parent)]);
+        let children = parents.filter_map(|parent| std::fs::read_dir(parent).ok()).flatten();
+        Ok(children.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect())
     }
 
     fn dir_of(&self, id: &SandboxId) -> PathBuf {

@@ -1,8 +1,10 @@
 //! Benchmarks: each prints figures as JSON lines, one a figure and peer, beside its peer where one is measured.
 //!
 //! A benchmark is a module with `FIGURES` (what it can measure) and `run`; `hack/bench.d/NAME.sh` brings up what it needs.
-//! Those of sandboxes share [`host`] (our side) and [`oci`] (crun and runc, asked for the same hardening).
+//! Those of sandboxes share [`host`] (our side), [`oci`] (crun and runc, asked for the same hardening) and [`containerd`].
 
+pub mod containerd;
+pub mod density;
 pub mod exec;
 pub mod figure;
 pub mod host;
@@ -11,10 +13,13 @@ pub mod oci;
 pub mod rate;
 mod released;
 pub mod start;
+pub mod teardown;
 
 /// Every figure that can be asked for.
 pub fn figures() -> impl Iterator<Item = figure::Quantity> {
-    [start::FIGURES.as_slice(), &launch::FIGURES, &rate::FIGURES, &exec::FIGURES].into_iter().flatten().copied()
+    let all: [&[figure::Quantity]; 6] =
+        [&start::FIGURES, &launch::FIGURES, &rate::FIGURES, &exec::FIGURES, &density::FIGURES, &teardown::FIGURES];
+    all.into_iter().flatten().copied()
 }
 
 fn milliseconds(time: std::time::Duration) -> f64 {

@@ -20,6 +20,11 @@ impl Namespaces {
         Ok(Self(objects(&text).context("/proc/slabinfo does not say how many network namespaces there are")?))
     }
 
+    /// As many without those that are to go.
+    pub(super) fn less(self, going: usize) -> Self {
+        Self(self.0.saturating_sub(going))
+    }
+
     /// Waits until there are about as many again.
     pub(super) fn wait(self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;

@@ -30,12 +30,24 @@ enum Command {
     LaunchRate(LaunchRate),
     /// A program asked for in a running container -> its exit known, on this host.
     Exec(Exec),
+    /// Memory that idle pods cost, on this host.
+    Density(Density),
+    /// Many pods asked to go -> all that they held released, on this host.
+    Teardown(Teardown),
     /// Carries out orders of standard input with one peer; the benchmarks call it.
     #[command(hide = true)]
     Peer {
         /// NAME=PROGRAM=DIR.
         #[arg(value_parser = peer)]
         peer: oci::Peer,
+    },
+    /// The same with an instance of containerd.
+    #[command(hide = true)]
+    Containerd {
+        /// An empty directory.
+        dir: PathBuf,
+        /// An image archive.
+        image: PathBuf,
     },
 }
 
@@ -123,6 +135,51 @@ struct Exec {
     count: usize,
 }
 
+/// containerd as a peer.
+#[derive(Args)]
+struct Containerd {
+    /// An empty directory for an instance of containerd to measure beside it.
+    #[arg(long, requires = "containerd_image")]
+    containerd: Option<PathBuf>,
+    /// The archive of an image `bench:1` with busybox.
+    #[arg(long)]
+    containerd_image: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Density {
+    #[command(flatten)]
+    host: Host,
+    #[command(flatten)]
+    containerd: Containerd,
+    /// Pods of ours.
+    #[arg(long, default_value_t = 500)]
+    pods: usize,
+    /// Containers of the peer.
+    #[arg(long, default_value_t = 100)]
+    peer_containers: usize,
+}
+
+#[derive(Args)]
+struct Teardown {
+    #[command(flatten)]
+    host: Host,
+    #[command(flatten)]
+    containerd: Containerd,
+    /// Pods at once.
+    #[arg(long, default_value_t = 100)]
+    pods: usize,
+    /// How often ours is repeated.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
+impl Containerd {
+    fn given(self) -> Option<bench::containerd::Containerd> {
+        Some(bench::containerd::Containerd { dir: self.containerd?, image: self.containerd_image? })
+    }
+}
+
 fn peer(text: &str) -> Result<oci::Peer, String> {
     let parts: Vec<&str> = text.splitn(3, '=').collect();
     let [name, program, dir] = parts[..] else { return Err("write NAME=PROGRAM=DIR".to_owned()) };
@@ -155,7 +212,18 @@ async fn main() -> Result<()> {
             let (host, only) = host.split();
             print(bench::exec::run(&bench::exec::Options { host, count }, wanted(&only)).await?)?;
         }
+        Command::Density(Density { host, containerd, pods, peer_containers }) => {
+            let (host, only) = host.split();
+            let options = bench::density::Options { host, containerd: containerd.given(), pods, peer_containers };
+            print(bench::density::run(&options, wanted(&only)).await?)?;
+        }
+        Command::Teardown(Teardown { host, containerd, pods, rounds }) => {
+            let (host, only) = host.split();
+            let options = bench::teardown::Options { host, containerd: containerd.given(), pods, rounds };
+            print(bench::teardown::run(&options, wanted(&only)).await?)?;
+        }
         Command::Peer { peer } => peer.obey()?,
+        Command::Containerd { dir, image } => bench::containerd::Containerd { dir, image }.obey()?,
     }
     Ok(())
 }

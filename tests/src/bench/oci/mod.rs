@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use sandbox::spec::{DEFAULT_CAPABILITIES, DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS, Resources};
 use serde_json::{Value, json};
 
-pub(super) use runner::{Order, Runner};
+pub(super) use runner::{Order, Runner, this_program};
 
 /// A container's program that writes a byte.
 pub(super) const ECHO: [&str; 2] = ["/bin/echo", "x"];

@@ -1,6 +1,8 @@
-//! A process that works with one peer when told.
+//! A process that works with one peer when told, in namespaces of its own.
 
+use std::fmt::Debug;
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -25,8 +27,7 @@ pub(in crate::bench) enum Order {
     },
 }
 
-/// A process in a mount namespace of its own: Debian's crun refuses hosts with a v2 mount beside v1 hierarchies, so that mount
-/// is taken out of its sight, once and not in the time that is measured.
+/// A child that carries out orders, each a line of JSON, and answers each with a number.
 pub(in crate::bench) struct Runner {
     name: String,
     child: Child,
@@ -39,25 +40,31 @@ impl Runner {
         peers.iter().map(Self::start).collect()
     }
 
+    /// In a mount namespace of its own: Debian's crun refuses hosts with a v2 mount beside v1 hierarchies, so that mount is
+    /// taken out of its sight, once and not in the time that is measured.
     pub(in crate::bench) fn start(peer: &Peer) -> Result<Self> {
         const HIDDEN: &str = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"";
-        let this = std::env::current_exe().context("find this program")?;
+        let peer_is = format!("{}={}={}", peer.name, peer.program.display(), peer.dir.display());
         let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", HIDDEN, "sh"]).arg(this).arg("peer");
-        command.arg(format!("{}={}={}", peer.name, peer.program.display(), peer.dir.display()));
+        command.args(["--mount", "sh", "-c", HIDDEN, "sh"]).arg(this_program()?).args(["peer", &peer_is]);
+        Self::spawn(&peer.name, command)
+    }
+
+    /// A command that obeys until its standard input ends.
+    pub(in crate::bench) fn spawn(name: &str, mut command: Command) -> Result<Self> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("execute unshare")?;
         let answers = child.stdout.take().context("a pipe was asked for")?;
         let answers = BufReader::new(answers).lines();
-        Ok(Self { name: peer.name.clone(), orders: child.stdin.take(), child, answers })
+        Ok(Self { name: name.to_owned(), orders: child.stdin.take(), child, answers })
     }
 
-    pub(in crate::bench) fn ask(&mut self, order: Order) -> Result<f64> {
-        self.tell(order).with_context(|| format!("{order:?} by {}", self.name))
+    pub(in crate::bench) fn ask<O: Serialize + Debug>(&mut self, order: O) -> Result<f64> {
+        self.tell(&order).with_context(|| format!("{order:?} by {}", self.name))
     }
 
-    fn tell(&mut self, order: Order) -> Result<f64> {
+    fn tell<O: Serialize>(&mut self, order: &O) -> Result<f64> {
         let orders = self.orders.as_mut().context("a pipe was asked for")?;
-        writeln!(orders, "{}", serde_json::to_string(&order)?).context("give an order")?;
+        writeln!(orders, "{}", serde_json::to_string(order)?).context("give an order")?;
         let answer = self.answers.next().context("the runner has ended; its words are above")??;
         answer.parse().with_context(|| format!("the runner said {answer:?}"))
     }
@@ -69,4 +76,8 @@ impl Drop for Runner {
         self.orders = None;
         let _ = self.child.wait();
     }
+}
+
+pub(in crate::bench) fn this_program() -> Result<PathBuf> {
+    std::env::current_exe().context("find this program")
 }
