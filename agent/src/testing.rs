@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use sandbox::contract::{
-    ExecProcess, Exit, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
+    Attachment, ExecProcess, Exit, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started,
+    Stdio,
 };
 use sandbox::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 use tokio::sync::mpsc;
@@ -197,6 +198,21 @@ impl Sandboxes for FakeSandboxes {
         }
         let exit = Exit { code, signal: None, oom_killed: false, boottime_ns: 0, wall_ns: 0 };
         Ok(Box::new(FakeExec(exit)))
+    }
+
+    async fn attach(&self, id: &SandboxId, _: &str, _: Stdio) -> Result<Box<dyn Attachment>, SandboxError> {
+        self.enter("attach", id)?;
+        Err(SandboxError::Unsupported { what: "attach".to_owned() })
+    }
+
+    async fn pause(&self, id: &SandboxId, container: &str) -> Result<(), SandboxError> {
+        self.enter("pause", id)?;
+        self.lock().sandboxes.get(&id.0).and_then(|s| s.running.get(container)).map(drop).ok_or_else(|| not_found(id))
+    }
+
+    async fn resume(&self, id: &SandboxId, container: &str) -> Result<(), SandboxError> {
+        self.enter("resume", id)?;
+        self.lock().sandboxes.get(&id.0).and_then(|s| s.running.get(container)).map(drop).ok_or_else(|| not_found(id))
     }
 
     async fn signal(&self, id: &SandboxId, container: &str, signal: i32, _all: bool) -> Result<(), SandboxError> {

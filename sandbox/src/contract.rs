@@ -10,6 +10,7 @@
 //! prepare_as()                  the same with other namespaces than usual: made for it, never warm
 //! configure(id, spec)           it is this pod's now
 //! start(id, container)          from spec to a running process; returns when exec has succeeded or failed
+//! exec, attach, pause, resume   further processes, further listeners, a stop and a go, as often as one likes
 //! events(id)                    exits (with true times and OOM marks), also those from before the call
 //! destroy(id)                   everything released; idempotent, resumable
 //! ```
@@ -39,6 +40,16 @@ pub trait Sandboxes: Send + Sync {
     async fn start(&self, id: &SandboxId, container: &ContainerSpec) -> Result<Started, SandboxError>;
     /// Runs a further process in a container with the given standard streams.
     async fn exec(&self, id: &SandboxId, exec: &ExecSpec, stdio: Stdio) -> Result<Box<dyn ExecProcess>, SandboxError>;
+    /// Connects streams with those of a running container, from now on: what it wrote before is in its log only. Any number
+    /// (16, to be exact) may be attached; the log goes on. `stdin` is for a container that has one ([`ContainerSpec::stdin`]);
+    /// with a terminal there is no `stderr`, which is closed at once. Whoever reads too slowly is cut off
+    /// ([`Detached::TooSlow`]): nobody waits for an attacher.
+    async fn attach(&self, id: &SandboxId, container: &str, stdio: Stdio) -> Result<Box<dyn Attachment>, SandboxError>;
+    /// Stops a container's processes where they are; returns when none runs any more. Until [`Sandboxes::resume`] nothing
+    /// can be executed in it and signals wait, but SIGKILL and `destroy` do what they always do.
+    async fn pause(&self, id: &SandboxId, container: &str) -> Result<(), SandboxError>;
+    /// Lets a paused container go on. One that is not paused goes on as it does.
+    async fn resume(&self, id: &SandboxId, container: &str) -> Result<(), SandboxError>;
     /// Sends a signal to a container's first process, or to all of its processes.
     async fn signal(&self, id: &SandboxId, container: &str, signal: i32, all: bool) -> Result<(), SandboxError>;
     /// Changes a container's limits in place (`None`: the pod's).
@@ -88,12 +99,34 @@ pub struct Stdio {
 /// A running exec.
 #[async_trait]
 pub trait ExecProcess: Send {
-    /// Waits for its end.
+    /// Waits for its end. May be given up and called again, and told again what was told before.
     async fn wait(&mut self) -> Result<Exit, SandboxError>;
     /// Signals it.
     async fn signal(&mut self, signal: i32) -> Result<(), SandboxError>;
     /// Changes the terminal's size (columns, rows).
     async fn resize(&mut self, columns: u16, rows: u16) -> Result<(), SandboxError>;
+}
+
+/// Streams connected with a container's. Dropping it detaches and leaves the container as it is, but for the standard input
+/// of a container that has it for one attacher only ([`ContainerSpec::stdin_once`]).
+#[async_trait]
+pub trait Attachment: Send {
+    /// Waits until nothing more will come, and says why. May be given up and called again.
+    async fn wait(&mut self) -> Result<Detached, SandboxError>;
+    /// Changes the size (columns, rows) of the container's terminal, which all who are attached share.
+    async fn resize(&mut self, columns: u16, rows: u16) -> Result<(), SandboxError>;
+}
+
+/// Why an attachment is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Detached {
+    /// The container has ended, and all of its output was passed on.
+    Ended,
+    /// Output was not taken in time: some is missing, the rest is in the log.
+    TooSlow,
+    /// Its streams were closed from this side.
+    Closed,
 }
 
 /// How a process ended.
@@ -195,6 +228,12 @@ pub enum SandboxError {
     Invalid {
         /// What is wrong and where.
         message: String,
+    },
+    /// This sandbox cannot do that: its shim is of an older version.
+    #[error("{what}: its sandbox was made by an older version, which cannot do that")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
     },
     /// The container's program could not be executed (not found, not executable, working directory …); the kubelet's `RunContainerError`.
     #[error("{message}")]

@@ -57,6 +57,9 @@ pub struct SandboxSpec {
     pub resources: Resources,
     /// Directory on the host that receives the containers' log directories (CRI layout, `NAME/ATTEMPT.log`).
     pub log_dir: PathBuf,
+    /// Bytes a second that each container's log may grow by. A container that writes more waits in its `write`.
+    #[serde(default = "log_bytes_per_second")]
+    pub log_bytes_per_second: u64,
     /// Free-form labels shown by tools and returned by `list` (pod uid, name, namespace).
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -104,6 +107,13 @@ impl Namespaces {
     }
 }
 
+/// A log's growth when nothing else is said: 64 MiB a second.
+pub const LOG_BYTES_PER_SECOND: u64 = 64 << 20;
+
+fn log_bytes_per_second() -> u64 {
+    LOG_BYTES_PER_SECOND
+}
+
 /// One container to start in a sandbox. A restarted container is a new `attempt` of the same name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSpec {
@@ -139,9 +149,16 @@ pub struct ContainerSpec {
     /// Keep standard input open (otherwise /dev/null).
     #[serde(default)]
     pub stdin: bool,
+    /// Close standard input when the first attacher that has it is gone or has no more of it.
+    #[serde(default)]
+    pub stdin_once: bool,
     /// Give it a terminal.
     #[serde(default)]
     pub tty: bool,
+    /// Join the PID namespace of this running container instead of having one (an ephemeral container's
+    /// `targetContainerName`); it ends with it at the latest. Where all share one namespace this says nothing new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<ContainerName>,
 }
 
 fn sigterm() -> i32 {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use sandbox::conformance::{self, Harness, Program};
 use sandbox::contract::Sandboxes;
-use sandbox::spec::ContainerSpec;
+use sandbox::spec::{ContainerSpec, SandboxId};
 use support::Host;
 
 struct Namespaces(Host);
@@ -37,10 +37,17 @@ impl Harness for Namespaces {
             Program::Print(text) => {
                 return ["/bin/sh", "-c", "printf %s \"$1\"", "sh", text].iter().map(|s| (*s).to_owned()).collect();
             }
+            Program::Echo => "exec cat".to_owned(),
+            Program::TerminalSize => "stty size; while read line; do stty size; done".to_owned(),
             Program::Missing => return vec!["/bin/does-not-exist".to_owned()],
             Program::Eat => "dd if=/dev/zero of=/dev/null bs=200M count=1".to_owned(),
         };
         vec!["/bin/sh".to_owned(), "-c".to_owned(), script]
+    }
+
+    fn lose(&self, id: &SandboxId) -> bool {
+        self.0.kill_shim(id);
+        true
     }
 }
 

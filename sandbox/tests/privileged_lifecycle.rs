@@ -4,31 +4,11 @@
 mod support;
 
 use sandbox::contract::{SandboxError, SandboxEvent, Sandboxes, Stdio};
-use sandbox::spec::SandboxId;
 use support::{Host, exec_spec, exit_of, until};
-
-/// Host processes whose command line holds `text`.
-fn processes_with(text: &str) -> Vec<i32> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&line).contains(text) {
-            found.push(pid);
-        }
-    }
-    found
-}
 
 fn kill(pid: i32) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-}
-
-fn slot_of(host: &Host, id: &SandboxId) -> String {
-    let text = std::fs::read_to_string(host.config.run_dir.join("sandboxes").join(&id.0).join("slot.json")).unwrap();
-    let slot: serde_json::Value = serde_json::from_str(&text).unwrap();
-    format!("\"slot\":\"{}\"", slot["name"].as_str().unwrap())
 }
 
 #[tokio::test]
@@ -39,8 +19,7 @@ async fn privileged_a_killed_shim_takes_its_containers_along_and_is_told_as_lost
     let mut events = host.sandboxes().events(&id).await.unwrap();
     host.script(&id, "done", "exit 4").await;
     let started = host.sandboxes().start(&id, &host.shell("main", "exec sleep 1000")).await.unwrap();
-    let shim = *processes_with(&slot_of(&host, &id)).iter().min().unwrap();
-    kill(shim);
+    host.kill_shim(&id);
     let mut told = Vec::new();
     while let Some(event) = events.recv().await {
         told.push(event);

@@ -146,6 +146,7 @@ async fn privileged_a_sandbox_is_configured_only_as_what_it_was_prepared_as() {
         share_process_namespace: true,
         resources: Default::default(),
         log_dir: host.path().join("logs/chosen"),
+        log_bytes_per_second: sandbox::spec::LOG_BYTES_PER_SECOND,
         labels: Default::default(),
         namespaces: Namespaces::default(),
     };

@@ -31,6 +31,7 @@ mod devices;
 mod driver;
 mod error;
 mod files;
+mod freeze;
 mod group;
 mod layout;
 pub mod plan;

@@ -127,6 +127,6 @@ fn pause(time: Duration) {
     let _ = poll(&mut [], Some(&timespec(time)));
 }
 
-fn timespec(time: Duration) -> Timespec {
+pub(super) fn timespec(time: Duration) -> Timespec {
     Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: time.subsec_nanos().into() }
 }

@@ -2,10 +2,9 @@
 
 use std::io::Read;
 
-use super::harness::{check, configured, exit_of, spec};
+use super::harness::{check, configured, exit_of, logged};
 use super::{Failed, Harness, Program};
 use crate::contract::{Exit, SandboxError, SandboxEvent, Stdio};
-use crate::shim::log::{LogReader, Stream};
 use crate::spec::{ExecSpec, Resources, SandboxId};
 use crate::sys::clock;
 
@@ -93,18 +92,7 @@ pub(super) async fn output_is_logged_byte_for_byte(harness: &dyn Harness) -> Res
     let id = configured(harness, "logs").await?;
     let text = format!("first\n\n{}\nwithout an end", "long ".repeat(9_000));
     run(harness, &id, "web", 2, &Program::Print(text.clone())).await?;
-    let directory = spec(harness, "logs").log_dir.join("web");
-    let mut reader = LogReader::open(&directory, 2).map_err(|error| Failed(error.to_string()))?;
-    let mut logged = Vec::new();
-    reader
-        .read(&mut |entry| {
-            if entry.stream == Stream::Stdout {
-                logged.extend_from_slice(entry.content);
-                logged.extend_from_slice(if entry.partial { b"" } else { b"\n" });
-            }
-            true
-        })
-        .map_err(|error| Failed(error.to_string()))?;
+    let logged = logged(harness, "logs", "web", 2)?;
     check(logged == text.as_bytes(), format_args!("{} bytes were written, {} logged", text.len(), logged.len()))?;
     let mut events = harness.sandboxes().events(&id).await?;
     let mut first_byte = false;

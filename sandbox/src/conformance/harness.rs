@@ -8,7 +8,8 @@ use tokio::sync::mpsc::Receiver;
 
 use super::Running;
 use crate::contract::{Exit, SandboxError, SandboxEvent, Sandboxes};
-use crate::spec::{ContainerSpec, Namespaces, Resources, SandboxId, SandboxSpec};
+use crate::shim::log::{LogReader, Stream};
+use crate::spec::{ContainerSpec, LOG_BYTES_PER_SECOND, Namespaces, Resources, SandboxId, SandboxSpec};
 
 /// One case.
 #[derive(Clone, Copy)]
@@ -36,6 +37,10 @@ pub enum Program {
     Exit(i32),
     /// Write this to standard output, end with 0.
     Print(String),
+    /// Write what is read from standard input to standard output; end with 0 at its end.
+    Echo,
+    /// Write the terminal's size to it (`ROWS COLUMNS`), and again for each line that is read; end with 0 at the end.
+    TerminalSize,
     /// There is no such program.
     Missing,
     /// Use up memory without end.
@@ -56,6 +61,8 @@ pub trait Harness: Send + Sync {
     fn enforces_limits(&self) -> bool {
         true
     }
+    /// Kills the sandbox's shim; false when this kind has no such thing.
+    fn lose(&self, id: &SandboxId) -> bool;
 }
 
 /// Why a case failed.
@@ -88,6 +95,7 @@ pub(super) fn spec(harness: &dyn Harness, name: &str) -> SandboxSpec {
         share_process_namespace: false,
         resources: Resources::default(),
         log_dir: harness.log_root().join(name),
+        log_bytes_per_second: LOG_BYTES_PER_SECOND,
         labels: BTreeMap::from([("pod.name".to_owned(), name.to_owned())]),
         namespaces: Namespaces::default(),
     }
@@ -95,10 +103,32 @@ pub(super) fn spec(harness: &dyn Harness, name: &str) -> SandboxSpec {
 
 /// A sandbox that is ready for containers.
 pub async fn configured(harness: &dyn Harness, name: &str) -> Result<SandboxId, Failed> {
-    let id = SandboxId(name.to_owned());
+    configured_as(harness, &spec(harness, name)).await
+}
+
+/// A sandbox by this specification, named as its host.
+pub(super) async fn configured_as(harness: &dyn Harness, spec: &SandboxSpec) -> Result<SandboxId, Failed> {
+    let id = SandboxId(spec.hostname.clone());
     harness.sandboxes().prepare(&id).await?;
-    harness.sandboxes().configure(&id, &spec(harness, name)).await?;
+    harness.sandboxes().configure(&id, spec).await?;
     Ok(id)
+}
+
+/// What a container of the sandbox `name` wrote to standard output, by its log.
+pub(super) fn logged(harness: &dyn Harness, name: &str, container: &str, attempt: u32) -> Result<Vec<u8>, Failed> {
+    let directory = spec(harness, name).log_dir.join(container);
+    let mut reader = LogReader::open(&directory, attempt).map_err(|error| Failed(error.to_string()))?;
+    let mut logged = Vec::new();
+    reader
+        .read(&mut |entry| {
+            if entry.stream == Stream::Stdout {
+                logged.extend_from_slice(entry.content);
+                logged.extend_from_slice(if entry.partial { b"" } else { b"\n" });
+            }
+            true
+        })
+        .map_err(|error| Failed(error.to_string()))?;
+    Ok(logged)
 }
 
 /// Waits for the end of an attempt, among events from the beginning.

@@ -6,6 +6,8 @@
 mod containers;
 mod harness;
 mod lifecycle;
+mod streams;
+mod together;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -45,6 +47,19 @@ cases![
     containers::use_is_told_for_the_pod_and_each_container,
     containers::limits_can_be_changed_while_it_runs,
     containers::an_over_eater_dies_alone_and_it_is_said_why,
+    streams::attachers_hear_from_now_on_and_the_log_hears_all,
+    streams::input_for_one_ends_with_that_one,
+    streams::what_cannot_be_attached_to_is_said_not_to,
+    streams::a_slow_attacher_is_cut_off_and_nobody_waits,
+    streams::a_terminal_is_shared_and_resized,
+    streams::a_further_process_has_a_terminal_of_its_own,
+    together::a_paused_container_stands_still_until_it_is_resumed,
+    together::a_paused_container_can_be_killed_and_destroyed,
+    together::a_container_added_to_another_ends_with_it,
+    together::containers_that_share_processes_live_and_die_alone,
+    together::waits_may_be_given_up_and_taken_up_again,
+    together::a_lost_shim_takes_all_along_and_is_told,
+    together::a_further_process_that_eats_too_much_is_told_so,
 ];
 
 /// Puts a kind to every case; the names and reasons of those that failed.

@@ -5,9 +5,10 @@
 //! [`FakeSandboxes::fail_nth`] and [`FakeSandboxes::fail_next`] make calls fail, with and without their effect.
 //!
 //! What programs do, by `args[0]`: what [`FakeSandboxes::behave`] said of it; else `/fake/exit CODE`, `/fake/print TEXT`,
-//! `/fake/stubborn` (dies of SIGKILL only) and `/fake/missing` (cannot be executed) as they say; anything else runs until
-//! it is signalled.
+//! `/fake/echo` (input to output), `/fake/size` (its terminal's, at each input), `/fake/stubborn` (dies of SIGKILL only) and
+//! `/fake/missing` (cannot be executed) as they say; anything else runs until it is signalled.
 
+mod attach;
 mod behaviour;
 mod exec;
 mod state;
@@ -21,11 +22,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-pub use behaviour::Behaviour;
+pub use behaviour::{Behaviour, Input};
 pub use state::{Fault, Operation};
 
 use crate::contract::{
-    ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio, Usage,
+    Attachment, ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
+    Usage,
 };
 use crate::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 use crate::sys::clock;
@@ -164,7 +166,20 @@ impl Sandboxes for FakeSandboxes {
     async fn exec(&self, id: &SandboxId, exec: &ExecSpec, stdio: Stdio) -> Result<Box<dyn ExecProcess>, SandboxError> {
         let clock = Arc::clone(&self.clock);
         let behaviour = self.call(Operation::Exec, id, |state, _| state.exec(id, exec))?;
-        Ok(Box::new(exec::FakeExec::start(behaviour, stdio, clock)?))
+        Ok(Box::new(exec::FakeExec::start(behaviour, exec.tty, stdio, clock)?))
+    }
+
+    async fn attach(&self, id: &SandboxId, container: &str, stdio: Stdio) -> Result<Box<dyn Attachment>, SandboxError> {
+        let attached = self.call(Operation::Attach, id, |state, _| state.attach(id, container, stdio))?;
+        Ok(Box::new(attach::FakeAttachment::start(self.clone(), id.clone(), container.to_owned(), attached)))
+    }
+
+    async fn pause(&self, id: &SandboxId, container: &str) -> Result<(), SandboxError> {
+        self.call(Operation::Pause, id, |state, _| state.pause(id, container))
+    }
+
+    async fn resume(&self, id: &SandboxId, container: &str) -> Result<(), SandboxError> {
+        self.call(Operation::Resume, id, |state, now| state.resume(id, container, now))
     }
 
     async fn signal(&self, id: &SandboxId, container: &str, signal: i32, _all: bool) -> Result<(), SandboxError> {

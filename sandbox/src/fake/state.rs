@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 
 use tokio::sync::mpsc;
 
+use super::attach::Attacher;
 use super::{Behaviour, Moment};
 use crate::contract::{Exit, SandboxError, SandboxEvent, SandboxStats, Started, Usage};
 use crate::shim::log::{Buffers, Limits, LogWriter, Stream};
@@ -23,6 +24,9 @@ pub enum Operation {
     Configure,
     Start,
     Exec,
+    Attach,
+    Pause,
+    Resume,
     Signal,
     Update,
     Stats,
@@ -59,8 +63,18 @@ pub(super) enum End {
 #[derive(Debug)]
 pub(super) struct Container {
     pub(super) spec: ContainerSpec,
-    stubborn: bool,
+    pub(super) behaviour: Behaviour,
     resources: Resources,
+    pub(super) log: LogWriter,
+    pub(super) buffers: Buffers,
+    pub(super) attached: Vec<Attacher>,
+    pub(super) input_closed: bool,
+    /// Its terminal's, in columns and rows.
+    pub(super) size: (u16, u16),
+    pub(super) paused: bool,
+    /// What came while it was paused.
+    pub(super) waiting_input: Vec<u8>,
+    pub(super) waiting_signal: Option<i32>,
 }
 
 #[derive(Debug)]
@@ -82,17 +96,18 @@ pub(super) struct State {
     pub(super) faults_by_number: BTreeMap<usize, Fault>,
     pub(super) faults_by_operation: Vec<(Operation, Fault)>,
     next_pid: u32,
+    pub(super) next_attacher: u64,
 }
 
 pub(super) fn lost(operation: Operation) -> SandboxError {
     SandboxError::Unavailable { operation: operation.to_string(), source: io::ErrorKind::ConnectionReset.into() }
 }
 
-fn not_found(what: impl fmt::Display) -> SandboxError {
+pub(super) fn not_found(what: impl fmt::Display) -> SandboxError {
     SandboxError::NotFound { what: what.to_string() }
 }
 
-fn invalid(message: impl Into<String>) -> SandboxError {
+pub(super) fn invalid(message: impl Into<String>) -> SandboxError {
     SandboxError::Invalid { message: message.into() }
 }
 
@@ -129,7 +144,7 @@ impl State {
     }
 
     /// One whose shim answers.
-    fn alive(&mut self, id: &SandboxId, operation: Operation) -> Result<&mut Sandbox, SandboxError> {
+    pub(super) fn alive(&mut self, id: &SandboxId, operation: Operation) -> Result<&mut Sandbox, SandboxError> {
         let sandbox = self.sandbox(id)?;
         if sandbox.alive { Ok(sandbox) } else { Err(lost(operation)) }
     }
@@ -194,20 +209,37 @@ impl State {
         if spec.args.is_empty() || spec.rootfs.layers.is_empty() {
             return Err(invalid("a container needs a program and a root"));
         }
+        if let Some(target) = spec.target.as_ref().filter(|target| !sandbox.running.contains_key(*target)) {
+            return Err(not_found(format_args!("running container {target}")));
+        }
         if let Some((message, code)) = behaviour.refused {
             return Err(SandboxError::Exec { message, code });
         }
-        write_log(configured, spec, &behaviour.output, wall_ns)?;
+        let mut buffers = Buffers::default();
+        let log = begin_log(configured, spec, &mut buffers, &behaviour.output, wall_ns)?;
         let started = Started { pid, boottime_ns, wall_ns };
         let (container, attempt) = (spec.name.clone(), spec.attempt);
         sandbox.tell(SandboxEvent::Started { container: container.clone(), attempt, started: started.clone() });
         if !behaviour.output.is_empty() {
             sandbox.tell(SandboxEvent::FirstByte { container, attempt, boottime_ns });
         }
-        let running = Container { spec: spec.clone(), stubborn: behaviour.stubborn, resources: spec.resources.clone() };
+        let exit = behaviour.exit;
+        let running = Container {
+            spec: spec.clone(),
+            behaviour,
+            resources: spec.resources.clone(),
+            log,
+            buffers,
+            attached: Vec::new(),
+            input_closed: false,
+            size: (0, 0),
+            paused: false,
+            waiting_input: Vec::new(),
+            waiting_signal: None,
+        };
         sandbox.running.insert(spec.name.clone(), running);
         self.next_pid += 1;
-        if let Some(code) = behaviour.exit {
+        if let Some(code) = exit {
             self.end(id, &spec.name, End::Code(code), (boottime_ns, wall_ns));
         }
         Ok(started)
@@ -221,8 +253,12 @@ impl State {
     pub(super) fn exec(&mut self, id: &SandboxId, exec: &ExecSpec) -> Result<Behaviour, SandboxError> {
         let behaviour = self.behaviour(&exec.args);
         let sandbox = self.alive(id, Operation::Exec)?;
-        if !sandbox.running.contains_key(&exec.container) {
-            return Err(not_found(format_args!("running container {}", exec.container)));
+        match sandbox.running.get(&exec.container) {
+            None => return Err(not_found(format_args!("running container {}", exec.container))),
+            Some(container) if container.paused => {
+                return Err(invalid(format!("container {} is paused", exec.container)));
+            }
+            Some(_) => {}
         }
         match behaviour.refused {
             Some((message, code)) => Err(SandboxError::Exec { message, code }),
@@ -241,9 +277,14 @@ impl State {
             return Err(invalid(format!("there is no signal {signal}")));
         }
         let sandbox = self.alive(id, Operation::Signal)?;
-        let running =
-            sandbox.running.get(container).ok_or_else(|| not_found(format_args!("running container {container}")))?;
-        if signal != 0 && (!running.stubborn || signal == libc::SIGKILL) {
+        let running = sandbox
+            .running
+            .get_mut(container)
+            .ok_or_else(|| not_found(format_args!("running container {container}")))?;
+        let ends = signal != 0 && (!running.behaviour.stubborn || signal == libc::SIGKILL);
+        if ends && running.paused && signal != libc::SIGKILL {
+            running.waiting_signal = Some(signal);
+        } else if ends {
             self.end(id, container, End::Signal(signal), now);
         }
         Ok(())
@@ -299,7 +340,9 @@ impl State {
 
     pub(super) fn end(&mut self, id: &SandboxId, name: &str, end: End, (boottime_ns, wall_ns): Moment) -> bool {
         let Some(sandbox) = self.sandboxes.get_mut(id) else { return false };
-        let Some(ended) = sandbox.running.remove(name) else { return false };
+        let Some(mut ended) = sandbox.running.remove(name) else { return false };
+        let _ = ended.log.finish(&mut ended.buffers, Stream::Stdout, wall_ns);
+        ended.detach_all();
         let (code, signal) = match end {
             End::Code(code) => (code, None),
             End::Signal(signal) => (128 + signal, Some(signal)),
@@ -311,6 +354,13 @@ impl State {
             attempt: ended.spec.attempt,
             exit: Exit { code, signal, oom_killed, boottime_ns, wall_ns },
         });
+        // Those that live in its PID namespace go with it.
+        let joined = sandbox.running.values().filter(|other| other.spec.target.as_deref() == Some(name));
+        let joined: Vec<String> = joined.map(|other| other.spec.name.clone()).collect();
+        let alone = !sandbox.spec.as_ref().is_some_and(|spec| spec.share_process_namespace);
+        for other in joined.iter().filter(|_| alone) {
+            self.end(id, other, End::Signal(libc::SIGKILL), (boottime_ns, wall_ns));
+        }
         true
     }
 
@@ -323,14 +373,17 @@ impl State {
     }
 }
 
-fn write_log(pod: &SandboxSpec, spec: &ContainerSpec, output: &[u8], wall_ns: u64) -> Result<(), SandboxError> {
+fn begin_log(
+    pod: &SandboxSpec,
+    spec: &ContainerSpec,
+    buffers: &mut Buffers,
+    output: &[u8],
+    wall_ns: u64,
+) -> Result<LogWriter, SandboxError> {
     let failed = |message: String| SandboxError::Failed { operation: "log of the container".into(), message };
     let directory = std::fs::File::open(&pod.log_dir).map_err(|error| failed(error.to_string()))?;
-    let mut buffers = Buffers::default();
-    LogWriter::create(directory.as_fd(), &spec.name, spec.attempt, Limits::default())
-        .and_then(|mut log| {
-            log.write(&mut buffers, Stream::Stdout, output, wall_ns)?;
-            log.finish(&mut buffers, Stream::Stdout, wall_ns)
-        })
-        .map_err(|error| failed(error.to_string()))
+    let log = LogWriter::create(directory.as_fd(), &spec.name, spec.attempt, Limits::default());
+    let mut log = log.map_err(|error| failed(error.to_string()))?;
+    log.write(buffers, Stream::Stdout, output, wall_ns).map_err(|error| failed(error.to_string()))?;
+    Ok(log)
 }

@@ -41,7 +41,9 @@ impl Harness for FakeHost {
             security: Security::default(),
             stop_signal: 15,
             stdin: false,
+            stdin_once: false,
             tty: false,
+            target: None,
         }
     }
 
@@ -49,6 +51,8 @@ impl Harness for FakeHost {
         let words: &[&str] = match program {
             Program::Sleep => &["/fake/sleep"],
             Program::Stubborn => &["/fake/stubborn"],
+            Program::Echo => &["/fake/echo"],
+            Program::TerminalSize => &["/fake/size"],
             Program::Missing => &["/fake/missing"],
             Program::Eat => &["/fake/eat"],
             Program::Exit(code) => return vec!["/fake/exit".into(), code.to_string()],
@@ -59,6 +63,11 @@ impl Harness for FakeHost {
 
     fn enforces_limits(&self) -> bool {
         false
+    }
+
+    fn lose(&self, id: &SandboxId) -> bool {
+        self.fake.lose(id);
+        true
     }
 }
 

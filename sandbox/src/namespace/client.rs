@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use serde::Serialize;
@@ -12,9 +14,9 @@ use tokio::io::unix::{AsyncFd, AsyncFdReadyMutGuard};
 use tokio::io::{Interest, Ready};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::contract::{Exit, SandboxError, SandboxEvent};
+use crate::contract::{Detached, Exit, SandboxError, SandboxEvent};
 use crate::protocol::shim::{FromShim, Notice};
-use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, keeper, shim};
+use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, VERSIONS, keeper, shim};
 use crate::sys::watch;
 
 /// What a connection carries.
@@ -27,10 +29,20 @@ pub(crate) trait Wire: Send + 'static {
     type Incoming: DeserializeOwned + Send;
     /// Tells answers and notices apart.
     fn sort(incoming: Self::Incoming) -> Incoming<Self::Reply>;
-    /// The number of the exec that a reply has begun.
-    fn begun_exec(_reply: &Self::Reply) -> Option<u64> {
+    /// What a reply has begun whose end will be told.
+    fn begun(_reply: &Self::Reply) -> Option<Begun> {
         None
     }
+    /// The request's name, if a side that speaks `version` does not know it.
+    fn unknown_in(_request: &Self::Request, _version: u32) -> Option<&'static str> {
+        None
+    }
+}
+
+/// Something that goes on, by the number that its shim gave it.
+pub(crate) enum Begun {
+    Exec(u64),
+    Attachment(u64),
 }
 
 /// Something received.
@@ -38,6 +50,9 @@ pub(crate) enum Incoming<R> {
     Answer(Answer<R>),
     Event(SandboxEvent),
     ExecExited(u64, Exit),
+    Detached(u64, Detached),
+    /// In the words of a later version; of the answer to this call, if it is one.
+    Unknown(Option<u64>),
 }
 
 /// A shim's connection.
@@ -54,14 +69,21 @@ impl Wire for ShimWire {
             FromShim::Answer(answer) => Incoming::Answer(answer),
             FromShim::Notice(Notice::Event(event)) => Incoming::Event(event),
             FromShim::Notice(Notice::ExecExited { exec, exit }) => Incoming::ExecExited(exec, exit),
+            FromShim::Notice(Notice::Detached { attach, why }) => Incoming::Detached(attach, why),
+            FromShim::Unknown(shim::Unknown { id }) => Incoming::Unknown(id),
         }
     }
 
-    fn begun_exec(reply: &shim::Reply) -> Option<u64> {
+    fn begun(reply: &shim::Reply) -> Option<Begun> {
         match reply {
-            shim::Reply::ExecStarted { exec, .. } => Some(*exec),
+            shim::Reply::ExecStarted { exec, .. } => Some(Begun::Exec(*exec)),
+            shim::Reply::Attached { attach } => Some(Begun::Attachment(*attach)),
             _ => None,
         }
+    }
+
+    fn unknown_in(request: &shim::Request, version: u32) -> Option<&'static str> {
+        (request.since() > version).then(|| request.name())
     }
 }
 
@@ -86,6 +108,8 @@ pub(crate) struct Delivered<R> {
     pub(crate) fds: Vec<OwnedFd>,
     /// Of a begun exec: its end, when it comes.
     pub(crate) exit: Option<oneshot::Receiver<Exit>>,
+    /// Of an attachment: its end, when it comes.
+    pub(crate) detached: Option<oneshot::Receiver<Detached>>,
 }
 
 struct Question<W: Wire> {
@@ -98,11 +122,13 @@ struct Question<W: Wire> {
 #[derive(Debug)]
 pub(crate) struct Client<W: Wire> {
     questions: mpsc::Sender<Question<W>>,
+    /// The version agreed on.
+    version: Arc<AtomicU32>,
 }
 
 impl<W: Wire> Clone for Client<W> {
     fn clone(&self) -> Self {
-        Self { questions: self.questions.clone() }
+        Self { questions: self.questions.clone(), version: Arc::clone(&self.version) }
     }
 }
 
@@ -122,9 +148,22 @@ impl<W: Wire> Client<W> {
     pub(crate) fn new(connection: Connection, events: Option<mpsc::Sender<SandboxEvent>>) -> io::Result<Self> {
         let connection = watch::connection(connection)?;
         let (questions, asked) = mpsc::channel(64);
-        let task = Task::<W> { connection, asked, waiting: HashMap::new(), execs: HashMap::new(), events, next: 1 };
+        let task = Task::<W> {
+            connection,
+            asked,
+            waiting: HashMap::new(),
+            execs: HashMap::new(),
+            attachments: HashMap::new(),
+            events,
+            next: 1,
+        };
         tokio::spawn(task.run());
-        Ok(Self { questions })
+        Ok(Self { questions, version: Arc::new(AtomicU32::new(VERSIONS.lowest)) })
+    }
+
+    /// What was agreed on with the other side: nothing that came later is asked from now on.
+    pub(crate) fn agreed(&self, version: u32) {
+        self.version.store(version, Ordering::Relaxed);
     }
 
     /// The connection has ended.
@@ -139,6 +178,9 @@ impl<W: Wire> Client<W> {
         request: W::Request,
         fds: Vec<OwnedFd>,
     ) -> Result<Delivered<W::Reply>, SandboxError> {
+        if let Some(what) = W::unknown_in(&request, self.version.load(Ordering::Relaxed)) {
+            return Err(SandboxError::Unsupported { what: what.to_owned() });
+        }
         let gone = || SandboxError::Unavailable {
             operation: operation.to_owned(),
             source: io::Error::new(io::ErrorKind::ConnectionReset, "the connection has ended"),
@@ -157,6 +199,7 @@ struct Task<W: Wire> {
     asked: mpsc::Receiver<Question<W>>,
     waiting: HashMap<u64, Waiting<W::Reply>>,
     execs: HashMap<u64, oneshot::Sender<Exit>>,
+    attachments: HashMap<u64, oneshot::Sender<Detached>>,
     events: Option<mpsc::Sender<SandboxEvent>>,
     next: u64,
 }
@@ -172,7 +215,7 @@ impl<W: Wire> Task<W> {
     async fn serve(&mut self) -> Result<(), ProtocolError> {
         loop {
             let interest = self.interest();
-            let idle = self.execs.is_empty() && self.events.is_none();
+            let idle = self.execs.is_empty() && self.attachments.is_empty() && self.events.is_none();
             tokio::select! {
                 question = self.asked.recv() => match question {
                     Some(question) => self.ask(question)?,
@@ -204,7 +247,8 @@ impl<W: Wire> Task<W> {
             let interest = self.interest();
             let receiver_gone = self.events.clone();
             self.execs.retain(|_, waiter| !waiter.is_closed());
-            if self.execs.is_empty() && receiver_gone.is_none() {
+            self.attachments.retain(|_, waiter| !waiter.is_closed());
+            if self.execs.is_empty() && self.attachments.is_empty() && receiver_gone.is_none() {
                 return Ok(());
             }
             let gone = async {
@@ -251,6 +295,17 @@ impl<W: Wire> Task<W> {
                         let _ = waiter.send(exit);
                     }
                 }
+                Incoming::Detached(attach, why) => {
+                    if let Some(waiter) = self.attachments.remove(&attach) {
+                        let _ = waiter.send(why);
+                    }
+                }
+                Incoming::Unknown(answered) => {
+                    if let Some(waiter) = answered.and_then(|id| self.waiting.remove(&id)) {
+                        let what = "understanding of a newer version's answer".to_owned();
+                        let _ = waiter.send(Err(SandboxError::Unsupported { what }));
+                    }
+                }
                 Incoming::Event(event) => {
                     if let Some(events) = &self.events
                         && events.send(event).await.is_err()
@@ -266,12 +321,21 @@ impl<W: Wire> Task<W> {
     fn deliver(&mut self, answer: Answer<W::Reply>, fds: Vec<OwnedFd>) {
         let Some(waiter) = self.waiting.remove(&answer.id) else { return };
         let delivered = answer.result.map_err(SandboxError::from).map(|reply| {
-            let exit = W::begun_exec(&reply).map(|exec| {
-                let (told, exit) = oneshot::channel();
-                self.execs.insert(exec, told);
-                exit
-            });
-            Delivered { reply, fds, exit }
+            let (mut exit, mut detached) = (None, None);
+            match W::begun(&reply) {
+                Some(Begun::Exec(exec)) => {
+                    let (told, waiter) = oneshot::channel();
+                    self.execs.insert(exec, told);
+                    exit = Some(waiter);
+                }
+                Some(Begun::Attachment(attach)) => {
+                    let (told, waiter) = oneshot::channel();
+                    self.attachments.insert(attach, told);
+                    detached = Some(waiter);
+                }
+                None => {}
+            }
+            Delivered { reply, fds, exit, detached }
         });
         let _ = waiter.send(delivered);
     }

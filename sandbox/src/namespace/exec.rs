@@ -106,14 +106,15 @@ pub(crate) fn connect(master: OwnedFd, stdio: Stdio) -> Result<Terminal, Sandbox
 
 /// What the end of the source means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     /// The destination is closed with it.
     Close,
     /// The terminal is told: end of transmission.
     Hangup,
 }
 
-async fn relay(from: OwnedFd, to: OwnedFd, end: End) {
+/// Moves bytes until either side ends.
+pub(super) async fn relay(from: OwnedFd, to: OwnedFd, end: End) {
     let Some((from, to)) = both(from, to) else { return };
     let mut buffer = vec![0u8; 16 << 10];
     loop {

@@ -3,12 +3,13 @@
 //! ```text
 //!  NamespaceSandboxes ── keeper.rs ──> keeper: layer clones, new shims
 //!        │   └── slots.rs: warm pool, making and clearing; layout.rs: what is written down
-//!        └────── client.rs ──> shims: everything about one sandbox; events.rs, exec.rs: what comes back
+//!        └────── client.rs ──> shims: everything about one sandbox; events.rs, exec.rs, attach.rs: what comes back
 //! ```
 //!
 //! It opens what a container is made of on the host ([`sources`]) and hands descriptors on; it mounts nothing itself and
 //! never forks. All it knows that matters after its own death is in the run directory and in the shims.
 
+mod attach;
 mod client;
 mod events;
 mod exec;
@@ -38,7 +39,7 @@ use self::layout::Layout;
 use self::slots::{Pool, blocking, cgroup_failed, greet, io_failed};
 use crate::cgroup::Tree;
 use crate::contract::{
-    ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
+    Attachment, ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
 };
 use crate::protocol::shim::{Reply, Request, StartFds};
 use crate::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
@@ -261,6 +262,21 @@ impl Sandboxes for NamespaceSandboxes {
             None => None,
         };
         Ok(Box::new(exec::Exec { client, number, exit: delivered.exit, ended: None, terminal }))
+    }
+
+    async fn attach(&self, id: &SandboxId, container: &str, stdio: Stdio) -> Result<Box<dyn Attachment>, SandboxError> {
+        let client = self.inner.shim(id).await?;
+        Ok(Box::new(attach::attach(client, container, stdio).await?))
+    }
+
+    async fn pause(&self, id: &SandboxId, container: &str) -> Result<(), SandboxError> {
+        let request = Request::Pause { container: container.to_owned() };
+        self.inner.ask(id, "pause of a container", request, vec![]).await.map(drop)
+    }
+
+    async fn resume(&self, id: &SandboxId, container: &str) -> Result<(), SandboxError> {
+        let request = Request::Resume { container: container.to_owned() };
+        self.inner.ask(id, "resumption of a container", request, vec![]).await.map(drop)
     }
 
     async fn signal(&self, id: &SandboxId, container: &str, signal: i32, all: bool) -> Result<(), SandboxError> {

@@ -264,7 +264,10 @@ pub(crate) async fn greet(directory: &Path) -> Result<(Client<ShimWire>, Status,
 /// The first words on a connection.
 pub(crate) async fn hello(client: &Client<ShimWire>) -> Result<(), SandboxError> {
     match client.call("greeting of a shim", Request::Hello { versions: VERSIONS }, vec![]).await?.reply {
-        Reply::Hello { .. } => Ok(()),
+        Reply::Hello { version } => {
+            client.agreed(version);
+            Ok(())
+        }
         _ => Err(unexpected("greeting of a shim")),
     }
 }

@@ -16,7 +16,7 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::frame::{Decoder, MAX_BODY, ProtocolError, encode};
+use super::frame::{Decoder, Frame, MAX_BODY, ProtocolError, encode};
 
 /// The kernel takes at most 253 descriptors a message.
 const FDS_A_MESSAGE: usize = 250;
@@ -139,6 +139,11 @@ impl Connection {
             Some((body, fds)) => Ok(Some((serde_json::from_slice(&body).map_err(ProtocolError::Body)?, fds))),
             None => Ok(None),
         }
+    }
+
+    /// The next whole message's text, for whoever must answer also what does not parse.
+    pub fn next_body(&mut self) -> Result<Option<Frame>, ProtocolError> {
+        self.decoder.next_frame()
     }
 
     /// Blocking: sends a message.

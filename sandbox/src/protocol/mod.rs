@@ -10,9 +10,20 @@
 //! * [`connection`]: frames over a Unix socket, descriptors by `SCM_RIGHTS`; blocking and non-blocking alike.
 //! * [`keeper`], [`shim`]: the messages, with the order of the descriptors that go with each.
 //!
-//! The first request on every connection is `Hello` with the versions that the caller speaks; the answer names the
-//! highest that both do. Fields are only ever added, with serde defaults: an agent must be able to speak to shims that
-//! an older or newer agent started.
+//! # Versions
+//! The first request on every connection is `Hello` with the versions that the caller speaks; the answer names the highest
+//! that both do. An agent must be able to speak to shims that an older or a newer agent started, so:
+//! * Fields are only ever added, with serde defaults; whoever does not know one passes it over.
+//! * A request that came with a later version ([`shim::Request::since`]) is not sent to a side that speaks an earlier one,
+//!   and one that a shim does not know at all is answered [`Refusal::Unsupported`], by name. Neither ends the connection.
+//! * A notice that came with a later version goes only to who asked for what it tells of, and one that is not known is
+//!   passed over.
+//! * What any released version sent must parse for ever: `tests/data/protocol`.
+//!
+//! | version | what it added |
+//! | --- | --- |
+//! | 1 | everything up to here |
+//! | 2 | attach, resize, pause, resume; `ContainerSpec::target`; refusals of unknown requests by name |
 
 pub mod connection;
 pub mod frame;
@@ -25,7 +36,7 @@ pub use connection::{Connection, Fill};
 pub use frame::ProtocolError;
 
 /// The protocol versions that this build speaks, lowest and highest.
-pub const VERSIONS: Versions = Versions { lowest: 1, highest: 1 };
+pub const VERSIONS: Versions = Versions { lowest: 1, highest: 2 };
 
 /// A range of protocol versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +64,22 @@ pub struct Call<T> {
     pub body: T,
 }
 
+/// What is left of a request that does not parse: enough to refuse it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Unparsed {
+    /// The call's number.
+    pub id: u64,
+    /// What was asked, by name.
+    pub body: Named,
+}
+
+/// A request's name.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Named {
+    /// As in [`shim::Request`] and [`keeper::Request`].
+    pub op: String,
+}
+
 /// What comes back on a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer<T> {
@@ -75,6 +102,11 @@ pub enum Refusal {
     Invalid {
         /// Why.
         message: String,
+    },
+    /// There is no such request in the version that the asked side speaks. Since version 2.
+    Unsupported {
+        /// The request's name.
+        what: String,
     },
     /// The program could not be executed.
     Exec {
@@ -107,6 +139,7 @@ impl From<Refusal> for crate::contract::SandboxError {
         match refusal {
             Refusal::NotFound { what } => Self::NotFound { what },
             Refusal::Invalid { message } => Self::Invalid { message },
+            Refusal::Unsupported { what } => Self::Unsupported { what },
             Refusal::Exec { message, code } => Self::Exec { message, code },
             Refusal::Failed { operation, message, .. } => Self::Failed { operation, message },
         }

@@ -2,12 +2,12 @@
 //!
 //! Any number of clients may be connected. Answers come in any order; notices may come between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Versions};
-use crate::contract::{Exit, SandboxEvent, Started};
+use crate::contract::{Detached, Exit, SandboxEvent, Started};
 use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
 
 /// What a shim can be asked.
@@ -50,6 +50,34 @@ pub enum Request {
         /// The signal's number.
         signal: i32,
     },
+    /// Connect with a running container's streams. Descriptors: those of stdin (to be read from), stdout and stderr (to be
+    /// written to, both pipes of the caller's making) that are present, in this order. Answer: [`Reply::Attached`]; its end
+    /// is told to this connection only, by [`Notice::Detached`]. Since version 2.
+    Attach {
+        /// The container's name.
+        container: String,
+        /// Which of stdin, stdout, stderr came with it.
+        streams: [bool; 3],
+    },
+    /// Change the size of a container's terminal. Answer: [`Reply::Done`]. Since version 2.
+    Resize {
+        /// The container's name.
+        container: String,
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
+    /// Stop a container's processes. Answer: [`Reply::Done`], once none runs. Since version 2.
+    Pause {
+        /// The container's name.
+        container: String,
+    },
+    /// Let them go on. Answer: [`Reply::Done`]. Since version 2.
+    Resume {
+        /// The container's name.
+        container: String,
+    },
     /// Signal a container. Answer: [`Reply::Done`].
     Signal {
         /// The container's name.
@@ -71,6 +99,56 @@ pub enum Request {
     Subscribe,
     /// Kill all containers, remove their cgroups, and exit. Answer: [`Reply::Done`], just before the shim is gone.
     Shutdown,
+}
+
+impl Request {
+    /// The version that added it, or what it asks for.
+    pub fn since(&self) -> u32 {
+        match self {
+            Self::Attach { .. } | Self::Resize { .. } | Self::Pause { .. } | Self::Resume { .. } => 2,
+            Self::Start { spec, .. } if spec.target.is_some() => 2,
+            _ => 1,
+        }
+    }
+
+    /// Its name, for messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "hello",
+            Self::Status => "status",
+            Self::Configure { .. } => "configure",
+            Self::Start { spec, .. } if spec.target.is_some() => "start with a target",
+            Self::Start { .. } => "start",
+            Self::Exec { .. } => "exec",
+            Self::ExecSignal { .. } => "exec_signal",
+            Self::Attach { .. } => "attach",
+            Self::Resize { .. } => "resize",
+            Self::Pause { .. } => "pause",
+            Self::Resume { .. } => "resume",
+            Self::Signal { .. } => "signal",
+            Self::Update { .. } => "update",
+            Self::Subscribe => "subscribe",
+            Self::Shutdown => "shutdown",
+        }
+    }
+
+    /// Names of all requests, as they are on the wire.
+    pub const NAMES: [&str; 14] = [
+        "hello",
+        "status",
+        "configure",
+        "start",
+        "exec",
+        "exec_signal",
+        "attach",
+        "resize",
+        "pause",
+        "resume",
+        "signal",
+        "update",
+        "subscribe",
+        "shutdown",
+    ];
 }
 
 /// The descriptors of a `Start`, in this order.
@@ -114,6 +192,11 @@ pub enum Reply {
         /// Its process on the host.
         pid: u32,
     },
+    /// To `Attach`.
+    Attached {
+        /// By which number it is known.
+        attach: u64,
+    },
 }
 
 /// A shim's own account.
@@ -126,6 +209,8 @@ pub struct Status {
     pub labels: BTreeMap<String, String>,
     /// Containers that run, by name, with the name of their cgroup leaf.
     pub running: BTreeMap<String, String>,
+    /// Those of them that are paused.
+    pub paused: BTreeSet<String>,
 }
 
 /// What a shim tells unasked.
@@ -141,6 +226,13 @@ pub enum Notice {
         /// How.
         exit: Exit,
     },
+    /// To the connection that attached. Since version 2.
+    Detached {
+        /// Which attachment.
+        attach: u64,
+        /// Why it is over.
+        why: Detached,
+    },
 }
 
 /// Anything that a shim sends.
@@ -151,4 +243,14 @@ pub enum FromShim {
     Answer(Answer<Reply>),
     /// A notice.
     Notice(Notice),
+    /// Something that a later version says.
+    Unknown(Unknown),
+}
+
+/// What can be told of a message that this version does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unknown {
+    /// It answers this call.
+    #[serde(default)]
+    pub id: Option<u64>,
 }

@@ -15,7 +15,8 @@ use crate::protocol::{Answer, Connection, Refusal};
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) connection: Connection,
-    pub(crate) greeted: bool,
+    /// What was agreed on, once it has said hello.
+    pub(crate) version: Option<u32>,
     pub(crate) subscribed: bool,
     write_wanted: bool,
 }
@@ -38,7 +39,7 @@ impl Clients {
         }
         poller.add(&socket, key)?;
         let connection = Connection::new(socket);
-        self.map.insert(key, Client { connection, greeted: false, subscribed: false, write_wanted: false });
+        self.map.insert(key, Client { connection, version: None, subscribed: false, write_wanted: false });
         Ok(())
     }
 

@@ -5,6 +5,8 @@ use std::rc::Rc;
 
 use rustix::process::Pid;
 
+use super::attach::{Attacher, Stdin};
+use super::log::rate::Rate;
 use super::poller::Key;
 use crate::cgroup::Group;
 use crate::contract::Started;
@@ -55,7 +57,18 @@ pub(crate) enum Role {
         spec: ExecSpec,
         /// The client that asked and is told its end.
         client: Key,
+        /// What the container's leaf had counted of OOM kills before, and when it ended if it did first.
+        oom_kills: OomKills,
     },
+}
+
+/// OOM kills in the leaf of a process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct OomKills {
+    /// When the process began.
+    pub(crate) before: u64,
+    /// When the container ended, if that was before the process's own end was told.
+    pub(crate) at_end: Option<u64>,
 }
 
 /// A child of the shim.
@@ -75,10 +88,13 @@ pub(crate) struct Container {
     pub(crate) leaf: Group,
     pub(crate) started: Option<Started>,
     pub(crate) outputs: Vec<Output>,
-    /// Kept open, so that the program sees no end of its input.
-    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdin: Option<Stdin>,
     pub(crate) log: super::log::LogWriter,
+    pub(crate) rate: Rate,
     pub(crate) first_byte: bool,
+    pub(crate) attached: Vec<Attacher>,
+    /// Its leaf is frozen.
+    pub(crate) paused: bool,
 }
 
 /// One stream of a container's output.

@@ -7,7 +7,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::container::{Container, Launch, Output, Process, Role, Waiter};
+use super::attach::Stdin;
+use super::container::{Container, Launch, OomKills, Output, Process, Role, Waiter};
+use super::log::rate::Rate;
 use super::log::{Limits, LogWriter, Stream};
 use super::own_root;
 use super::poller::Key;
@@ -91,18 +93,36 @@ impl Shim {
         if self.leaving.is_some() {
             return Err(Refusal::Invalid { message: "the sandbox is being destroyed".into() });
         }
+        let namespace = self.shared_namespace(&spec)?;
+        let rate = Rate::new(configured.spec.log_bytes_per_second);
         let log = LogWriter::create(configured.logs.as_fd(), &spec.name, spec.attempt, Limits::default())
             .map_err(|error| described("log of the container", &error))?;
         crate::sys::failpoint::failpoint!(LogMade);
         let Plumbing { streams, stdin, outputs } = plumb(spec.tty, spec.stdin)?;
+        let stdin = stdin.map(Stdin::new).transpose()?;
         let order = Order { terminal: matches!(streams, Streams::Terminal(_)), counts, spec };
         let fds = fds.into_iter().chain(streams.into_fds()).collect();
-        let Spare { child, leaf, channel } = match self.order(&order.spec.resources, &order, fds) {
-            Ok(spare) => spare,
-            Err(fds) => self.fork_stub(&order, fds)?,
+        let ordered = match namespace {
+            None => self.order(&order.spec.resources, &order, fds),
+            // The spare has a namespace of its own.
+            Some(_) => Err(fds),
         };
-        let spec = Rc::new(order.spec);
-        let container = Container { spec, leaf, started: None, outputs: Vec::new(), stdin, log, first_byte: false };
+        let Spare { child, leaf, channel } = match ordered {
+            Ok(spare) => spare,
+            Err(fds) => self.fork_stub(&order, fds, namespace.as_ref())?,
+        };
+        let container = Container {
+            spec: Rc::new(order.spec),
+            leaf,
+            started: None,
+            outputs: Vec::new(),
+            stdin,
+            log,
+            rate,
+            first_byte: false,
+            attached: Vec::new(),
+            paused: false,
+        };
         let key = self.enrol(child, channel, waiter, Role::Init(Box::new(container)))?;
         for (fd, stream) in outputs {
             self.watch_output(key, fd, stream)?;
@@ -110,8 +130,19 @@ impl Shim {
         Ok(())
     }
 
+    /// The PID namespace that a container joins: its target's, or the one that all share.
+    fn shared_namespace(&self, spec: &ContainerSpec) -> Result<Option<OwnedFd>, Refusal> {
+        let target = spec.target.as_ref().map(|name| self.running(name)).transpose()?;
+        let init = self.configured.as_ref().and_then(|configured| configured.pod_init.as_ref());
+        match (init, target) {
+            (Some(init), _) => Ok(Some(init.namespace.try_clone().step("copy of the shared PID namespace")?)),
+            (None, Some((process, _))) => open_pid_namespace(process.pid).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
     /// A stub for this order alone, in a leaf of its own.
-    fn fork_stub(&self, order: &Order, fds: Vec<OwnedFd>) -> Result<Spare, Refusal> {
+    fn fork_stub(&self, order: &Order, fds: Vec<OwnedFd>, namespace: Option<&OwnedFd>) -> Result<Spare, Refusal> {
         let spec = &order.spec;
         let dev = mounts::make_dev(self.slot.ids.base())?;
         let leaf = self
@@ -125,10 +156,9 @@ impl Shim {
         let (ours, theirs) = report_channel()?;
         let shared = self.shared(&spec.security);
         let stub = || stub::launch(&shared, order, fds, &leaf, &dev, theirs);
-        let namespace = self.configured.as_ref().and_then(|configured| configured.pod_init.as_ref());
         let child = match namespace {
             None => fork_with(self.slot.container_spaces(), leaf.clone_into(), stub),
-            Some(init) => in_pid_namespace(&init.namespace, || fork_with(clone::NEWNS, leaf.clone_into(), stub))?,
+            Some(namespace) => in_pid_namespace(namespace, || fork_with(clone::NEWNS, leaf.clone_into(), stub))?,
         }
         .step("fork of the container's first process")?;
         crate::sys::failpoint::failpoint!(StubForked);
@@ -142,6 +172,7 @@ impl Shim {
     }
 
     fn exec_new(&mut self, waiter: Waiter, spec: ExecSpec, stdio: [bool; 3], fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+        self.not_paused(self.running_key(&spec.container)?.0)?;
         let (init, container) = self.running(&spec.container)?;
         let streams = match spec.tty {
             Some(size) => Streams::Terminal(Some(size)),
@@ -176,8 +207,10 @@ impl Shim {
         let child =
             in_pid_namespace(&namespace, || fork_with(0, leaf.clone_into(), stub))?.step("fork of the process")?;
         crate::sys::failpoint::failpoint!(ExecForked);
+        let oom_kills = OomKills { before: container.leaf.oom_kills().unwrap_or(0), at_end: None };
         let exec = self.new_key();
-        self.enrol(child, Connection::new(ours), waiter, Role::Exec { exec, spec, client: waiter.client })?;
+        let role = Role::Exec { exec, spec, client: waiter.client, oom_kills };
+        self.enrol(child, Connection::new(ours), waiter, role)?;
         Ok(())
     }
 
@@ -284,10 +317,13 @@ impl Shim {
                     attempt: container.spec.attempt,
                     started: started.clone(),
                 };
-                if let Some(master) = master
-                    && let Err(refusal) = self.watch_output(key, master, Stream::Stdout)
-                {
-                    eprintln!("the terminal's output is lost: {refusal:?}");
+                if let Some(master) = master {
+                    if container.spec.stdin {
+                        container.stdin = master.try_clone().ok().and_then(|master| Stdin::new(master).ok());
+                    }
+                    if let Err(refusal) = self.watch_output(key, master, Stream::Stdout) {
+                        eprintln!("the terminal's output is lost: {refusal:?}");
+                    }
                 }
                 self.record(event);
                 crate::sys::failpoint::failpoint!(StartRecorded);

@@ -8,6 +8,9 @@
 //!  requests.rs   what each request does
 //!  launch.rs     start and exec: fork a stub, follow its report
 //!  spare.rs      a stub that stands by for the first container
+//!  output.rs     what containers write: to the log, at a bounded rate, and to who is attached
+//!  attach.rs     who is attached, and what they send to a container's standard input
+//!  pause.rs      stopping containers and letting them go on
 //!  reaper.rs     ends: logs drained, leaf killed, record written, subscribers told
 //! ```
 //!
@@ -18,12 +21,15 @@
 //!
 //! Nobody but it writes in its record directory: `events.jsonl` ([`history`]).
 
+mod attach;
 mod clients;
 mod container;
 pub(crate) mod history;
 mod launch;
 pub mod log;
+mod output;
 mod own_root;
+mod pause;
 mod poller;
 mod reaper;
 mod requests;

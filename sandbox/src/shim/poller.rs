@@ -31,6 +31,11 @@ impl Poller {
         epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(key), flags)
     }
 
+    /// Waits for `fd` to be writable.
+    pub(crate) fn add_writable(&self, fd: impl AsFd, key: Key) -> rustix::io::Result<()> {
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), epoll::EventFlags::OUT)
+    }
+
     /// Forgets `fd`. Needed before it is closed: a child may hold a copy, for which epoll would go on reporting.
     pub(crate) fn remove(&self, fd: impl AsFd) {
         let _ = epoll::delete(&self.epoll, fd);

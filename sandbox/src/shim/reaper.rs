@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
-use super::container::{Container, Launch, Process, Role};
-use super::log::{Buffers, LogError, Pumped};
+use super::attach::init_of;
+use super::container::{Container, Launch, Role};
 use super::poller::Key;
 use super::server::Shim;
 use crate::contract::{Exit, SandboxEvent};
@@ -31,16 +31,20 @@ impl Shim {
     fn ended(&mut self, key: Key, status: WaitStatus) {
         // What the stub said last comes first.
         while !self.follow_report(key) {}
+        if let Some(container) = init_of(&mut self.processes, key) {
+            crate::sys::failpoint::failpoint!(EndSeen);
+            let _ = container.leaf.kill();
+            self.drain(key);
+            crate::sys::failpoint::failpoint!(LogDrained);
+        }
         let Some(mut process) = self.processes.remove(&key) else { return };
         let running = matches!(process.launch, Launch::Running);
         let mut exit = exit_of(status);
         match &mut process.role {
             Role::Init(container) => {
-                crate::sys::failpoint::failpoint!(EndSeen);
-                let _ = container.leaf.kill();
-                self.drain(container);
-                crate::sys::failpoint::failpoint!(LogDrained);
-                exit.oom_killed = container.leaf.oom_kills().unwrap_or(0) > 0;
+                let oom_kills = container.leaf.oom_kills().unwrap_or(0);
+                exit.oom_killed = oom_kills > 0;
+                self.note_oom_kills(container, oom_kills);
                 if let Err(error) = self.pod.remove_leaf(container.leaf.name(), LEAF_DEADLINE) {
                     eprintln!("control group of a dead container stays for now: {error}");
                 }
@@ -51,10 +55,11 @@ impl Shim {
                     crate::sys::failpoint::failpoint!(ExitRecorded);
                 }
             }
-            Role::Exec { exec, client, spec } => {
+            Role::Exec { exec, client, spec, oom_kills } => {
                 if running {
-                    exit.oom_killed = exit.signal == Some(libc::SIGKILL)
-                        && self.running(&spec.container).is_ok_and(|(_, c)| c.leaf.oom_kills().unwrap_or(0) > 0);
+                    let now = || Some(self.running(&spec.container).ok()?.1.leaf.oom_kills().unwrap_or(0));
+                    let counted = oom_kills.at_end.or_else(now).unwrap_or(0);
+                    exit.oom_killed = exit.signal == Some(libc::SIGKILL) && counted > oom_kills.before;
                     let notice = Notice::ExecExited { exec: *exec, exit };
                     self.clients.notify(&self.poller, *client, &notice);
                 }
@@ -62,6 +67,17 @@ impl Shim {
         }
         if let Launch::Refused(refusal) = process.launch {
             process.waiters.into_iter().for_each(|waiter| self.refuse(waiter, refusal.clone()));
+        }
+    }
+
+    /// A container has ended: what its leaf counted is kept for its further processes, whose ends are told later.
+    fn note_oom_kills(&mut self, ended: &Container, count: u64) {
+        for process in self.processes.values_mut() {
+            if let Role::Exec { spec, oom_kills, .. } = &mut process.role
+                && spec.container == ended.spec.name
+            {
+                oom_kills.at_end.get_or_insert(count);
+            }
         }
     }
 
@@ -73,66 +89,6 @@ impl Shim {
             eprintln!("the pod's first process has ended");
         }
     }
-
-    /// One turn of an output.
-    pub(super) fn read_output(&mut self, process: Key, key: Key) {
-        let Some(Process { role: Role::Init(container), .. }) = self.processes.get_mut(&process) else { return };
-        let Some(index) = container.outputs.iter().position(|output| output.key == key) else { return };
-        let (pumped, first) = pump(&mut self.buffers, container, index);
-        if pumped == Pumped::Ended {
-            let output = container.outputs.remove(index);
-            self.poller.remove(&output.fd);
-            self.sources.remove(&key);
-        }
-        if let Some(event) = first {
-            self.record(event);
-        }
-    }
-
-    /// Everything that a dead container has left in its pipes.
-    fn drain(&mut self, container: &mut Container) {
-        for index in 0..container.outputs.len() {
-            loop {
-                let (pumped, first) = pump(&mut self.buffers, container, index);
-                if let Some(event) = first {
-                    self.record(event);
-                }
-                if !matches!(pumped, Pumped::Bytes(_)) {
-                    break;
-                }
-            }
-        }
-        for output in std::mem::take(&mut container.outputs) {
-            self.poller.remove(&output.fd);
-            self.sources.remove(&output.key);
-            if let Err(error) = container.log.finish(&mut self.buffers, output.stream, clock::wall_ns()) {
-                eprintln!("log cannot be finished: {error}");
-            }
-        }
-        container.stdin = None;
-    }
-}
-
-/// Moves some output to the log; with the event of the first byte, if it was that.
-fn pump(buffers: &mut Buffers, container: &mut Container, index: usize) -> (Pumped, Option<SandboxEvent>) {
-    let output = &container.outputs[index];
-    let pumped = match container.log.pump(buffers, output.stream, &output.fd, clock::wall_ns()) {
-        Ok(pumped) => pumped,
-        Err(LogError::Output { source }) => {
-            eprintln!("output cannot be read: {source}");
-            Pumped::Ended
-        }
-        // Output was read and is lost; the log counts it and says so when it can.
-        Err(_) => Pumped::Bytes(0),
-    };
-    let first = matches!(pumped, Pumped::Bytes(_)) && !container.first_byte;
-    container.first_byte |= first;
-    let event = first.then(|| SandboxEvent::FirstByte {
-        container: container.spec.name.clone(),
-        attempt: container.spec.attempt,
-        boottime_ns: clock::boottime_ns(),
-    });
-    (pumped, event)
 }
 
 fn exit_of(status: WaitStatus) -> Exit {

@@ -10,7 +10,7 @@ use super::server::{Configured, Shim};
 use super::stub::report::Step;
 use crate::cgroup::CgroupError;
 use crate::protocol::shim::{Notice, Reply, Request, Status};
-use crate::protocol::{Call, Refusal, VERSIONS};
+use crate::protocol::{Call, Refusal, Unparsed, VERSIONS};
 use crate::spec::{Namespaces, Resources, SandboxSpec};
 
 /// `/proc/sys` directories that belong to the pod's own namespaces; everything else is the host's.
@@ -20,9 +20,16 @@ const OWN_SYSCTLS: [&str; 7] =
 impl Shim {
     pub(super) fn request(&mut self, client: Key, call: Call<Request>, fds: Vec<OwnedFd>) {
         let waiter = Waiter { client, call: call.id };
-        let greeted = self.clients.map.get(&client).is_some_and(|client| client.greeted);
-        if !greeted && !matches!(call.body, Request::Hello { .. }) {
-            return self.refuse(waiter, Refusal::Invalid { message: "say hello first".into() });
+        let version = self.clients.map.get(&client).and_then(|client| client.version);
+        match version {
+            None if !matches!(call.body, Request::Hello { .. }) => {
+                return self.refuse(waiter, Refusal::Invalid { message: "say hello first".into() });
+            }
+            // It agreed on a version that has no such thing.
+            Some(version) if call.body.since() > version => {
+                return self.refuse(waiter, unknown(call.body.name(), version));
+            }
+            _ => {}
         }
         let result = match call.body {
             Request::Hello { versions } => self.hello(client, versions),
@@ -31,6 +38,10 @@ impl Shim {
             Request::Start { spec, fds: counts } => return self.start(waiter, spec, counts, fds),
             Request::Exec { spec, stdio } => return self.exec(waiter, spec, stdio, fds),
             Request::ExecSignal { exec, signal } => self.signal_exec(exec, signal),
+            Request::Attach { container, streams } => return self.attach(waiter, &container, streams, fds),
+            Request::Resize { container, columns, rows } => self.resize(&container, columns, rows),
+            Request::Pause { container } => self.pause(&container),
+            Request::Resume { container } => self.resume(&container),
             Request::Signal { container, signal, all } => self.signal(&container, signal, all),
             Request::Update { container, resources } => self.update(container.as_deref(), &resources),
             Request::Subscribe => return self.subscribe(waiter),
@@ -43,12 +54,25 @@ impl Shim {
         self.clients.answer(&self.poller, waiter, Err(refusal), vec![]);
     }
 
+    /// Refuses, by name, what is no request of this version; false when it is not even one of a later version.
+    pub(super) fn refuse_unparsed(&mut self, client: Key, body: &[u8], error: &serde_json::Error) -> bool {
+        let Ok(unparsed) = serde_json::from_slice::<Unparsed>(body) else { return false };
+        let version = self.clients.map.get(&client).and_then(|client| client.version).unwrap_or(VERSIONS.lowest);
+        let refusal = if Request::NAMES.contains(&unparsed.body.op.as_str()) {
+            Refusal::Invalid { message: format!("request {}: {error}", unparsed.body.op) }
+        } else {
+            unknown(&unparsed.body.op, version)
+        };
+        self.refuse(Waiter { client, call: unparsed.id }, refusal);
+        true
+    }
+
     fn hello(&mut self, client: Key, versions: crate::protocol::Versions) -> Result<Reply, Refusal> {
         let version = VERSIONS.negotiate(versions).ok_or_else(|| Refusal::Invalid {
             message: format!("this shim speaks versions {} to {}", VERSIONS.lowest, VERSIONS.highest),
         })?;
         if let Some(client) = self.clients.map.get_mut(&client) {
-            client.greeted = true;
+            client.version = Some(version);
         }
         Ok(Reply::Hello { version })
     }
@@ -62,6 +86,9 @@ impl Shim {
         for process in self.processes.values() {
             if let (Role::Init(container), Launch::Running) = (&process.role, &process.launch) {
                 status.running.insert(container.spec.name.clone(), container.leaf.name().to_owned());
+                if container.paused {
+                    status.paused.insert(container.spec.name.clone());
+                }
             }
         }
         match self.slot.net.as_fd().try_clone_to_owned().step("copy of the network namespace") {
@@ -104,7 +131,8 @@ impl Shim {
     fn signal(&mut self, name: &str, signal: i32, all: bool) -> Result<Reply, Refusal> {
         let number = signal_number(signal)?;
         let (process, container) = self.running(name)?;
-        if all && number == Signal::KILL {
+        // Where only the old freezer is, one process alone would not die as long as it is frozen.
+        if (all || container.paused) && number == Signal::KILL {
             container.leaf.kill().map_err(|error| cgroup_refusal("kill of the container", &error))?;
             return Ok(Reply::Done);
         }
@@ -175,6 +203,14 @@ impl Shim {
                 _ => None,
             })
             .ok_or_else(|| Refusal::NotFound { what: format!("running container {name}") })
+    }
+}
+
+/// In words that the asking side's version has.
+fn unknown(request: &str, version: u32) -> Refusal {
+    match version {
+        1 => Refusal::Invalid { message: format!("request {request} is unknown in version 1") },
+        _ => Refusal::Unsupported { what: format!("request {request}") },
     }
 }
 

@@ -41,6 +41,14 @@ pub(super) enum Source {
     Output {
         process: Key,
     },
+    /// A container's standard input, which takes bytes again.
+    Stdin {
+        process: Key,
+    },
+    /// A stream of one who is attached to a container.
+    Attached {
+        process: Key,
+    },
 }
 
 /// What a configured sandbox has besides.
@@ -73,6 +81,8 @@ pub(crate) struct Shim {
     pub(super) view: CgroupView,
     /// Room for output on its way to the logs.
     pub(super) buffers: Buffers,
+    /// Containers that wrote too fast, and when to read on.
+    pub(super) held_back: Vec<(u64, Key)>,
     pub(super) configured: Option<Configured>,
     /// For the first container.
     pub(super) spare: Option<Spare>,
@@ -111,6 +121,7 @@ impl Shim {
             own_root,
             view,
             buffers: Buffers::default(),
+            held_back: Vec::new(),
             configured: None,
             spare: None,
             leaving: None,
@@ -129,9 +140,11 @@ impl Shim {
                 crate::sys::failpoint::failpoint!(ShutdownTold);
                 return Ok(());
             }
-            for key in self.poller.wait(None).map_err(|errno| ShimError::Wait(errno.into()))? {
+            let timeout = self.until_due();
+            for key in self.poller.wait(timeout.as_ref()).map_err(|errno| ShimError::Wait(errno.into()))? {
                 self.dispatch(key);
             }
+            self.read_on();
         }
     }
 
@@ -151,6 +164,8 @@ impl Shim {
                 Some(Source::Client) => self.serve_client(key),
                 Some(Source::Report { process }) => drop(self.follow_report(*process)),
                 Some(Source::Output { process }) => self.read_output(*process, key),
+                Some(Source::Stdin { process }) => self.flush_input(*process),
+                Some(Source::Attached { process }) => self.attached(*process, key),
                 None => {}
             },
         }
@@ -173,8 +188,12 @@ impl Shim {
         }
         for _ in 0..TURN * 64 {
             let Some(client) = self.clients.map.get_mut(&key) else { return };
-            match client.connection.next_message() {
-                Ok(Some((call, fds))) => self.request(key, call, fds),
+            match client.connection.next_body() {
+                Ok(Some((body, fds))) => match serde_json::from_slice(&body) {
+                    Ok(call) => self.request(key, call, fds),
+                    Err(error) if !self.refuse_unparsed(key, &body, &error) => return self.forget_client(key),
+                    Err(_) => {}
+                },
                 Ok(None) => break,
                 Err(_) => return self.forget_client(key),
             }

@@ -14,7 +14,8 @@ use sandbox::contract::{Exit, SandboxEvent, Sandboxes, Stdio};
 use sandbox::namespace::{Config, NamespaceSandboxes};
 use sandbox::protocol::{Answer, Call, Connection, VERSIONS, keeper};
 use sandbox::spec::{
-    ContainerSpec, ExecSpec, Layer, Namespaces, Resources, Rootfs, SandboxId, SandboxSpec, Security, User,
+    ContainerSpec, ExecSpec, LOG_BYTES_PER_SECOND, Layer, Namespaces, Resources, Rootfs, SandboxId, SandboxSpec,
+    Security, User,
 };
 use tokio::sync::mpsc::Receiver;
 
@@ -99,6 +100,7 @@ impl Host {
             share_process_namespace: false,
             resources: Resources::default(),
             log_dir: self.path().join("logs").join(name),
+            log_bytes_per_second: LOG_BYTES_PER_SECOND,
             labels: BTreeMap::from([("pod.name".to_owned(), name.to_owned())]),
             namespaces: Namespaces::default(),
         };
@@ -128,7 +130,9 @@ impl Host {
             security: Security::default(),
             stop_signal: 15,
             stdin: false,
+            stdin_once: false,
             tty: false,
+            target: None,
         }
     }
 
@@ -198,6 +202,17 @@ impl Host {
         let root = Path::new("/sys/fs/cgroup");
         let inside = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
         inside.chain([root.to_owned()]).map(|path| path.join(&self.config.cgroup_parent)).collect()
+    }
+
+    /// Kills a sandbox's shim.
+    pub fn kill_shim(&self, id: &SandboxId) {
+        let text =
+            std::fs::read_to_string(self.config.run_dir.join("sandboxes").join(&id.0).join("slot.json")).unwrap();
+        let slot: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let shim = shim::processes_with(&format!("\"slot\":\"{}\"", slot["name"].as_str().unwrap()));
+        // Its stubs have its command line, and are younger.
+        let shim = rustix::process::Pid::from_raw(*shim.iter().min().unwrap()).unwrap();
+        rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
     }
 
     pub fn keeper_pid(&self) -> Option<rustix::process::Pid> {

@@ -38,3 +38,16 @@ fn build() -> Result<PathBuf, String> {
     }
     Ok(target.join(TARGET).join("debug/nodeless-shim"))
 }
+
+/// Host processes whose command line holds `text`.
+pub fn processes_with(text: &str) -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains(text) {
+            found.push(pid);
+        }
+    }
+    found
+}

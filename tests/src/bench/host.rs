@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use sandbox::contract::{Prepared, SandboxEvent, Sandboxes};
 use sandbox::namespace::{Config, NamespaceSandboxes};
-use sandbox::spec::{ContainerSpec, Layer, Namespaces, Resources, Rootfs, SandboxId, SandboxSpec, Security, User};
+use sandbox::spec::{
+    ContainerSpec, LOG_BYTES_PER_SECOND, Layer, Namespaces, Resources, Rootfs, SandboxId, SandboxSpec, Security, User,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
@@ -119,6 +121,7 @@ impl Backend {
             share_process_namespace: false,
             resources: oci::resources(),
             log_dir: dir.join("logs"),
+            log_bytes_per_second: LOG_BYTES_PER_SECOND,
             labels: BTreeMap::new(),
             namespaces: Namespaces::default(),
         };
@@ -141,7 +144,9 @@ impl Backend {
             security: Security::default(),
             stop_signal: 15,
             stdin: false,
+            stdin_once: false,
             tty: false,
+            target: None,
         };
         self.sandboxes.start(&id, &container).await.context("start")?;
         Ok(Pod { id, events })

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Container;
-use sandbox::spec::{ContainerSpec, Mount, Namespaces, Rootfs, SandboxSpec};
+use sandbox::spec::{ContainerSpec, LOG_BYTES_PER_SECOND, Mount, Namespaces, Rootfs, SandboxSpec};
 
 use super::expand::expand;
 use super::{Context, SpecError, env, resources, security, signal, user};
@@ -53,6 +53,7 @@ pub fn sandbox(context: Context<'_>, log_dir: PathBuf) -> Result<SandboxSpec, Sp
         share_process_namespace: spec.share_process_namespace.unwrap_or(false),
         resources: resources::of_pod(spec, &context.host.policy).map_err(malformed)?,
         log_dir,
+        log_bytes_per_second: LOG_BYTES_PER_SECOND,
         labels: BTreeMap::from([
             label("pod.uid", &meta.uid),
             label("pod.name", &meta.name),
@@ -106,7 +107,9 @@ pub fn container(
         security: security::of_container(container)?,
         stop_signal: stop_signal(container, image)?,
         stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
+        target: None,
         name,
     })
 }

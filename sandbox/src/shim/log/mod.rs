@@ -13,10 +13,11 @@
 //! the oldest beyond the limit is deleted. A reader that holds a file learns by its inode which number it got and goes on
 //! with the next ([`LogReader`]), so rotation loses nothing that still exists.
 //!
-//! [`entry`]: the format, pure. [`timestamp`]: times. [`LogWriter`]: the shim's side. [`LogReader`]: the agent's.
+//! [`entry`]: the format, pure. [`rate`]: how fast it may grow. [`timestamp`]: times. [`LogWriter`]: the shim's side. [`LogReader`]: the agent's.
 
 pub mod entry;
 mod files;
+pub(crate) mod rate;
 mod reader;
 pub mod timestamp;
 mod writer;
@@ -28,7 +29,7 @@ use std::io;
 
 pub use entry::Entry;
 pub use reader::LogReader;
-pub use writer::{Buffers, LogWriter, Pumped};
+pub use writer::{Buffers, LogWriter, Read};
 
 /// Which of a program's streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -145,16 +145,19 @@ fn links_and_foreign_names_are_refused() {
 }
 
 #[test]
-fn a_pipe_is_pumped_until_it_would_block_and_then_ends() {
+fn a_pipe_is_read_until_it_would_block_and_then_ends() {
     let root = tempfile::tempdir().unwrap();
     let mut writer = writer(root.path(), Limits::default());
     let mut buffers = Buffers::default();
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
-    assert_eq!(writer.pump(&mut buffers, Stream::Stderr, &read, 0).unwrap(), Pumped::WouldBlock);
+    assert_eq!(buffers.read(&read).unwrap(), Read::WouldBlock);
     rustix::io::write(&write, b"a\nb").unwrap();
-    assert_eq!(writer.pump(&mut buffers, Stream::Stderr, &read, 0).unwrap(), Pumped::Bytes(3));
+    assert_eq!(buffers.read(&read).unwrap(), Read::Bytes);
+    assert_eq!(buffers.bytes(), b"a\nb");
+    writer.write_read(&mut buffers, Stream::Stderr, 0).unwrap();
     drop(write);
-    assert_eq!(writer.pump(&mut buffers, Stream::Stderr, &read, 0).unwrap(), Pumped::Ended);
+    assert_eq!(buffers.read(&read).unwrap(), Read::Ended);
+    writer.finish(&mut buffers, Stream::Stderr, 0).unwrap();
     let mut reader = LogReader::open(&root.path().join("web"), 0).unwrap();
     assert_eq!(joined(&mut reader, Stream::Stderr), b"a\nb");
 }

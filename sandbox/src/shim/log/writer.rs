@@ -15,23 +15,46 @@ const CHUNK: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Buffers {
     input: Box<[u8]>,
+    filled: usize,
     output: Vec<u8>,
 }
 
 impl Default for Buffers {
     fn default() -> Self {
-        Self { input: vec![0; CHUNK].into_boxed_slice(), output: Vec::with_capacity(2 * CHUNK) }
+        Self { input: vec![0; CHUNK].into_boxed_slice(), filled: 0, output: Vec::with_capacity(2 * CHUNK) }
+    }
+}
+
+impl Buffers {
+    /// Reads once from a non-blocking pipe or terminal.
+    pub fn read(&mut self, source: impl AsFd) -> Result<Read, LogError> {
+        self.filled = 0;
+        match rustix::io::retry_on_intr(|| rustix::io::read(&source, &mut self.input[..])) {
+            // A terminal's master answers EIO once its other side is closed.
+            Ok(0) | Err(Errno::IO) => Ok(Read::Ended),
+            Ok(got) => {
+                self.filled = got;
+                Ok(Read::Bytes)
+            }
+            Err(Errno::AGAIN) => Ok(Read::WouldBlock),
+            Err(errno) => Err(LogError::Output { source: errno.into() }),
+        }
+    }
+
+    /// What the last read brought.
+    pub fn bytes(&self) -> &[u8] {
+        &self.input[..self.filled]
     }
 }
 
 /// What one read of a program's output brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pumped {
-    /// So many bytes; there may be more.
-    Bytes(usize),
+pub enum Read {
+    /// Bytes; there may be more.
+    Bytes,
     /// Nothing now.
     WouldBlock,
-    /// The output ended; what was held of an unfinished line is written.
+    /// The output has ended.
     Ended,
 }
 
@@ -47,6 +70,7 @@ pub struct LogWriter {
     attempt: u32,
     limits: Limits,
     written: u64,
+    total: u64,
     next_number: u64,
     unfinished: [Vec<u8>; 2],
     formatter: Formatter,
@@ -74,6 +98,7 @@ impl LogWriter {
             attempt,
             limits: Limits { files: limits.files.max(2), part_bytes: limits.part_bytes.max(1), ..limits },
             written,
+            total: 0,
             next_number,
             unfinished: Default::default(),
             formatter: Formatter::default(),
@@ -81,25 +106,10 @@ impl LogWriter {
         })
     }
 
-    /// Reads once from a non-blocking pipe or terminal and logs what came, at `wall_ns`. An error of the log (not of the
-    /// pipe) means dropped output; go on calling.
-    pub fn pump(
-        &mut self,
-        buffers: &mut Buffers,
-        stream: Stream,
-        source: impl AsFd,
-        wall_ns: u64,
-    ) -> Result<Pumped, LogError> {
-        let Buffers { input, output } = buffers;
-        match rustix::io::retry_on_intr(|| rustix::io::read(&source, &mut input[..])) {
-            Ok(0) => {}
-            Ok(got) => return self.log(output, stream, &input[..got], wall_ns).map(|()| Pumped::Bytes(got)),
-            Err(Errno::AGAIN) => return Ok(Pumped::WouldBlock),
-            // A terminal's master answers so once its other side is closed.
-            Err(Errno::IO) => {}
-            Err(errno) => return Err(LogError::Output { source: errno.into() }),
-        }
-        self.finish(buffers, stream, wall_ns).map(|()| Pumped::Ended)
+    /// Logs what [`Buffers::read`] brought, at `wall_ns`. An error means dropped output; go on calling.
+    pub fn write_read(&mut self, buffers: &mut Buffers, stream: Stream, wall_ns: u64) -> Result<(), LogError> {
+        let Buffers { input, filled, output } = buffers;
+        self.log(output, stream, &input[..*filled], wall_ns)
     }
 
     /// Logs bytes of a stream, cut anywhere.
@@ -116,6 +126,11 @@ impl LogWriter {
         let out = &mut buffers.output;
         out.clear();
         self.entry(out, stream, true, &held, b"", wall_ns).and_then(|()| self.flush(out))
+    }
+
+    /// Bytes written since it was opened, of whatever file.
+    pub fn written_bytes(&self) -> u64 {
+        self.total
     }
 
     /// Bytes of output that could not be written and are not yet told in the log.
@@ -208,6 +223,7 @@ impl LogWriter {
             }
         }
         self.written += out.len() as u64;
+        self.total += out.len() as u64;
         out.clear();
         Ok(())
     }
