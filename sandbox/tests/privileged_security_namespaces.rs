@@ -209,6 +209,7 @@ async fn privileged_each_host_namespace_is_shared_alone() {
             share_process_namespace: false,
             resources: Default::default(),
             log_dir: host.path().join("logs/other"),
+            log_bytes_per_second: sandbox::spec::LOG_BYTES_PER_SECOND,
             labels: Default::default(),
             namespaces: match shared {
                 "net" => Namespaces { host_network: true, ..OFF },
