@@ -143,9 +143,20 @@ pub(crate) fn connect_in(path: &Path, name: &str) -> io::Result<Connection> {
     Ok(Connection::new(socket))
 }
 
+/// Where a connection's events go.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    /// None are asked for.
+    Nobody,
+    /// To somebody for whom alone the connection is there: it waits for a slow reader, and ends with it.
+    Subscriber(mpsc::Sender<SandboxEvent>),
+    /// To somebody who may come to read them: who does not read in time gets no more.
+    Aside(mpsc::Sender<SandboxEvent>),
+}
+
 impl<W: Wire> Client<W> {
-    /// Takes a connection over. Events go to `events`, for a connection that will subscribe.
-    pub(crate) fn new(connection: Connection, events: Option<mpsc::Sender<SandboxEvent>>) -> io::Result<Self> {
+    /// Takes a connection over.
+    pub(crate) fn new(connection: Connection, events: Listener) -> io::Result<Self> {
         let connection = watch::connection(connection)?;
         let (questions, asked) = mpsc::channel(64);
         let task = Task::<W> {
@@ -200,7 +211,7 @@ struct Task<W: Wire> {
     waiting: HashMap<u64, Waiting<W::Reply>>,
     execs: HashMap<u64, oneshot::Sender<Exit>>,
     attachments: HashMap<u64, oneshot::Sender<Detached>>,
-    events: Option<mpsc::Sender<SandboxEvent>>,
+    events: Listener,
     next: u64,
 }
 
@@ -215,7 +226,8 @@ impl<W: Wire> Task<W> {
     async fn serve(&mut self) -> Result<(), ProtocolError> {
         loop {
             let interest = self.interest();
-            let idle = self.execs.is_empty() && self.attachments.is_empty() && self.events.is_none();
+            let idle =
+                self.execs.is_empty() && self.attachments.is_empty() && !matches!(self.events, Listener::Subscriber(_));
             tokio::select! {
                 question = self.asked.recv() => match question {
                     Some(question) => self.ask(question)?,
@@ -245,14 +257,17 @@ impl<W: Wire> Task<W> {
     async fn only_listen(&mut self) -> Result<(), ProtocolError> {
         loop {
             let interest = self.interest();
-            let receiver_gone = self.events.clone();
+            let subscriber = match &self.events {
+                Listener::Subscriber(events) => Some(events.clone()),
+                _ => None,
+            };
             self.execs.retain(|_, waiter| !waiter.is_closed());
             self.attachments.retain(|_, waiter| !waiter.is_closed());
-            if self.execs.is_empty() && self.attachments.is_empty() && receiver_gone.is_none() {
+            if self.execs.is_empty() && self.attachments.is_empty() && subscriber.is_none() {
                 return Ok(());
             }
             let gone = async {
-                match receiver_gone {
+                match subscriber {
                     Some(events) => events.closed().await,
                     None => std::future::pending().await,
                 }
@@ -306,13 +321,17 @@ impl<W: Wire> Task<W> {
                         let _ = waiter.send(Err(SandboxError::Unsupported { what }));
                     }
                 }
-                Incoming::Event(event) => {
-                    if let Some(events) = &self.events
-                        && events.send(event).await.is_err()
-                    {
-                        return Err(ProtocolError::Closed);
+                Incoming::Event(event) => match &self.events {
+                    Listener::Nobody => {}
+                    Listener::Subscriber(events) => {
+                        events.send(event).await.map_err(|_| ProtocolError::Closed)?;
                     }
-                }
+                    Listener::Aside(events) => {
+                        if events.try_send(event).is_err() {
+                            self.events = Listener::Nobody;
+                        }
+                    }
+                },
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use tokio::sync::mpsc;
 
-use super::client::{Client, ShimWire, connect_in};
+use super::client::{Client, Listener, ShimWire, connect_in};
 use super::layout::Slot;
 use super::slots::hello;
 use super::{Inner, RECORD, SHIM_SOCKET};
@@ -15,17 +15,48 @@ use crate::spec::SandboxId;
 use crate::sys::clock;
 
 /// Events that may wait for a slow reader.
-const BUFFER: usize = 256;
+pub(crate) const BUFFER: usize = 256;
+
+/// Hands events on until either side ends, passing over the first `told` of them.
+async fn pass_on(mut received: mpsc::Receiver<SandboxEvent>, events: &mpsc::Sender<SandboxEvent>, told: &mut usize) {
+    let mut index = 0;
+    loop {
+        let event = tokio::select! {
+            event = received.recv() => event,
+            () = events.closed() => None,
+        };
+        let Some(event) = event else { return };
+        index += 1;
+        if index > *told {
+            *told = index;
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+}
 
 impl Inner {
     /// All events from the beginning; ends with `Lost` when the shim is dead, without when the sandbox is destroyed.
-    pub(crate) fn subscribe(self: &Arc<Self>, id: SandboxId, slot: Slot) -> mpsc::Receiver<SandboxEvent> {
+    /// `ready`: what a connection that subscribed before has brought so far, and brings.
+    pub(crate) fn subscribe(
+        self: &Arc<Self>,
+        id: SandboxId,
+        slot: Slot,
+        mut ready: Option<mpsc::Receiver<SandboxEvent>>,
+    ) -> mpsc::Receiver<SandboxEvent> {
         let (events, receiver) = mpsc::channel(BUFFER);
         let inner = Arc::clone(self);
         tokio::spawn(async move {
             let mut told = 0;
             loop {
-                let went_on = inner.follow(&id, &events, &mut told).await;
+                let went_on = match ready.take() {
+                    Some(received) => {
+                        pass_on(received, &events, &mut told).await;
+                        Ok(())
+                    }
+                    None => inner.follow(&id, &events, &mut told).await,
+                };
                 if events.is_closed() || inner.is_dying(&id) || !inner.exists_as(&id, &slot) {
                     return;
                 }
@@ -46,28 +77,12 @@ impl Inner {
     ) -> Result<(), SandboxError> {
         let unavailable = |source| SandboxError::Unavailable { operation: "connection to a shim".to_owned(), source };
         let connection = connect_in(&self.layout.sandbox(id), SHIM_SOCKET).map_err(unavailable)?;
-        let (sender, mut received) = mpsc::channel(BUFFER);
-        let client: Client<ShimWire> = Client::new(connection, Some(sender)).map_err(unavailable)?;
+        let (sender, received) = mpsc::channel(BUFFER);
+        let client: Client<ShimWire> = Client::new(connection, Listener::Subscriber(sender)).map_err(unavailable)?;
         hello(&client).await?;
         client.call("subscription to a shim", Request::Subscribe, vec![]).await?;
-        let mut index = 0;
-        loop {
-            tokio::select! {
-                event = received.recv() => match event {
-                    None => return Ok(()),
-                    Some(event) => {
-                        index += 1;
-                        if index > *told {
-                            *told = index;
-                            if events.send(event).await.is_err() {
-                                return Ok(());
-                            }
-                        }
-                    }
-                },
-                () = events.closed() => return Ok(()),
-            }
-        }
+        pass_on(received, events, told).await;
+        Ok(())
     }
 
     /// The shim is dead: its record is told to the end, then that it is lost.

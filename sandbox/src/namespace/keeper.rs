@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 use super::Config;
-use super::client::{Client, Delivered, KeeperWire, connect_in};
+use super::client::{Client, Delivered, KeeperWire, Listener, connect_in};
 use crate::contract::SandboxError;
 use crate::protocol::VERSIONS;
 use crate::protocol::keeper::{Reply, Request, Spawn};
@@ -98,7 +98,7 @@ impl Keeper {
             Ok(connection) => connection,
             Err(_) => self.start().await.map_err(unavailable)?,
         };
-        let client = Client::new(connection, None).map_err(unavailable)?;
+        let client = Client::new(connection, Listener::Nobody).map_err(unavailable)?;
         match client.call("greeting of the keeper", Request::Hello { versions: VERSIONS }, vec![]).await?.reply {
             Reply::Hello { version, pid } => tracing::debug!(version, pid, "connected to the keeper"),
             _ => return Err(unexpected("greeting of the keeper")),

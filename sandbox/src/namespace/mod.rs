@@ -14,14 +14,16 @@ mod client;
 mod events;
 mod exec;
 mod keeper;
+mod layers;
 mod layout;
 mod program;
 mod protection;
 mod reset;
+mod shims;
 mod slots;
 mod sources;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -33,16 +35,18 @@ use async_trait::async_trait;
 use rustix::net::SocketAddrUnix;
 use tokio::sync::{Mutex, mpsc};
 
-use self::client::{Client, Delivered, ShimWire};
+use self::client::Delivered;
 use self::keeper::{Keeper, unexpected};
+use self::layers::Layers;
 use self::layout::Layout;
+use self::shims::Shims;
 use self::slots::{Pool, blocking, cgroup_failed, greet, io_failed};
 use crate::cgroup::Tree;
 use crate::contract::{
     Attachment, ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
 };
 use crate::protocol::shim::{Reply, Request, StartFds};
-use crate::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
+use crate::spec::{ContainerSpec, ExecSpec, Layer, Namespaces, Resources, SandboxId, SandboxSpec};
 
 /// A shim's socket in its sandbox's directory.
 const SHIM_SOCKET: &str = "shim.sock";
@@ -81,7 +85,8 @@ struct Inner {
     refilling: Mutex<()>,
     /// The protection of all pods together is about to be summed up.
     summing: AtomicBool,
-    shims: Mutex<HashMap<SandboxId, Client<ShimWire>>>,
+    layers: Layers,
+    shims: Shims,
     /// Sandboxes that are being destroyed: their shims' ends are no loss.
     dying: std::sync::Mutex<BTreeSet<SandboxId>>,
 }
@@ -113,7 +118,8 @@ impl NamespaceSandboxes {
             pool: Mutex::default(),
             refilling: Mutex::default(),
             summing: AtomicBool::default(),
-            shims: Mutex::default(),
+            layers: Layers::default(),
+            shims: Shims::default(),
             dying: std::sync::Mutex::default(),
         });
         inner.recover().await?;
@@ -130,6 +136,7 @@ impl NamespaceSandboxes {
     /// Lets go of layers that no new container will need: the files may be deleted afterwards. Containers that use them go
     /// on.
     pub async fn release_layers(&self, ids: &[String]) -> Result<(), SandboxError> {
+        self.inner.layers.forget(ids);
         self.inner.keeper.release(ids).await
     }
 
@@ -137,25 +144,21 @@ impl NamespaceSandboxes {
     pub async fn drain_pool(&self) -> Result<(), SandboxError> {
         let _no_refill = self.inner.refilling.lock().await;
         while let Some(warm) = self.inner.pool.lock().await.pop_front() {
-            self.inner.clear_slot(&warm.slot, &self.inner.layout.warm(&warm.slot)).await?;
+            self.inner.clear_slot(&warm.slot, &self.inner.layout.warm(&warm.slot), Some(warm.client)).await?;
         }
         Ok(())
     }
 }
 
 impl Inner {
-    /// The sandbox's shim; `NotFound` when there is no such sandbox, `Unavailable` when its shim is dead.
-    async fn shim(&self, id: &SandboxId) -> Result<Client<ShimWire>, SandboxError> {
-        let mut shims = self.shims.lock().await;
-        if let Some(client) = shims.get(id).filter(|client| !client.is_closed()) {
-            return Ok(client.clone());
+    /// Detached clones of the layers' mounts.
+    async fn mount(&self, layers: &[Layer]) -> Result<Vec<OwnedFd>, SandboxError> {
+        if let Some(clones) = self.layers.clones(layers) {
+            return Ok(clones);
         }
-        if self.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?.is_none() {
-            return Err(not_found(id));
-        }
-        let (client, _, _) = greet(&self.layout.sandbox(id)).await?;
-        shims.insert(id.clone(), client.clone());
-        Ok(client)
+        let mounts = self.keeper.mount(layers).await?;
+        self.layers.keep(layers, &mounts);
+        Ok(mounts)
     }
 
     async fn ask(
@@ -190,7 +193,7 @@ impl Sandboxes for NamespaceSandboxes {
             let waiting = inner.pool.lock().await.pop_front();
             match waiting {
                 Some(warm) if warm.client.is_closed() => {
-                    inner.clear_slot(&warm.slot, &inner.layout.warm(&warm.slot)).await?;
+                    inner.clear_slot(&warm.slot, &inner.layout.warm(&warm.slot), None).await?;
                 }
                 Some(warm) => break warm,
                 None => break inner.make_slot(namespaces).await?,
@@ -199,7 +202,7 @@ impl Sandboxes for NamespaceSandboxes {
         crate::sys::failpoint::failpoint!(SlotChosen);
         std::fs::rename(inner.layout.warm(&warm.slot), inner.layout.sandbox(id)).map_err(failed)?;
         crate::sys::failpoint::failpoint!(SlotTaken);
-        inner.shims.lock().await.insert(id.clone(), warm.client);
+        inner.shims.add(id, warm.client, Some(warm.events));
         tokio::spawn(Arc::clone(inner).refill());
         Ok(Prepared { id: id.clone(), netns: warm.netns })
     }
@@ -221,15 +224,14 @@ impl Sandboxes for NamespaceSandboxes {
 
     async fn start(&self, id: &SandboxId, container: &ContainerSpec) -> Result<Started, SandboxError> {
         let shim = self.inner.shim(id).await?;
-        let mut fds = self.inner.keeper.mount(&container.rootfs.layers).await?;
+        let mut fds = self.inner.mount(&container.rootfs.layers).await?;
         crate::sys::failpoint::failpoint!(LayersReceived);
-        let opened = container.clone();
-        let sources = blocking(move || {
-            let writable = opened.rootfs.writable.as_deref().map(sources::writable).transpose()?;
-            let volumes = opened.mounts.iter().map(sources::volume).collect::<Result<Vec<_>, _>>()?;
-            Ok::<_, SandboxError>((writable, volumes))
-        });
-        let (writable, volumes) = sources.await??;
+        let writable = container.rootfs.writable.as_deref().map(sources::writable).transpose()?;
+        let volumes = match container.mounts.clone() {
+            none if none.is_empty() => Vec::new(),
+            // A host path may be on a file system that does not answer.
+            mounts => blocking(move || mounts.iter().map(sources::volume).collect::<Result<Vec<_>, _>>()).await??,
+        };
         crate::sys::failpoint::failpoint!(SourcesOpened);
         let counts = StartFds { layers: fds.len(), writable: usize::from(writable.is_some()), mounts: volumes.len() };
         fds.extend(writable.into_iter().chain(volumes));
@@ -316,17 +318,18 @@ impl Sandboxes for NamespaceSandboxes {
 
     async fn events(&self, id: &SandboxId) -> Result<mpsc::Receiver<SandboxEvent>, SandboxError> {
         let slot = self.inner.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
-        Ok(self.inner.subscribe(id.clone(), slot.ok_or_else(|| not_found(id))?))
+        let ready = self.inner.shims.take_events(id);
+        Ok(self.inner.subscribe(id.clone(), slot.ok_or_else(|| not_found(id))?, ready))
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), SandboxError> {
         check_name(id)?;
         let slot = self.inner.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
         let Some(slot) = slot else { return Ok(()) };
-        self.inner.shims.lock().await.remove(id);
+        let known = self.inner.shims.remove(id);
         self.inner.set_dying(id, true);
         crate::sys::failpoint::failpoint!(DestroyBegun);
-        let cleared = self.inner.clear_slot(&slot, &self.inner.layout.sandbox(id)).await;
+        let cleared = self.inner.clear_slot(&slot, &self.inner.layout.sandbox(id), known).await;
         self.inner.set_dying(id, false);
         self.inner.protection_changed();
         cleared

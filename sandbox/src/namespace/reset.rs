@@ -29,7 +29,7 @@ impl NamespaceSandboxes {
         let _no_refill = inner.refilling.lock().await;
         loop {
             let Some(warm) = inner.pool.lock().await.pop_front() else { break };
-            inner.clear_slot(&warm.slot, &inner.layout.warm(&warm.slot)).await?;
+            inner.clear_slot(&warm.slot, &inner.layout.warm(&warm.slot), Some(warm.client)).await?;
         }
         inner.keeper.stop().await?;
         let found = Layout::detect().map_err(|error| cgroup_failed("search for control groups", &error))?;
@@ -52,7 +52,7 @@ impl Keeper {
         *held = None;
         let Ok(connection) = client::connect_in(&self.config.run_dir, "keeper.sock") else { return Ok(()) };
         let failed = |source| SandboxError::Unavailable { operation: "end of the keeper".to_owned(), source };
-        let client = client::Client::<client::KeeperWire>::new(connection, None).map_err(failed)?;
+        let client = client::Client::<client::KeeperWire>::new(connection, client::Listener::Nobody).map_err(failed)?;
         let greeted = client.call("greeting of the keeper", Request::Hello { versions: VERSIONS }, vec![]).await?;
         let Reply::Hello { pid, .. } = greeted.reply else { return Err(unexpected("greeting of the keeper")) };
         blocking(move || end(pid)).await?.map_err(failed)

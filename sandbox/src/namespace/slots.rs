@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
+use tokio::sync::mpsc;
 
-use super::client::{Client, ShimWire, connect_in};
+use super::client::{Client, Listener, ShimWire, connect_in};
 use super::keeper::unexpected;
 use super::layout::{self, Slot};
-use super::{Inner, RECORD, SHIM_SOCKET};
+use super::{Inner, RECORD, SHIM_SOCKET, events};
 use crate::cgroup::{CgroupError, Group, SHIM_LEAF};
-use crate::contract::SandboxError;
+use crate::contract::{SandboxError, SandboxEvent};
 use crate::protocol::VERSIONS;
 use crate::protocol::keeper::{FdRole, Spawn};
 use crate::protocol::shim::{Reply, Request, Status};
@@ -34,6 +35,8 @@ pub(crate) struct Warm {
     pub(crate) slot: Slot,
     pub(crate) client: Client<ShimWire>,
     pub(crate) netns: OwnedFd,
+    /// What happens in it, for its first subscriber.
+    pub(crate) events: mpsc::Receiver<SandboxEvent>,
 }
 
 /// Slots that wait.
@@ -48,7 +51,7 @@ impl Inner {
         match self.fill_slot(&slot).await {
             Ok(warm) => Ok(warm),
             Err(error) => {
-                if let Err(left) = self.clear_slot(&slot, &self.layout.warm(&slot)).await {
+                if let Err(left) = self.clear_slot(&slot, &self.layout.warm(&slot), None).await {
                     tracing::warn!(slot = slot.name, error = %left, "a half-made slot stays until the next start");
                 }
                 Err(error)
@@ -64,9 +67,9 @@ impl Inner {
         self.spawn_shim(slot, &parts).await?;
         crate::sys::failpoint::failpoint!(ShimSpawned);
         drop(parts);
-        let (client, _, netns) = greet(&directory).await?;
+        let (warm, _) = adopt(slot, &directory).await?;
         crate::sys::failpoint::failpoint!(ShimGreeted);
-        Ok(Warm { slot: slot.clone(), client, netns })
+        Ok(warm)
     }
 
     fn make_parts(&self, slot: &Slot, directory: &Path) -> Result<Parts, SandboxError> {
@@ -137,10 +140,21 @@ impl Inner {
     }
 
     /// Takes a slot apart, wherever its directory is; every step may have been done before.
-    pub(crate) async fn clear_slot(self: &Arc<Self>, slot: &Slot, directory: &Path) -> Result<(), SandboxError> {
-        if let Ok((client, _, _)) =
-            tokio::time::timeout(GRACE, greet(directory)).await.unwrap_or_else(|_| Err(unexpected("greeting")))
-        {
+    /// `known`: its shim, when it is connected.
+    pub(crate) async fn clear_slot(
+        self: &Arc<Self>,
+        slot: &Slot,
+        directory: &Path,
+        known: Option<Client<ShimWire>>,
+    ) -> Result<(), SandboxError> {
+        let client = match known {
+            Some(client) => Some(client),
+            None => {
+                let greeted = tokio::time::timeout(GRACE, greet(directory)).await;
+                greeted.ok().and_then(Result::ok).map(|(client, _, _)| client)
+            }
+        };
+        if let Some(client) = client {
             let goodbye = client.call("shutdown of a shim", Request::Shutdown, vec![]);
             if !matches!(tokio::time::timeout(GRACE, goodbye).await, Ok(Ok(_))) {
                 tracing::warn!(slot = slot.name, "a shim does not end by itself and is killed");
@@ -210,14 +224,14 @@ impl Inner {
             // One of other namespaces was made for a pod that did not get it.
             let recorded: Option<Slot> = layout::read_json(&directory.join("slot.json")).map_err(failed)?;
             let usual = recorded.is_some_and(|recorded| recorded == slot);
-            match greet(&directory).await {
-                Ok((client, status, netns)) if usual && !status.configured => {
-                    self.pool.lock().await.push_back(Warm { slot, client, netns });
+            match adopt(&slot, &directory).await {
+                Ok((warm, status)) if usual && !status.configured => {
+                    self.pool.lock().await.push_back(warm);
                     crate::sys::failpoint::failpoint!(WarmAdopted);
                 }
                 _ => {
                     crate::sys::failpoint::failpoint!(OrphanFound);
-                    self.clear_slot(&slot, &directory).await?;
+                    self.clear_slot(&slot, &directory, None).await?;
                 }
             }
         }
@@ -248,11 +262,23 @@ fn listen_in(directory: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Connects to the shim of a slot that waits, and subscribes to what will happen in it.
+async fn adopt(slot: &Slot, directory: &Path) -> Result<(Warm, Status), SandboxError> {
+    let (sender, events) = mpsc::channel(events::BUFFER);
+    let (client, status, netns) = greet_with(directory, Listener::Aside(sender)).await?;
+    client.call("subscription to a shim", Request::Subscribe, vec![]).await?;
+    Ok((Warm { slot: slot.clone(), client, netns, events }, status))
+}
+
 /// Connects to the shim whose directory this is, and learns how it is.
 pub(crate) async fn greet(directory: &Path) -> Result<(Client<ShimWire>, Status, OwnedFd), SandboxError> {
+    greet_with(directory, Listener::Nobody).await
+}
+
+async fn greet_with(directory: &Path, events: Listener) -> Result<(Client<ShimWire>, Status, OwnedFd), SandboxError> {
     let unavailable = |source| SandboxError::Unavailable { operation: "connection to a shim".to_owned(), source };
     let connection = connect_in(directory, SHIM_SOCKET).map_err(unavailable)?;
-    let client = Client::new(connection, None).map_err(unavailable)?;
+    let client = Client::new(connection, events).map_err(unavailable)?;
     hello(&client).await?;
     let delivered = client.call("status of a shim", Request::Status, vec![]).await?;
     match (delivered.reply, delivered.fds.into_iter().next()) {
