@@ -19,11 +19,21 @@ pub(super) fn sealed_copy() -> Result<OwnedFd, KeeperError> {
     let mut to = File::from(to);
     copy(&mut from, &mut to).step("copy of the own program")?;
     let to = OwnedFd::from(to);
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    fcntl_add_seals(&to, seals).step("seal of the shims' program")?;
+    seal(&to).step("seal of the shims' program")?;
     // Executed by way of a read-only descriptor: one that can write answers ETXTBSY.
     let read_only = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&to));
     Ok(File::open(read_only).step("reopen of the shims' program")?.into())
+}
+
+/// With `EXEC` nobody can take its execute bits away either: to a root without a user namespace of its own the file belongs,
+/// and without those bits no shim would start any more.
+fn seal(file: &OwnedFd) -> Result<(), Errno> {
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    match fcntl_add_seals(file, seals | SealFlags::EXEC) {
+        // Before Linux 6.3.
+        Err(Errno::INVAL) => fcntl_add_seals(file, seals),
+        other => other,
+    }
 }
 
 fn memory_file() -> Result<OwnedFd, Errno> {

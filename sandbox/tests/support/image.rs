@@ -41,7 +41,34 @@ fn make() -> Result<PathBuf, String> {
     std::fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").map_err(failed)?;
     std::fs::write(root.join("etc/plain"), "not a program\n").map_err(failed)?;
     symlink("/data", root.join("var/link")).map_err(failed)?;
-    let image = directory().join("busybox.erofs");
+    pack(root, "busybox")
+}
+
+/// A layer of one's own, made of what `fill` puts into a directory: also what no honest image has. `name` must be the
+/// test's own.
+pub fn layer_of(name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
+    std::fs::create_dir_all(directory()).unwrap();
+    let tree = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(tree.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    fill(tree.path());
+    pack(tree.path(), name).unwrap()
+}
+
+/// A layer with the hostile program as /bin/attacker.
+pub fn attacker() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let program = super::shim::attacker().unwrap();
+        layer_of("attacker", |root| {
+            std::fs::create_dir(root.join("bin")).unwrap();
+            std::fs::copy(program, root.join("bin/attacker")).unwrap();
+        })
+    })
+    .clone()
+}
+
+fn pack(root: &Path, name: &str) -> Result<PathBuf, String> {
+    let image = directory().join(format!("{name}.erofs"));
     let made = Command::new("mkfs.erofs").args(["--all-root", "-T0"]).arg(&image).arg(root).output();
     let made = made.map_err(|error| format!("mkfs.erofs (Debian: erofs-utils): {error}"))?;
     if !made.status.success() {

@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 #![allow(clippy::unwrap_used, reason = "helpers fail as tests do")]
 
+pub mod attack;
+pub mod census;
 pub mod image;
 pub mod shim;
 

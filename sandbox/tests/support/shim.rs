@@ -1,4 +1,4 @@
-//! The shim program as it is shipped: static, for it runs where no dynamic loader is.
+//! Static programs, as they are shipped: they run where no dynamic loader is.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,37 +6,39 @@ use std::sync::OnceLock;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The program: `NODELESS_SHIM`, or else built here (in a target directory of its own, for this needs other flags than
-/// the rest), or why there is none.
-pub fn program() -> Result<PathBuf, String> {
-    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    BUILT.get_or_init(|| std::env::var_os("NODELESS_SHIM").map_or_else(build, |path| Ok(path.into()))).clone()
+type Built = Result<PathBuf, String>;
+
+/// The shim: `NODELESS_SHIM`, or else built here, or why there is none.
+pub fn program() -> Built {
+    static BUILT: OnceLock<Built> = OnceLock::new();
+    BUILT.get_or_init(|| given_or_built("NODELESS_SHIM", "sandbox", "nodeless-shim")).clone()
 }
 
-fn build() -> Result<PathBuf, String> {
+/// The hostile program (tests/attacker): `NODELESS_ATTACKER`, or else built here, or why there is none.
+pub fn attacker() -> Built {
+    static BUILT: OnceLock<Built> = OnceLock::new();
+    BUILT.get_or_init(|| given_or_built("NODELESS_ATTACKER", "attacker", "attacker")).clone()
+}
+
+fn given_or_built(variable: &str, package: &str, bin: &str) -> Built {
+    std::env::var_os(variable).map_or_else(|| build(package, bin), |path| Ok(path.into()))
+}
+
+/// In a target directory of its own, for this needs other flags than the rest.
+fn build(package: &str, bin: &str) -> Built {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let target = workspace.join("target-shim");
     let built = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "sandbox",
-            "--bin",
-            "nodeless-shim",
-            "--target",
-            TARGET,
-            "--target-dir",
-        ])
+        .args(["build", "--quiet", "--package", package, "--bin", bin, "--target", TARGET, "--target-dir"])
         .arg(&target)
         .current_dir(workspace)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .output()
         .map_err(|error| format!("cargo: {error}"))?;
     if !built.status.success() {
-        return Err(format!("the static shim does not build: {}", String::from_utf8_lossy(&built.stderr)));
+        return Err(format!("the static {bin} does not build: {}", String::from_utf8_lossy(&built.stderr)));
     }
-    Ok(target.join(TARGET).join("debug/nodeless-shim"))
+    Ok(target.join(TARGET).join("debug").join(bin))
 }
 
 /// Host processes whose command line holds `text`.

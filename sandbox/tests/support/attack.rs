@@ -1,0 +1,99 @@
+//! The hostile program in a container of a real sandbox.
+
+use std::time::Duration;
+
+use sandbox::contract::{Exit, Sandboxes};
+use sandbox::spec::{ContainerSpec, Layer, SandboxId, SandboxSpec};
+
+use super::{Host, exit_of, image, shim};
+
+/// Why there can be no attack here, if so.
+pub fn why_not() -> Option<String> {
+    super::why_not().or_else(|| shim::attacker().err())
+}
+
+/// Skips an attack aloud.
+#[macro_export]
+macro_rules! attack {
+    ($name:literal) => {
+        if let Some(reason) = support::attack::why_not() {
+            eprintln!("SKIPPED {}: {reason}", $name);
+            return;
+        }
+    };
+}
+
+/// How often each race is run: `NODELESS_ESCAPE_ITERATIONS`, or few.
+pub fn iterations() -> usize {
+    const FEW: usize = 300;
+    match std::env::var("NODELESS_ESCAPE_ITERATIONS") {
+        Ok(text) => text.parse().expect("NODELESS_ESCAPE_ITERATIONS is a number"),
+        Err(_) => FEW,
+    }
+}
+
+/// What the attacker printed.
+#[derive(Debug)]
+pub struct Told {
+    pub text: String,
+}
+
+impl Told {
+    pub fn new(text: String) -> Self {
+        Self { text }
+    }
+
+    /// What went through.
+    pub fn breaches(&self) -> Vec<&str> {
+        self.text.lines().filter_map(|line| line.strip_prefix("BREACH ")).collect()
+    }
+
+    /// What it saw that begins with `word`.
+    pub fn seen<'a>(&'a self, word: &str) -> Vec<&'a str> {
+        let lines = self.text.lines().filter_map(|line| line.strip_prefix("SEEN "));
+        lines.filter_map(|line| line.strip_prefix(word)).map(str::trim_start).collect()
+    }
+
+    /// How much it tried; nothing when it did not get to its end.
+    pub fn tried(&self) -> u64 {
+        let mut counts = self.text.lines().filter_map(|line| line.strip_prefix("TRIED "));
+        counts.find_map(|count| count.parse().ok()).unwrap_or(0)
+    }
+
+    /// Fails unless it tried at least `least` things and nothing went through.
+    #[track_caller]
+    pub fn in_vain(&self, least: u64) {
+        assert!(self.breaches().is_empty(), "{:#?}", self.breaches());
+        assert!(self.tried() >= least, "it tried {} of {least}: {}", self.tried(), self.text);
+    }
+}
+
+impl Host {
+    /// A container with the attacker as its program.
+    pub fn attacker(&self, name: &str, arguments: &[&str]) -> ContainerSpec {
+        let mut spec = self.shell(name, "");
+        spec.args = ["/bin/attacker"].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
+        spec.rootfs.layers.push(Layer { id: "sha256:attacker".into(), path: image::attacker() });
+        spec
+    }
+
+    /// Runs the attacker in a new container to its end.
+    pub async fn attack(&self, id: &SandboxId, spec: &ContainerSpec) -> (Exit, Told) {
+        let mut events = self.sandboxes().events(id).await.unwrap();
+        self.sandboxes().start(id, spec).await.unwrap();
+        let exit = exit_of(&mut events, &spec.name, spec.attempt).await;
+        (exit, Told::new(self.log(id, &spec.name, spec.attempt)))
+    }
+}
+
+/// A name, and what it changes.
+pub type Kind = (&'static str, fn(&mut SandboxSpec));
+
+/// How a sandbox may be made: each attack is run on all of these.
+pub const KINDS: [Kind; 2] = [("own-ids", |_| {}), ("hosts-ids", |spec| spec.namespaces.user = false)];
+
+/// The future's value; a hang is a failed test that cleans up.
+pub async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    const LONGEST: Duration = Duration::from_secs(600);
+    tokio::time::timeout(LONGEST, future).await.expect("the attack ends in time")
+}
