@@ -12,13 +12,21 @@ pub mod launch;
 pub mod oci;
 pub mod rate;
 mod released;
+pub mod restart;
 pub mod start;
 pub mod teardown;
 
 /// Every figure that can be asked for.
 pub fn figures() -> impl Iterator<Item = figure::Quantity> {
-    let all: [&[figure::Quantity]; 6] =
-        [&start::FIGURES, &launch::FIGURES, &rate::FIGURES, &exec::FIGURES, &density::FIGURES, &teardown::FIGURES];
+    let all: [&[figure::Quantity]; 7] = [
+        &start::FIGURES,
+        &launch::FIGURES,
+        &rate::FIGURES,
+        &exec::FIGURES,
+        &density::FIGURES,
+        &teardown::FIGURES,
+        &restart::FIGURES,
+    ];
     all.into_iter().flatten().copied()
 }
 

@@ -34,6 +34,8 @@ enum Command {
     Density(Density),
     /// Many pods asked to go -> all that they held released, on this host.
     Teardown(Teardown),
+    /// An agent started again over running pods -> all of them taken back, on this host.
+    Restart(Restart),
     /// Carries out orders of standard input with one peer; the benchmarks call it.
     #[command(hide = true)]
     Peer {
@@ -174,6 +176,22 @@ struct Teardown {
     rounds: usize,
 }
 
+#[derive(Args)]
+struct Restart {
+    /// An image with busybox, `oci-layout:DIR`.
+    #[arg(long)]
+    image: String,
+    /// Only this figure, or all of them.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Pods.
+    #[arg(long, default_value_t = 110)]
+    pods: usize,
+    /// How often the agent is killed and started again.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
 impl Containerd {
     fn given(self) -> Option<bench::containerd::Containerd> {
         Some(bench::containerd::Containerd { dir: self.containerd?, image: self.containerd_image? })
@@ -221,6 +239,10 @@ async fn main() -> Result<()> {
             let (host, only) = host.split();
             let options = bench::teardown::Options { host, containerd: containerd.given(), pods, rounds };
             print(bench::teardown::run(&options, wanted(&only)).await?)?;
+        }
+        Command::Restart(Restart { image, only, pods, rounds }) => {
+            let options = bench::restart::Options { image, pods, rounds };
+            print(bench::restart::run(&options, wanted(&only)).await?)?;
         }
         Command::Peer { peer } => peer.obey()?,
         Command::Containerd { dir, image } => bench::containerd::Containerd { dir, image }.obey()?,
