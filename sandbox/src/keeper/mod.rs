@@ -27,7 +27,7 @@
 
 mod layers;
 mod namespace;
-mod program;
+pub(crate) mod program;
 mod server;
 mod spawn;
 
@@ -125,7 +125,7 @@ pub fn run(config: &Config) -> Result<(), KeeperError> {
     // Whatever started it may go away, with its session and terminal; a leader already is as good.
     let _ = rustix::process::setsid();
     let listener = server::Listener::bind(&config.run_dir)?;
-    let program = program::sealed_copy()?;
+    let (program, digest) = program::sealed_copy()?;
     let directories = layers::Directories::open(&config.layer_dirs)?;
     let loop_devices = layers::LoopDevices::open(config.force_loop);
     let null =
@@ -134,7 +134,7 @@ pub fn run(config: &Config) -> Result<(), KeeperError> {
     crate::sys::failpoint::failpoint!(KeeperIsolated);
     let spawner = spawn::Spawner::new(program, template, null);
     let layers = layers::Layers::new(directories, loop_devices);
-    server::Server::new(listener, layers, spawner)?.serve()
+    server::Server::new(listener, layers, spawner, digest)?.serve()
 }
 
 /// Each mounted layer takes a descriptor: as many as the host allows, not the 1024 that select(2) once set.

@@ -9,11 +9,27 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
+use sha2::{Digest, Sha256};
 
 use super::{KeeperError, Step};
 
-/// Copies this process's program into a sealed memory file.
-pub(super) fn sealed_copy() -> Result<OwnedFd, KeeperError> {
+/// What tells one program from another: the SHA-256 of its file in hexadecimal.
+pub(crate) fn digest(program: &mut impl Read) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        match program.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => hash.update(&piece[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Copies this process's program into a sealed memory file; with its digest.
+pub(super) fn sealed_copy() -> Result<(OwnedFd, String), KeeperError> {
     let mut from = File::open("/proc/self/exe").step("open of the own program")?;
     let to = memory_file().step("memory file for the shims' program")?;
     let mut to = File::from(to);
@@ -22,7 +38,9 @@ pub(super) fn sealed_copy() -> Result<OwnedFd, KeeperError> {
     seal(&to).step("seal of the shims' program")?;
     // Executed by way of a read-only descriptor: one that can write answers ETXTBSY.
     let read_only = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&to));
-    Ok(File::open(read_only).step("reopen of the shims' program")?.into())
+    let mut program = File::open(read_only).step("reopen of the shims' program")?;
+    let digest = digest(&mut program).step("digest of the shims' program")?;
+    Ok((program.into(), digest))
 }
 
 /// With `EXEC` nobody can take its execute bits away either: to a root without a user namespace of its own the file belongs,

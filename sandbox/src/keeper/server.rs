@@ -87,6 +87,8 @@ pub(super) struct Server {
     signals: SignalFd,
     layers: Layers,
     spawner: Spawner,
+    /// Digest of the program that its shims run.
+    program: String,
     clients: Vec<Connection>,
     /// Living shims: slot by process.
     shims: BTreeMap<i32, String>,
@@ -94,7 +96,12 @@ pub(super) struct Server {
 
 impl Server {
     /// Blocks the signals that the loop takes.
-    pub(super) fn new(listener: Listener, layers: Layers, spawner: Spawner) -> Result<Self, KeeperError> {
+    pub(super) fn new(
+        listener: Listener,
+        layers: Layers,
+        spawner: Spawner,
+        program: String,
+    ) -> Result<Self, KeeperError> {
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             mask.add(signal);
@@ -102,7 +109,7 @@ impl Server {
         mask.thread_block().step("mask of signals")?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .step("descriptor for signals")?;
-        Ok(Self { listener, signals, layers, spawner, clients: Vec::new(), shims: BTreeMap::new() })
+        Ok(Self { listener, signals, layers, spawner, program, clients: Vec::new(), shims: BTreeMap::new() })
     }
 
     /// Serves until SIGTERM or SIGINT. Shims are left alone.
@@ -230,7 +237,8 @@ impl Server {
                 let version = VERSIONS.negotiate(versions).ok_or_else(|| Refusal::Invalid {
                     message: format!("no common protocol version: keeper {VERSIONS:?}, caller {versions:?}"),
                 })?;
-                Ok((Reply::Hello { version, pid: std::process::id() }, Vec::new()))
+                let program = Some(self.program.clone());
+                Ok((Reply::Hello { version, pid: std::process::id(), program }, Vec::new()))
             }
             Request::Ping => Ok((Reply::Pong, Vec::new())),
             Request::Mount { layers } => {

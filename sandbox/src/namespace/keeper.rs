@@ -4,15 +4,19 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use super::Config;
 use super::client::{Client, Delivered, KeeperWire, Listener, connect_in};
+use super::slots::{blocking, io_failed};
+use super::{Config, reset};
 use crate::contract::SandboxError;
-use crate::protocol::VERSIONS;
+use crate::keeper::program::digest;
 use crate::protocol::keeper::{Reply, Request, Spawn};
+use crate::protocol::{Connection, VERSIONS};
 use crate::spec::Layer;
 
 /// How often a keeper that went away is looked for again, and how long after.
@@ -26,11 +30,24 @@ const START: Duration = Duration::from_secs(10);
 pub(crate) struct Keeper {
     pub(super) config: Config,
     pub(super) client: Mutex<Option<Client<KeeperWire>>>,
+    /// Digest of the program that its shims run; `None` before the first answer, and of keepers that do not say.
+    program: std::sync::Mutex<Option<String>>,
+    /// The keeper that was there first has been looked at.
+    checked: AtomicBool,
 }
 
 impl Keeper {
     pub(crate) fn new(config: Config) -> Self {
-        Self { config, client: Mutex::new(None) }
+        Self { config, client: Mutex::new(None), program: std::sync::Mutex::default(), checked: AtomicBool::new(false) }
+    }
+
+    /// Digest of the program that shims run which are started now.
+    pub(crate) async fn program(&self) -> Result<Option<String>, SandboxError> {
+        let known = || self.program.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if known().is_none() {
+            self.call("search for the keeper", || Request::Ping, Vec::new).await?;
+        }
+        Ok(known())
     }
 
     /// Detached clones of the layers' mounts.
@@ -94,21 +111,32 @@ impl Keeper {
         }
         let unavailable =
             |source| SandboxError::Unavailable { operation: "connection to the keeper".to_owned(), source };
-        let connection = match connect_in(&self.config.run_dir, "keeper.sock") {
-            Ok(connection) => connection,
-            Err(_) => self.start().await.map_err(unavailable)?,
+        let (connection, found) = match connect_in(&self.config.run_dir, "keeper.sock") {
+            Ok(connection) => (connection, true),
+            Err(_) => (self.start().await.map_err(unavailable)?, false),
         };
-        let client = Client::new(connection, Listener::Nobody).map_err(unavailable)?;
-        match client.call("greeting of the keeper", Request::Hello { versions: VERSIONS }, vec![]).await?.reply {
-            Reply::Hello { version, pid } => tracing::debug!(version, pid, "connected to the keeper"),
-            _ => return Err(unexpected("greeting of the keeper")),
+        let mut greeted = greet(connection).await?;
+        // Once: a file that changes under a running agent is for the next agent to follow.
+        if !self.checked.swap(true, Ordering::Relaxed) && found && self.is_another(greeted.program.clone()).await? {
+            tracing::info!(pid = greeted.pid, "a keeper of another program is replaced; its shims go on");
+            blocking(move || reset::end(greeted.pid)).await?.map_err(unavailable)?;
+            greeted = greet(self.start().await.map_err(unavailable)?).await?;
         }
-        *held = Some(client.clone());
-        Ok(client)
+        *self.program.lock().unwrap_or_else(PoisonError::into_inner) = greeted.program;
+        *held = Some(greeted.client.clone());
+        Ok(greeted.client)
+    }
+
+    /// Whether a keeper runs another program than one that would be started now.
+    async fn is_another(&self, program: Option<String>) -> Result<bool, SandboxError> {
+        let path = self.config.shim_program.clone();
+        let digest = blocking(move || std::fs::File::open(path).and_then(|mut file| digest(&mut file))).await?;
+        let digest = digest.map_err(|error| io_failed("reading of the shims' program", error))?;
+        Ok(program != Some(digest))
     }
 
     /// Starts a keeper and waits until it listens. It outlives this process.
-    async fn start(&self) -> std::io::Result<crate::protocol::Connection> {
+    async fn start(&self) -> std::io::Result<Connection> {
         let mut child = Command::new(&self.config.shim_program)
             .arg("keeper")
             .arg("--run-dir")
@@ -137,6 +165,25 @@ impl Keeper {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+}
+
+/// A keeper that has answered.
+struct Greeted {
+    client: Client<KeeperWire>,
+    pid: u32,
+    program: Option<String>,
+}
+
+async fn greet(connection: Connection) -> Result<Greeted, SandboxError> {
+    let unavailable = |source| SandboxError::Unavailable { operation: "connection to the keeper".to_owned(), source };
+    let client = Client::new(connection, Listener::Nobody).map_err(unavailable)?;
+    match client.call("greeting of the keeper", Request::Hello { versions: VERSIONS }, vec![]).await?.reply {
+        Reply::Hello { version, pid, program } => {
+            tracing::debug!(version, pid, "connected to the keeper");
+            Ok(Greeted { client, pid, program })
+        }
+        _ => Err(unexpected("greeting of the keeper")),
     }
 }
 

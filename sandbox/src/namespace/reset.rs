@@ -60,7 +60,7 @@ impl Keeper {
 }
 
 /// Asks a process to end and waits for it, by descriptor, so that its number cannot come to mean another.
-fn end(pid: u32) -> io::Result<()> {
+pub(super) fn end(pid: u32) -> io::Result<()> {
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
     let process = match pidfd_open(number, PidfdFlags::empty()) {
         Err(rustix::io::Errno::SRCH) => return Ok(()),

@@ -102,6 +102,7 @@ impl Inner {
             uid_base: slot.uid_base(),
             cgroup: handle,
             namespaces: slot.namespaces.clone(),
+            program: self.keeper.program().await?,
         };
         let argument = serde_json::to_string(&arguments)
             .map_err(|error| io_failed("arguments of a shim", io::Error::other(error)))?;
@@ -225,7 +226,10 @@ impl Inner {
             let recorded: Option<Slot> = layout::read_json(&directory.join("slot.json")).map_err(failed)?;
             let usual = recorded.is_some_and(|recorded| recorded == slot);
             match adopt(&slot, &directory).await {
-                Ok((warm, status)) if usual && !status.configured => {
+                // Nor is one of an older program for a new pod.
+                Ok((warm, status))
+                    if usual && !status.configured && status.program == self.keeper.program().await? =>
+                {
                     self.pool.lock().await.push_back(warm);
                     crate::sys::failpoint::failpoint!(WarmAdopted);
                 }

@@ -79,6 +79,9 @@ pub enum Reply {
         version: u32,
         /// The keeper's process.
         pid: u32,
+        /// SHA-256, in hexadecimal, of the program that it runs and its shims will. Since version 2.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        program: Option<String>,
     },
     /// To `Ping`.
     Pong,

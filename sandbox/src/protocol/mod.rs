@@ -23,7 +23,7 @@
 //! | version | what it added |
 //! | --- | --- |
 //! | 1 | everything up to here |
-//! | 2 | attach, resize, pause, resume; `ContainerSpec::target`; refusals of unknown requests by name |
+//! | 2 | attach, resize, pause, resume; `ContainerSpec::target`; refusals of unknown requests by name; which program runs |
 
 pub mod connection;
 pub mod frame;

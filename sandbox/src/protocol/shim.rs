@@ -209,6 +209,8 @@ pub struct Status {
     pub labels: BTreeMap<String, String>,
     /// Containers that run, by name, with the name of their cgroup leaf.
     pub running: BTreeMap<String, String>,
+    /// SHA-256, in hexadecimal, of the program that it runs, as its keeper knew it. Since version 2.
+    pub program: Option<String>,
     /// Those of them that are paused.
     pub paused: BTreeSet<String>,
 }

@@ -63,6 +63,9 @@ pub struct Arguments {
     /// Which namespaces the sandbox has of its own.
     #[serde(default)]
     pub namespaces: Namespaces,
+    /// What is known of the program that it runs.
+    #[serde(default)]
+    pub program: Option<String>,
 }
 
 /// Why a shim could not run.
@@ -123,6 +126,7 @@ pub fn run(argument: &str) -> Result<(), ShimError> {
         history::History::open(&record).map_err(|error| Refusal::failed("open of the event record", &error))?;
     crate::sys::failpoint::failpoint!(HistoryOpened);
     let mut shim = server::Shim::new(listener, pod, slot, own_root, view?, history)?;
+    shim.program = arguments.program;
     shim.stand_by();
     crate::sys::failpoint::failpoint!(StubReady);
     shim.serve()

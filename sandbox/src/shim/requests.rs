@@ -78,7 +78,7 @@ impl Shim {
     }
 
     fn status(&mut self, waiter: Waiter) {
-        let mut status = Status::default();
+        let mut status = Status { program: self.program.clone(), ..Status::default() };
         if let Some(configured) = &self.configured {
             status.configured = true;
             status.labels = configured.spec.labels.clone();

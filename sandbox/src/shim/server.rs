@@ -86,6 +86,8 @@ pub(crate) struct Shim {
     pub(super) configured: Option<Configured>,
     /// For the first container.
     pub(super) spare: Option<Spare>,
+    /// Digest of the program that it runs, where it was told.
+    pub(super) program: Option<String>,
     /// Set by `Shutdown`: who waits for the last child's end.
     pub(super) leaving: Option<Vec<Waiter>>,
     listener: OwnedFd,
@@ -124,6 +126,7 @@ impl Shim {
             held_back: Vec::new(),
             configured: None,
             spare: None,
+            program: None,
             leaving: None,
             listener,
             signals,

@@ -53,12 +53,16 @@ impl Host {
     }
 
     pub async fn with_pool(pool_size: usize) -> Self {
+        Self::with_program(shim::program().unwrap(), pool_size).await
+    }
+
+    pub async fn with_program(shim_program: PathBuf, pool_size: usize) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let dir = tempfile::tempdir().unwrap();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let config = Config {
             run_dir: dir.path().join("run"),
-            shim_program: shim::program().unwrap(),
+            shim_program,
             cgroup_parent: format!("nodeless-test-{}-{number}", std::process::id()),
             layer_dirs: vec![image::directory()],
             pool_size,
@@ -208,13 +212,32 @@ impl Host {
 
     /// Kills a sandbox's shim.
     pub fn kill_shim(&self, id: &SandboxId) {
-        let text =
+        rustix::process::kill_process(self.shim_pid(id), rustix::process::Signal::KILL).unwrap();
+    }
+
+    /// A sandbox's shim: the oldest of the processes that have its command line, for stubs have it too.
+    pub fn shim_pid(&self, id: &SandboxId) -> rustix::process::Pid {
+        let slot =
             std::fs::read_to_string(self.config.run_dir.join("sandboxes").join(&id.0).join("slot.json")).unwrap();
-        let slot: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let shim = shim::processes_with(&format!("\"slot\":\"{}\"", slot["name"].as_str().unwrap()));
-        // Its stubs have its command line, and are younger.
-        let shim = rustix::process::Pid::from_raw(*shim.iter().min().unwrap()).unwrap();
-        rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
+        let slot: serde_json::Value = serde_json::from_str(&slot).unwrap();
+        let argument = format!("\"slot\":\"{}\"", slot["name"].as_str().unwrap());
+        self.processes_with(&argument)[0]
+    }
+
+    /// This host's processes whose command line holds `text`, the oldest first. Other hosts' tests have slots of the same
+    /// names.
+    pub fn processes_with(&self, text: &str) -> Vec<rustix::process::Pid> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let cgroups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            if String::from_utf8_lossy(&line).contains(text) && cgroups.contains(&self.config.cgroup_parent) {
+                found.push(pid);
+            }
+        }
+        found.sort_unstable();
+        found.into_iter().filter_map(rustix::process::Pid::from_raw).collect()
     }
 
     pub fn keeper_pid(&self) -> Option<rustix::process::Pid> {

@@ -14,6 +14,11 @@ pub fn program() -> Built {
     BUILT.get_or_init(|| given_or_built("NODELESS_SHIM", "sandbox", "nodeless-shim")).clone()
 }
 
+/// The shim as a cargo profile builds it.
+pub fn built_as(profile: &str) -> Built {
+    build("sandbox", "nodeless-shim", profile)
+}
+
 /// The hostile program (tests/attacker): `NODELESS_ATTACKER`, or else built here, or why there is none.
 pub fn attacker() -> Built {
     static BUILT: OnceLock<Built> = OnceLock::new();
@@ -21,15 +26,16 @@ pub fn attacker() -> Built {
 }
 
 fn given_or_built(variable: &str, package: &str, bin: &str) -> Built {
-    std::env::var_os(variable).map_or_else(|| build(package, bin), |path| Ok(path.into()))
+    std::env::var_os(variable).map_or_else(|| build(package, bin, "dev"), |path| Ok(path.into()))
 }
 
 /// In a target directory of its own, for this needs other flags than the rest.
-fn build(package: &str, bin: &str) -> Built {
+fn build(package: &str, bin: &str, profile: &str) -> Built {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let target = workspace.join("target-shim");
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", package, "--bin", bin, "--target", TARGET, "--target-dir"])
+        .args(["build", "--quiet", "--package", package, "--bin", bin, "--profile", profile])
+        .args(["--target", TARGET, "--target-dir"])
         .arg(&target)
         .current_dir(workspace)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
@@ -38,18 +44,6 @@ fn build(package: &str, bin: &str) -> Built {
     if !built.status.success() {
         return Err(format!("the static {bin} does not build: {}", String::from_utf8_lossy(&built.stderr)));
     }
-    Ok(target.join(TARGET).join("debug").join(bin))
-}
-
-/// Host processes whose command line holds `text`.
-pub fn processes_with(text: &str) -> Vec<i32> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&line).contains(text) {
-            found.push(pid);
-        }
-    }
-    found
+    let directory = if profile == "dev" { "debug" } else { profile };
+    Ok(target.join(TARGET).join(directory).join(bin))
 }

@@ -1,0 +1,78 @@
+//! What a sandbox costs in memory besides its containers: its shim, and the stub that stands by in a warm one.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use std::path::PathBuf;
+
+use rustix::process::Pid;
+use sandbox::contract::Sandboxes;
+use support::Host;
+
+/// Most that a shim may have for itself in KiB, its program's pages not counted: they are the host's shims' together.
+const SHIM: u64 = 320;
+/// Most that a stub which stands by may have besides what it still shares with its shim.
+const STUB: u64 = 128;
+/// For a program that was built for debugging: ten times the relocations.
+const DEBUGGED: u64 = 1024;
+
+/// Bytes that are a process's alone, in KiB. What it shares with its shim or stub by copy on write counts for the shim.
+fn private(pid: Pid) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero())).unwrap();
+    let field = |name: &str| -> u64 {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    field("Private_Clean:") + field("Private_Dirty:")
+}
+
+fn parent(pid: Pid) -> Pid {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+    let number = text.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap();
+    Pid::from_raw(number.parse().unwrap()).unwrap()
+}
+
+/// As it is shipped, unless the caller has said which one.
+fn program() -> (PathBuf, bool) {
+    match std::env::var_os("NODELESS_SHIM") {
+        Some(path) => (path.into(), false),
+        None => (support::shim::built_as("shim").unwrap(), true),
+    }
+}
+
+#[tokio::test]
+async fn privileged_shims_and_waiting_stubs_are_small() {
+    privileged!("privileged_shims_and_waiting_stubs_are_small");
+    let (program, shipped) = program();
+    let host = Host::with_program(program, 2).await;
+    let id = host.sandbox("small").await;
+    let mut spec = host.shell("main", "");
+    spec.args = vec!["sleep".into(), "1000".into()];
+    host.sandboxes().start(&id, &spec).await.unwrap();
+    let full = async {
+        while host.sandboxes().warm().await < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), full).await.unwrap();
+
+    let used = host.shim_pid(&id);
+    let all = host.processes_with("nodeless-shim\0shim");
+    // Two warm shims, each with its stub, and the used one.
+    assert_eq!(all.len(), 5);
+    let (most, of_stub) = if shipped { (SHIM, STUB) } else { (DEBUGGED, DEBUGGED) };
+    for &pid in &all {
+        let is_stub = all.contains(&parent(pid));
+        let kib = private(pid);
+        eprintln!("{pid:?}: {kib} KiB private{}", if is_stub { ", a stub" } else { "" });
+        assert!(kib <= if is_stub { of_stub } else { most }, "{pid:?}: {kib} KiB");
+    }
+
+    // Output passes through bounded room: what a flood has used is not much more, and stays.
+    let flood = host.shell("flood", "yes | head -c 50000000");
+    assert_eq!(host.run(&id, &flood).await.code, 0);
+    let after = private(used);
+    eprintln!("private KiB after 50 MB of output: {after}");
+    assert!(after <= most + 320, "{after} KiB");
+    host.close().await;
+}
