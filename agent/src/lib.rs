@@ -12,6 +12,7 @@
 //! | --- | --- |
 //! | [`intent`], [`resolved`] | what vkubelet wants, parsed |
 //! | [`pod`] | state machine, status, refusals, specification, volumes (pure), and the task that owns one pod |
+//! | [`trust`] | what the host's operator lets pods have beyond what holds them apart |
 //! | [`roster`] | every pod of this host: admission, complete-set sync, the mass-delete brake |
 //! | [`ledger`], [`recover`] | what survives the agent, and how it goes on |
 //! | [`host`] | capacity, conditions, identity |
@@ -53,3 +54,4 @@ pub mod service;
 pub mod spool;
 #[cfg(test)]
 mod testing;
+pub mod trust;

@@ -35,6 +35,7 @@ use crate::pod::volumes::dns::Resolver;
 use crate::recover::{self, RecoverError};
 use crate::roster::Roster;
 use crate::service::Service;
+use crate::trust::Trust;
 
 /// How long sandboxes may fail to be listed at start.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -270,7 +271,13 @@ async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Resu
         journal: Journal::starting_after(Now::read().wall_ns / 1_000_000),
         board: Board::default(),
         metrics,
-        host: HostFacts { ips: facts.addresses.clone(), capacity: room.amounts, policy: config.policy },
+        host: HostFacts {
+            ips: facts.addresses.clone(),
+            hostname: facts.hostname.clone(),
+            capacity: room.amounts,
+            policy: config.policy,
+            trust: trust(config),
+        },
         resolver: resolver(config),
         state_dir: config.state_dir.clone(),
         run_dir: config.run_dir.clone(),
@@ -290,6 +297,15 @@ async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Resu
         pod_cidr: config.pod_cidr.to_string(),
     };
     Ok(Parts { sandboxes, roster, meter, service })
+}
+
+fn trust(config: &Config) -> Trust {
+    Trust {
+        allowed: config.allow.clone(),
+        unsafe_sysctls: config.unsafe_sysctls.clone(),
+        seccomp_profiles: config.seccomp_profiles.clone(),
+        apparmor: crate::host::kernel::enforces_apparmor(),
+    }
 }
 
 pub(crate) fn network_config(config: &Config) -> NetworkConfig {

@@ -105,6 +105,12 @@ impl Namespaces {
         }
         crate::ids::Ids::of(0, self).map(drop)
     }
+
+    /// Whether the sandbox has this id: see [`Self::high_ids`].
+    #[must_use]
+    pub fn has_id(&self, id: u32) -> bool {
+        crate::ids::Ids::of(0, self).is_ok_and(|ids| ids.on_host(id).is_some())
+    }
 }
 
 /// A log's growth when nothing else is said: 64 MiB a second.
@@ -246,6 +252,10 @@ pub struct Security {
     pub masked_paths: Vec<String>,
     /// Paths made read-only.
     pub readonly_paths: Vec<String>,
+    /// /sys and the control groups are writable, as far as the kernel lets the container's root.
+    pub writable_kernel: bool,
+    /// Every device of the host is in /dev and may be used, as far as the kernel lets the container's root.
+    pub host_devices: bool,
 }
 
 /// Which seccomp filter applies.
@@ -270,6 +280,51 @@ pub const DEFAULT_CAPABILITIES: [&str; 9] = [
     "CAP_SETPCAP",
     "CAP_NET_BIND_SERVICE",
     "CAP_KILL",
+];
+
+/// Every capability that Linux has, by number.
+pub const ALL_CAPABILITIES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
 ];
 
 /// Paths masked by default: the union of what containerd, podman, CRI-O and the kubelet hide.
@@ -302,6 +357,8 @@ impl Default for Security {
             seccomp: Seccomp::RuntimeDefault,
             masked_paths: owned(&DEFAULT_MASKED_PATHS),
             readonly_paths: owned(&DEFAULT_READONLY_PATHS),
+            writable_kernel: false,
+            host_devices: false,
         }
     }
 }

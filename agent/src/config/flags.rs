@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 
 use super::LogFormat;
+use crate::trust::Allow;
 
 /// The agent of Nodeless: runs pods on this host.
 #[derive(Debug, Parser)]
@@ -122,6 +123,15 @@ pub struct RunFlags {
     /// v2; the kubelet's is 0.9 [default: not].
     #[arg(long, env = "NODELESS_MEMORY_THROTTLING_FACTOR")]
     pub memory_throttling_factor: Option<f64>,
+    /// What pods may have beyond what holds them apart [default: nothing]; may be repeated.
+    #[arg(long, env = "NODELESS_ALLOW", value_enum, value_delimiter = ',')]
+    pub allow: Option<Vec<Allow>>,
+    /// Sysctls that pods may set beyond the safe ones, a name or a prefix with `*`; may be repeated.
+    #[arg(long, env = "NODELESS_ALLOWED_UNSAFE_SYSCTLS", value_delimiter = ',')]
+    pub allowed_unsafe_sysctls: Option<Vec<String>>,
+    /// Directory of the seccomp profiles that pods name by `localhostProfile` [default: STATE_DIR/seccomp].
+    #[arg(long, env = "NODELESS_SECCOMP_PROFILE_ROOT")]
+    pub seccomp_profile_root: Option<PathBuf>,
     /// How log lines look [default: text].
     #[arg(long, env = "NODELESS_LOG_FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
@@ -157,6 +167,9 @@ impl RunFlags {
             capacity_memory,
             max_pods,
             pids_limit,
+            allow,
+            allowed_unsafe_sysctls,
+            seccomp_profile_root,
             protect_memory,
             memory_throttling_factor,
             log_format,

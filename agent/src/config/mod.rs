@@ -5,6 +5,7 @@
 
 mod flags;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,9 @@ pub use flags::{Cli, Command, JoinFlags, RunFlags};
 
 use crate::network::DataPlane;
 use crate::pod::spec::resources::Policy;
+use crate::pod::spec::sysctls;
 use crate::quantity::{QuantityError, milli, whole};
+use crate::trust::Allow;
 
 /// Default of `--state-dir`.
 pub const STATE_DIR: &str = "/var/lib/nodeless";
@@ -75,6 +78,12 @@ pub struct Config {
     pub max_pods: u32,
     /// What pods get beyond what they ask for.
     pub policy: Policy,
+    /// What pods may have beyond what holds them apart.
+    pub allow: BTreeSet<Allow>,
+    /// Sysctls beyond the safe ones.
+    pub unsafe_sysctls: Vec<String>,
+    /// Below it lie the seccomp profiles that pods name.
+    pub seccomp_profiles: PathBuf,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Where spans are sent.
@@ -176,8 +185,20 @@ impl Config {
         if let Some(text) = &flags.host_id {
             HostId::new(text.clone()).map_err(|error| wrong("host-id", error.to_string()))?;
         }
+        let unsafe_sysctls = flags.allowed_unsafe_sysctls.unwrap_or_default();
+        if let Some(pattern) = unsafe_sysctls.iter().find(|pattern| !sysctls::is_pattern(pattern)) {
+            let problem = format!("{pattern:?} names no sysctls that a pod has of its own");
+            return Err(wrong("allowed-unsafe-sysctls", problem));
+        }
+        let state_dir = absolute("state-dir", flags.state_dir, STATE_DIR)?;
         Ok(Self {
-            state_dir: absolute("state-dir", flags.state_dir, STATE_DIR)?,
+            allow: flags.allow.unwrap_or_default().into_iter().collect(),
+            unsafe_sysctls,
+            seccomp_profiles: match flags.seccomp_profile_root {
+                None => state_dir.join("seccomp"),
+                named => absolute("seccomp-profile-root", named, "")?,
+            },
+            state_dir,
             run_dir: absolute("run-dir", flags.run_dir, RUN_DIR)?,
             vkubelet: flags.vkubelet,
             data_plane,
@@ -256,6 +277,8 @@ mod tests {
         assert_eq!(config.pod_cidr.to_string(), "10.88.0.0/16");
         assert_eq!(config.http_listen.to_string(), "127.0.0.1:10272");
         assert_eq!(config.data_plane, DataPlane::Host);
+        assert!(config.allow.is_empty() && config.unsafe_sysctls.is_empty());
+        assert_eq!(config.seccomp_profiles, Path::new("/var/lib/nodeless/seccomp"));
     }
 
     #[test]
@@ -281,6 +304,7 @@ mod tests {
             (RunFlags { capacity_cpu: Some("lots".into()), ..flags() }, "capacity-cpu"),
             (RunFlags { host_id: Some("Not OK".into()), ..flags() }, "host-id"),
             (RunFlags { registry_timeout_seconds: Some(0), ..flags() }, "registry-timeout-seconds"),
+            (RunFlags { allowed_unsafe_sysctls: Some(vec!["vm.*".into()]), ..flags() }, "allowed-unsafe-sysctls"),
             (RunFlags { memory_throttling_factor: Some(1.1), ..flags() }, "memory-throttling-factor"),
             (RunFlags { memory_throttling_factor: Some(f64::NAN), ..flags() }, "memory-throttling-factor"),
         ] {

@@ -31,6 +31,11 @@ pub enum KernelError {
     },
 }
 
+/// Whether the kernel enforces AppArmor.
+pub fn enforces_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.trim() == "Y")
+}
+
 /// Checks that the kernel has every file system that pods need, loading modules where it must. Blocking.
 pub fn check() -> Result<(), KernelError> {
     check_with(Path::new("/proc/filesystems"), &|module| {

@@ -233,7 +233,7 @@ impl Roster {
 
     /// Admission: what this version cannot do, then what this host has no room for.
     fn judge(&self, intent: &Intent) -> (Option<Verdict>, Vec<(&'static str, String)>) {
-        let found = refusals::find(intent);
+        let found = refusals::find(intent, &self.world.host.trust);
         self.world.metrics.unknown_fields(found.unknown.len());
         let mut notes = Vec::new();
         if !found.unknown.is_empty() {
@@ -245,6 +245,10 @@ impl Roster {
         if !found.refused.is_empty() {
             let message = format!("Pod was rejected: {}", refusals::refused_message(&found.refused));
             return (Some(Verdict { reason: "UnsupportedPodField".to_owned(), message }), notes);
+        }
+        if let Some((reason, message)) = found.verdict {
+            let message = format!("Pod was rejected: {message}");
+            return (Some(Verdict { reason: reason.to_owned(), message }), notes);
         }
         let taken = self.world.board.all();
         let verdict = admission::admit(&self.room, &taken, intent).err();

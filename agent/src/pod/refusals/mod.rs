@@ -1,16 +1,19 @@
 //! What a pod asks for that this version cannot do: refused by name, never ignored in silence. Pure.
 //!
-//! Everything that this version honours stands in an allow-list ([`allowed`]); whatever else is set to something is refused. A field
+//! Everything that this version honours stands in an allow-list ([`allowed`]); whatever else is set to something is refused; what
+//! takes more of the host than its operator trusts pods with ([`privileges`]) is refused with the flag that would allow it. A field
 //! that this version does not even know (it disappears when the pod is read into our types) is reported, not refused, as
 //! Kubernetes' version-skew rules want. A field that is known and only cannot be enforced here is reported too.
 
 mod allowed;
+mod privileges;
 #[cfg(test)]
 mod tests;
 mod unknown;
 mod values;
 
 use crate::intent::Intent;
+use crate::trust::Trust;
 
 /// What was found, as field paths.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,10 +24,12 @@ pub struct Found {
     pub unknown: Vec<String>,
     /// Accepted, and not enforced.
     pub unenforced: Vec<String>,
+    /// What a kubelet refuses with a reason and a message of its own.
+    pub verdict: Option<(&'static str, String)>,
 }
 
 /// Looks through a pod.
-pub fn find(intent: &Intent) -> Found {
+pub fn find(intent: &Intent, trust: &Trust) -> Found {
     let known = serde_json::to_value(&*intent.pod).unwrap_or_default();
     let mut found = Found { unknown: unknown::paths(&intent.raw, &known), ..Found::default() };
     if let Some(spec) = known.get("spec") {
@@ -32,6 +37,7 @@ pub fn find(intent: &Intent) -> Found {
     }
     if let Some(spec) = &intent.pod.spec {
         values::check(spec, &mut found);
+        privileges::check(&intent.pod, spec, trust, &mut found);
     }
     found.refused.sort();
     found.refused.dedup();

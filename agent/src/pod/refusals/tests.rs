@@ -3,10 +3,14 @@ use crate::intent::Source;
 use crate::resolved::Resolved;
 
 fn look(spec: serde_json::Value) -> Found {
+    look_within(spec, &Trust::default())
+}
+
+fn look_within(spec: serde_json::Value, trust: &Trust) -> Found {
     let mut json = serde_json::json!({"containers": [{"name": "c", "image": "x"}]});
     json.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
     let pod = serde_json::json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": json});
-    find(&Intent::new("u".into(), 1, pod, Resolved::default(), Source::Kubernetes, None).unwrap())
+    find(&Intent::new("u".into(), 1, pod, Resolved::default(), Source::Kubernetes, None).unwrap(), trust)
 }
 
 fn container(own: serde_json::Value) -> Found {
@@ -48,9 +52,9 @@ fn an_ordinary_pod_is_honoured_in_full() {
 fn what_cannot_be_honoured_is_refused_by_its_path() {
     let pod = |spec: serde_json::Value| look(spec).refused;
     for (spec, path) in [
-        (serde_json::json!({"hostNetwork": true}), "spec.hostNetwork"),
-        (serde_json::json!({"hostPID": true}), "spec.hostPID"),
-        (serde_json::json!({"hostIPC": true}), "spec.hostIPC"),
+        (serde_json::json!({"hostNetwork": true}), "spec.hostNetwork (host policy: --allow host-network)"),
+        (serde_json::json!({"hostPID": true}), "spec.hostPID (host policy: --allow host-pid)"),
+        (serde_json::json!({"hostIPC": true}), "spec.hostIPC (host policy: --allow host-ipc)"),
         (serde_json::json!({"readinessGates": [{"conditionType": "x"}]}), "spec.readinessGates"),
         (serde_json::json!({"resourceClaims": [{"name": "x"}]}), "spec.resourceClaims"),
         (serde_json::json!({"ephemeralContainers": [{"name": "x"}]}), "spec.ephemeralContainers"),
@@ -69,22 +73,6 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
         (
             serde_json::json!({"volumes": [{"name": "e", "emptyDir": {"medium": "HugePages"}}]}),
             "spec.volumes[e].emptyDir.medium (HugePages)",
-        ),
-        (
-            serde_json::json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}),
-            "spec.securityContext.sysctls[kernel.msgmax]",
-        ),
-        (
-            serde_json::json!({"securityContext": {"sysctls": [{"name": "net.ipv4.tcp_rmem", "value": "1+x"}]}}),
-            "spec.securityContext.sysctls[net.ipv4.tcp_rmem]",
-        ),
-        (
-            serde_json::json!({"securityContext": {"seLinuxOptions": {"level": "x"}}}),
-            "spec.securityContext.seLinuxOptions",
-        ),
-        (
-            serde_json::json!({"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "x"}}}),
-            "spec.securityContext.seccompProfile.localhostProfile",
         ),
     ] {
         assert!(pod(spec.clone()).iter().any(|p| p == path), "{spec}: {:?}", pod(spec.clone()));
@@ -105,14 +93,13 @@ fn container_fields_are_refused_with_their_containers_name() {
             serde_json::json!({"ports": [{"containerPort": 1, "hostPort": 1, "name": "w"}]}),
             "spec.containers[c].ports[w].hostPort",
         ),
-        (serde_json::json!({"securityContext": {"privileged": true}}), "spec.containers[c].securityContext.privileged"),
         (
-            serde_json::json!({"securityContext": {"procMount": "Unmasked"}}),
-            "spec.containers[c].securityContext.procMount (Unmasked)",
+            serde_json::json!({"securityContext": {"privileged": true}}),
+            "spec.containers[c].securityContext.privileged (host policy: --allow privileged)",
         ),
         (
             serde_json::json!({"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}),
-            "spec.containers[c].securityContext.capabilities.add (SYS_ADMIN)",
+            "spec.containers[c].securityContext.capabilities.add (SYS_ADMIN; host policy: --allow capabilities)",
         ),
         (serde_json::json!({"volumeDevices": [{"name": "d", "devicePath": "/d"}]}), "spec.containers[c].volumeDevices"),
         (
@@ -150,4 +137,122 @@ fn what_is_only_not_enforced_is_reported() {
     assert_eq!(found.unenforced, ["spec.volumes[e].emptyDir.sizeLimit"]);
     let found = container(serde_json::json!({"resources": {"limits": {"ephemeral-storage": "1"}}}));
     assert_eq!(found.unenforced, ["spec.containers[c].resources.limits[ephemeral-storage]"]);
+}
+
+/// Each thing of the host's that a pod may ask for, with the flag that gives it.
+#[test]
+fn what_takes_more_of_the_host_needs_its_operators_word() {
+    use crate::trust::Allow;
+    let own =
+        |context: serde_json::Value| serde_json::json!({"containers": [{"name": "c", "securityContext": context}]});
+    let cases = [
+        (serde_json::json!({"hostNetwork": true}), Allow::HostNetwork),
+        (serde_json::json!({"hostPID": true}), Allow::HostPid),
+        (serde_json::json!({"hostIPC": true}), Allow::HostIpc),
+        (serde_json::json!({"hostUsers": true}), Allow::HostUsers),
+        (own(serde_json::json!({"privileged": true, "capabilities": {"add": ["SYS_ADMIN"]}})), Allow::Privileged),
+        (own(serde_json::json!({"capabilities": {"add": ["ALL"]}})), Allow::Capabilities),
+        (own(serde_json::json!({"seccompProfile": {"type": "Unconfined"}})), Allow::SeccompUnconfined),
+        (serde_json::json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}), Allow::SeccompUnconfined),
+        (own(serde_json::json!({"appArmorProfile": {"type": "Unconfined"}})), Allow::ApparmorUnconfined),
+    ];
+    for (spec, allow) in cases {
+        let trust = |allowed: &[Allow]| Trust {
+            allowed: allowed.iter().copied().collect(),
+            apparmor: true,
+            ..Trust::default()
+        };
+        let refused = look_within(spec.clone(), &trust(&[])).refused;
+        let flag = format!("host policy: --allow {})", allow.name());
+        assert!(refused.len() == 1 && refused[0].ends_with(&flag), "{spec}: {refused:?}");
+        assert_eq!(look_within(spec.clone(), &trust(&[allow])), Found::default(), "{spec}");
+    }
+}
+
+#[test]
+fn what_contradicts_itself_is_refused_whatever_the_host_allows() {
+    use clap::ValueEnum as _;
+    let trust = Trust { allowed: crate::trust::Allow::value_variants().iter().copied().collect(), ..Trust::default() };
+    let own =
+        |context: serde_json::Value| serde_json::json!({"containers": [{"name": "c", "securityContext": context}]});
+    let host_port = serde_json::json!([{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]);
+    for (spec, path) in [
+        (serde_json::json!({"hostPID": true, "hostUsers": false}), "spec.hostPID (not with hostUsers: false)"),
+        (
+            serde_json::json!({"hostPID": true, "shareProcessNamespace": true}),
+            "spec.shareProcessNamespace (not with hostPID)",
+        ),
+        (
+            own(serde_json::json!({"privileged": true, "allowPrivilegeEscalation": false})),
+            "spec.containers[c].securityContext.allowPrivilegeEscalation (cannot set `allowPrivilegeEscalation` to false and `privileged` to true)",
+        ),
+        (
+            own(serde_json::json!({"allowPrivilegeEscalation": false, "capabilities": {"add": ["CAP_SYS_ADMIN"]}})),
+            "spec.containers[c].securityContext.allowPrivilegeEscalation (cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN)",
+        ),
+        (
+            own(serde_json::json!({"capabilities": {"add": ["NOSUCH"]}})),
+            "spec.containers[c].securityContext.capabilities.add (NOSUCH; there is no such capability)",
+        ),
+        (
+            own(serde_json::json!({"seccompProfile": {"type": "Localhost"}})),
+            "spec.containers[c].securityContext.seccompProfile (localhostProfile must be set if seccompProfile type is Localhost)",
+        ),
+        (
+            own(serde_json::json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "a/../../b"}})),
+            "spec.containers[c].securityContext.seccompProfile.localhostProfile (a/../../b: not a path below the profiles' directory)",
+        ),
+        (
+            own(serde_json::json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "/etc/x.json"}})),
+            "spec.containers[c].securityContext.seccompProfile.localhostProfile (/etc/x.json: not a path below the profiles' directory)",
+        ),
+        (
+            serde_json::json!({"hostUsers": true, "containers": [{"name": "c", "securityContext": {"procMount": "Unmasked"}}]}),
+            "spec.containers[c].securityContext.procMount (Unmasked; only in a user namespace)",
+        ),
+        (
+            serde_json::json!({"securityContext": {"windowsOptions": {"hostProcess": true}}}),
+            "spec.securityContext.windowsOptions",
+        ),
+        (serde_json::json!({"containers": host_port}), "spec.containers[c].ports[80].hostPort"),
+    ] {
+        assert_eq!(look_within(spec.clone(), &trust).refused, [path], "{spec}");
+    }
+    let many: Vec<u32> = (1..=9).map(|n| n * 100_000).collect();
+    let found = look(serde_json::json!({"securityContext": {"supplementalGroups": many}}));
+    assert!(found.refused[0].starts_with("spec.securityContext (ids above 65535 lie too far apart"), "{found:?}");
+}
+
+/// As the API server writes a pod in its host's network: with host ports.
+#[test]
+fn pods_that_need_no_word_of_the_operator_are_honoured() {
+    let trust = Trust { allowed: [crate::trust::Allow::HostNetwork].into(), ..Trust::default() };
+    let ports = serde_json::json!([{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]);
+    let spec = serde_json::json!({"hostNetwork": true, "containers": ports});
+    assert_eq!(look_within(spec, &trust), Found::default());
+    for own in [
+        serde_json::json!({"procMount": "Unmasked"}),
+        serde_json::json!({"appArmorProfile": {"type": "Unconfined"}}),
+        serde_json::json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "a/b.json"}}),
+        serde_json::json!({"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}}),
+        serde_json::json!({"runAsUser": 1_000_650_000, "runAsGroup": 0}),
+    ] {
+        assert_eq!(container(serde_json::json!({"securityContext": own})), Found::default());
+    }
+    assert_eq!(look(serde_json::json!({"hostUsers": false})), Found::default());
+    let selinux = look(serde_json::json!({"securityContext": {"seLinuxOptions": {"level": "s0:c1"}}}));
+    assert_eq!(
+        (selinux.refused.len(), selinux.unenforced),
+        (0, vec!["spec.securityContext.seLinuxOptions".to_owned()])
+    );
+}
+
+#[test]
+fn a_kubelets_own_refusals_keep_its_words() {
+    let sysctl = look(serde_json::json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}));
+    let words = "forbidden sysctl: \"kernel.msgmax\" not allowlisted".to_owned();
+    assert_eq!((sysctl.refused.len(), sysctl.verdict), (0, Some(("SysctlForbidden", words))));
+    let profile = look(serde_json::json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}));
+    let words = "Cannot enforce AppArmor: AppArmor is not enabled on the host".to_owned();
+    assert_eq!((profile.refused.len(), profile.verdict), (0, Some(("AppArmor", words))));
 }

@@ -6,23 +6,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::Found;
-use crate::pod::spec::{security, signal};
-
-/// Sysctls that are namespaced and harmless, as Kubernetes lists them.
-const SAFE_SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
-];
+use crate::pod::spec::signal;
 
 pub(super) fn check(spec: &PodSpec, found: &mut Found) {
     let one_of = |found: &mut Found, path: &str, value: Option<&str>, allowed: &[&str]| {
@@ -35,20 +19,6 @@ pub(super) fn check(spec: &PodSpec, found: &mut Found) {
     let policies = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
     one_of(found, "spec.dnsPolicy", spec.dns_policy.as_deref(), &policies);
     one_of(found, "spec.os.name", spec.os.as_ref().map(|os| os.name.as_str()), &["linux"]);
-    if let Some(context) = &spec.security_context {
-        let path = "spec.securityContext";
-        let seccomp = context.seccomp_profile.as_ref().map(|p| p.type_.as_str());
-        one_of(found, &format!("{path}.seccompProfile.type"), seccomp, &["RuntimeDefault"]);
-        let apparmor = context.app_armor_profile.as_ref().map(|p| p.type_.as_str());
-        one_of(found, &format!("{path}.appArmorProfile.type"), apparmor, &["Unconfined"]);
-        for sysctl in context.sysctls.iter().flatten() {
-            let name = sysctl.name.replace('/', ".");
-            let plain = |c: char| c.is_ascii_alphanumeric() || " \t.-_,".contains(c);
-            if !SAFE_SYSCTLS.contains(&name.as_str()) || !sysctl.value.chars().all(plain) {
-                found.refused.push(format!("{path}.sysctls[{}]", sysctl.name));
-            }
-        }
-    }
     for volume in spec.volumes.iter().flatten() {
         let Some(empty) = &volume.empty_dir else { continue };
         let path = format!("spec.volumes[{}].emptyDir", volume.name);
@@ -87,24 +57,6 @@ fn container(path: &str, container: &Container, found: &mut Found) {
         let recursive = mount.recursive_read_only.as_deref().unwrap_or_default();
         if !["", "Disabled", "IfPossible"].contains(&recursive) {
             refuse(&format!("volumeMounts[{}].recursiveReadOnly", mount.name), recursive);
-        }
-    }
-    let Some(context) = &container.security_context else { return };
-    let profile = context.seccomp_profile.as_ref().map_or("", |p| p.type_.as_str());
-    if !["", "RuntimeDefault"].contains(&profile) {
-        refuse("securityContext.seccompProfile.type", profile);
-    }
-    let profile = context.app_armor_profile.as_ref().map_or("", |p| p.type_.as_str());
-    if !["", "Unconfined"].contains(&profile) {
-        refuse("securityContext.appArmorProfile.type", profile);
-    }
-    let proc_mount = context.proc_mount.as_deref().unwrap_or_default();
-    if !["", "Default"].contains(&proc_mount) {
-        refuse("securityContext.procMount", proc_mount);
-    }
-    for name in context.capabilities.iter().flat_map(|c| c.add.iter().flatten()) {
-        if !security::may_add(name) {
-            refuse("securityContext.capabilities.add", name);
         }
     }
 }

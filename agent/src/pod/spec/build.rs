@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Container;
-use sandbox::spec::{ContainerSpec, LOG_BYTES_PER_SECOND, Mount, Namespaces, Rootfs, SandboxSpec};
+use sandbox::spec::{ContainerSpec, LOG_BYTES_PER_SECOND, Mount, Rootfs, SandboxSpec};
 
 use super::expand::expand;
-use super::{Context, SpecError, env, resources, security, signal, user};
+use super::{Context, SpecError, env, resources, security, signal, sysctls, user};
 use crate::ports::ReadyImage;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -17,6 +17,9 @@ const HOSTNAME_LIMIT: usize = 63;
 /// The pod's host name and, with a subdomain, its domain.
 pub fn hostname(context: Context<'_>) -> (String, Option<String>) {
     let spec = context.spec();
+    if context.has_host_network() {
+        return (context.host.hostname.clone(), None);
+    }
     let chosen = spec.and_then(|s| s.hostname_override.clone().or_else(|| s.hostname.clone()));
     let name = chosen.filter(|h| !h.is_empty()).or_else(|| context.pod.metadata.name.clone()).unwrap_or_default();
     let mut name = name;
@@ -43,13 +46,13 @@ pub fn sandbox(context: Context<'_>, log_dir: PathBuf) -> Result<SandboxSpec, Sp
         Some(domain) if spec.set_hostname_as_fqdn == Some(true) => format!("{name}.{domain}"),
         _ => name,
     };
-    let sysctls = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
+    let own_sysctls = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
     let meta = &context.pod.metadata;
     let label = |key: &str, value: &Option<String>| (key.to_owned(), value.clone().unwrap_or_default());
     let malformed = |source| SpecError::Quantity { container: "pod".to_owned(), source };
     Ok(SandboxSpec {
         hostname,
-        sysctls: sysctls.map(|s| (s.name.replace('/', "."), s.value.clone())).collect(),
+        sysctls: own_sysctls.map(|s| (sysctls::dotted(&s.name), s.value.clone())).collect(),
         share_process_namespace: spec.share_process_namespace.unwrap_or(false),
         resources: resources::of_pod(spec, &context.host.policy).map_err(malformed)?,
         log_dir,
@@ -59,7 +62,7 @@ pub fn sandbox(context: Context<'_>, log_dir: PathBuf) -> Result<SandboxSpec, Sp
             label("pod.name", &meta.name),
             label("pod.namespace", &meta.namespace),
         ]),
-        namespaces: Namespaces::default(),
+        namespaces: security::namespaces(spec),
     })
 }
 
@@ -82,6 +85,9 @@ pub fn container(
     let asked = security::identity(spec, container);
     let identity = user::resolve(&asked, &image.config.user, image.files.as_ref())
         .map_err(|source| SpecError::User { container: name.clone(), source })?;
+    if let Some(id) = security::unmapped(&security::namespaces(spec), &identity.user) {
+        return Err(SpecError::HighId { container: name, id });
+    }
     let own = env::of_container(context, container)?;
     let args = command(container, image, &own)?;
     let cwd = container.working_dir.clone().filter(|d| !d.is_empty()).unwrap_or_else(|| {
@@ -104,7 +110,7 @@ pub fn container(
         mounts,
         resources: resources::of_container(spec, container, context.host.capacity.memory, &context.host.policy)
             .map_err(malformed)?,
-        security: security::of_container(container)?,
+        security: security::of_container(spec, container),
         stop_signal: stop_signal(container, image)?,
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),

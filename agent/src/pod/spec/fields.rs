@@ -102,6 +102,8 @@ mod tests {
             ips: vec!["192.0.2.1".into(), "2001:db8::1".into()],
             capacity: Amounts { milli_cpu: 4000, memory: 1 << 30, ephemeral: 0 },
             policy: Default::default(),
+            hostname: "host".to_owned(),
+            trust: Default::default(),
         };
         let context =
             Context { pod: &pod, resolved: &Resolved::default(), host: &host, ip: Some([10, 0, 0, 1].into()) };

@@ -1,6 +1,7 @@
 //! From a Pod, an image and the values behind references to what a sandbox is told. Pure but for the image's own
 //! `passwd` and `group`, which are read through a port.
 
+pub mod apparmor;
 mod build;
 pub mod env;
 pub mod expand;
@@ -9,6 +10,7 @@ mod oom;
 pub mod resources;
 pub mod security;
 pub mod signal;
+pub mod sysctls;
 pub mod user;
 
 use std::net::IpAddr;
@@ -17,9 +19,11 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 pub use self::build::{container, hostname, sandbox};
 use self::resources::{Amounts, Policy};
+use crate::ports::Address;
 use crate::resolved::Resolved;
+use crate::trust::Trust;
 
-/// What a pod may learn of its host.
+/// What a pod may learn and have of its host.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HostFacts {
     /// Addresses, preferred first.
@@ -28,6 +32,19 @@ pub struct HostFacts {
     pub capacity: Amounts,
     /// What it does beyond what pods ask for.
     pub policy: Policy,
+    /// Its name: that of pods in its network.
+    pub hostname: String,
+    /// What pods may have of it.
+    pub trust: Trust,
+}
+
+impl HostFacts {
+    /// The host's place in the network, which pods in its network share.
+    pub fn address(&self) -> Result<Address, String> {
+        let first = self.ips.first().ok_or("the host has no address that a pod could share")?;
+        let ip: IpAddr = first.parse().map_err(|_| format!("the host's address {first:?} is none"))?;
+        Ok(Address { ip, gateway: ip, prefix: if ip.is_ipv4() { 32 } else { 128 } })
+    }
 }
 
 /// Everything that a specification is made of.
@@ -52,6 +69,11 @@ impl<'a> Context<'a> {
     /// The pod's namespace.
     pub fn namespace(&self) -> &'a str {
         self.pod.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// It lives in its host's network.
+    pub fn has_host_network(&self) -> bool {
+        self.spec().is_some_and(|spec| spec.host_network == Some(true))
     }
 
     /// A container by name, of either kind.
@@ -154,11 +176,21 @@ pub enum SpecError {
         /// As written.
         signal: String,
     },
-    /// A capability that may not be added.
-    #[error("capability {name} may not be added (host policy: baseline)")]
-    Capability {
-        /// As written.
-        name: String,
+    /// The image runs as an id that the pod's user namespace lacks.
+    #[error(
+        "the image's user of container {container:?} has id {id}, and ids above 65535 are a pod's only if it names them (runAsUser, runAsGroup)"
+    )]
+    HighId {
+        /// The container.
+        container: String,
+        /// The id.
+        id: u32,
+    },
+    /// A seccomp profile that cannot be had or cannot be used.
+    #[error("{message}")]
+    Seccomp {
+        /// As a runtime says it.
+        message: String,
     },
     /// A mount that names no volume, or leaves its volume.
     #[error("{message}")]
@@ -172,9 +204,11 @@ impl SpecError {
     /// The waiting reason.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::User { .. } | Self::NoCommand | Self::WorkingDirectory { .. } | Self::Capability { .. } => {
-                "CreateContainerError"
-            }
+            Self::User { .. }
+            | Self::NoCommand
+            | Self::WorkingDirectory { .. }
+            | Self::HighId { .. }
+            | Self::Seccomp { .. } => "CreateContainerError",
             _ => "CreateContainerConfigError",
         }
     }

@@ -8,7 +8,7 @@ use sandbox::spec::User;
 use crate::ports::RootFiles;
 
 /// Largest id, as Kubernetes and the runtimes have it.
-const LARGEST: u32 = i32::MAX as u32;
+pub(super) const LARGEST: u32 = i32::MAX as u32;
 /// Largest `passwd` or `group` that is read.
 const FILE_LIMIT: u64 = 1 << 20;
 

@@ -65,17 +65,20 @@ impl Preparation {
         let starting = self.world.meter.start(&interval).instrument(tracing::info_span!("meter.start"));
         let metered = starting.await.map_err(|e| chain(&e))?;
         let _ = self.outcomes.send(Outcome::Held { metered });
-        let taking = self.world.sandboxes.prepare(&self.sandbox).instrument(tracing::info_span!("sandbox.take"));
-        let prepared = taking.await.map_err(|e| chain(&e))?;
         let spec = spec::sandbox(context(&intent, &self.world, None), self.dirs.logs()).map_err(|e| chain(&e))?;
+        let taking = self.world.sandboxes.prepare_as(&self.sandbox, &spec.namespaces);
+        let prepared = taking.instrument(tracing::info_span!("sandbox.take")).await.map_err(|e| chain(&e))?;
         let dirs = self.dirs.clone();
         tokio::task::spawn_blocking(move || disk::make_dirs(&dirs).map_err(|e| chain(&e)))
             .await
             .map_err(|e| e.to_string())??;
         let network = async {
-            let netns = prepared.netns.as_fd();
-            let attaching = self.world.network.attach(&self.sandbox, netns);
-            let address = attaching.instrument(tracing::info_span!("network.attach")).await.map_err(|e| chain(&e))?;
+            let address = if spec.namespaces.host_network {
+                self.world.host.address()?
+            } else {
+                let attaching = self.world.network.attach(&self.sandbox, prepared.netns.as_fd());
+                attaching.instrument(tracing::info_span!("network.attach")).await.map_err(|e| chain(&e))?
+            };
             let (world, intent, dirs) = (self.world.clone(), intent.clone(), self.dirs.clone());
             let files = tokio::task::spawn_blocking(move || {
                 let context = context(&intent, &world, Some(address.ip));

@@ -99,13 +99,19 @@ pub fn prepare(context: Context<'_>, dirs: &PodDirs, host: &Resolver, wall_ns: u
     }
     let etc = dirs.disk.join("etc");
     let (name, _) = hostname(context);
+    let own = match context.has_host_network() {
+        true => fs::read_to_string("/etc/hosts").unwrap_or_default(),
+        false => String::new(),
+    };
     let resolv = context
         .spec()
         .map(|spec| dns::resolv_conf(spec, context.namespace(), &context.resolved.dns, host))
         .unwrap_or_default();
-    for (file, text) in
-        [("hosts", etc_files::hosts(context, context.ip)), ("hostname", format!("{name}\n")), ("resolv.conf", resolv)]
-    {
+    for (file, text) in [
+        ("hosts", etc_files::hosts(context, context.ip, &own)),
+        ("hostname", format!("{name}\n")),
+        ("resolv.conf", resolv),
+    ] {
         let path = etc.join(file);
         // Containers hold the file itself: what is unchanged stays the same inode.
         if fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {

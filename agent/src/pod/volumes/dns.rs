@@ -64,6 +64,8 @@ pub fn resolv_conf(spec: &PodSpec, namespace: &str, cluster: &ClusterDns, host: 
     let mut out = match policy {
         "None" => Resolver::default(),
         "Default" => host.clone(),
+        // As a kubelet: only `ClusterFirstWithHostNet` means the cluster's for a pod in its host's network.
+        "ClusterFirst" if spec.host_network == Some(true) => host.clone(),
         // Without a cluster DNS that we know of, the host's resolver is the best that there is.
         _ if cluster.servers.is_empty() => host.clone(),
         _ => cluster_first(namespace, cluster, host),

@@ -4,8 +4,16 @@ use std::net::IpAddr;
 
 use super::super::spec::{Context, hostname};
 
-/// The text of `/etc/hosts`.
-pub fn hosts(context: Context<'_>, ip: Option<IpAddr>) -> String {
+/// The text of `/etc/hosts`. `hosts`: the host's own file, for a pod in its network.
+pub fn hosts(context: Context<'_>, ip: Option<IpAddr>, hosts: &str) -> String {
+    if context.has_host_network() {
+        let mut text = format!("# Kubernetes-managed hosts file (host network).\n{hosts}");
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        aliases(context, &mut text);
+        return text;
+    }
     let mut text = String::from(
         "# Kubernetes-managed hosts file.\n\
          127.0.0.1\tlocalhost\n\
@@ -22,6 +30,11 @@ pub fn hosts(context: Context<'_>, ip: Option<IpAddr>) -> String {
             None => format!("{ip}\t{name}\n"),
         });
     }
+    aliases(context, &mut text);
+    text
+}
+
+fn aliases(context: Context<'_>, text: &mut String) {
     let aliases: Vec<_> = context.spec().into_iter().flat_map(|s| s.host_aliases.iter().flatten()).collect();
     if !aliases.is_empty() {
         text.push_str("\n# Entries added by HostAliases.\n");
@@ -30,7 +43,6 @@ pub fn hosts(context: Context<'_>, ip: Option<IpAddr>) -> String {
             text.push_str(&format!("{}\t{names}\n", alias.ip));
         }
     }
-    text
 }
 
 #[cfg(test)]
@@ -50,6 +62,15 @@ mod tests {
         .unwrap();
         let (resolved, host) = (Resolved::default(), HostFacts::default());
         let context = Context { pod: &pod, resolved: &resolved, host: &host, ip: None };
-        insta::assert_snapshot!(hosts(context, Some([10, 88, 0, 5].into())));
+        insta::assert_snapshot!(hosts(context, Some([10, 88, 0, 5].into()), "of the host"));
+        let mut sharing = pod.clone();
+        sharing.spec.as_mut().unwrap().host_network = Some(true);
+        let shared = Context { pod: &sharing, ..context };
+        let text = hosts(shared, Some([192, 0, 2, 1].into()), "192.0.2.1 host");
+        assert_eq!(
+            text,
+            "# Kubernetes-managed hosts file (host network).\n192.0.2.1 host\n\n\
+             # Entries added by HostAliases.\n192.0.2.9\ta\tb\n"
+        );
     }
 }
