@@ -23,6 +23,8 @@ use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, Refusal, VE
 
 /// Clients at a time: the agent and a few tools.
 const MAX_CLIENTS: usize = 64;
+/// Clients accepted before those that are there have their turn.
+const ACCEPTED_A_TURN: usize = 16;
 /// Requests of one client that are answered before others get their turn.
 const REQUESTS_A_TURN: usize = 16;
 const SOCKET: &str = "keeper.sock";
@@ -80,6 +82,16 @@ fn remove(directory: &OwnedFd, name: &str) -> Result<(), Errno> {
     }
 }
 
+/// One connection.
+#[derive(Debug)]
+struct Client {
+    connection: Connection,
+    /// It has asked for something.
+    spoke: bool,
+    /// Requests that were read already wait: nothing is read before they are answered.
+    more: bool,
+}
+
 /// Everything the keeper has.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -89,7 +101,8 @@ pub(super) struct Server {
     spawner: Spawner,
     /// Digest of the program that its shims run.
     program: String,
-    clients: Vec<Connection>,
+    /// The oldest first.
+    clients: Vec<Client>,
     /// Living shims: slot by process.
     shims: BTreeMap<i32, String>,
 }
@@ -149,6 +162,7 @@ impl Server {
             PollFd::from_borrowed_fd(self.listener.socket.as_fd(), PollFlags::IN),
         ];
         for client in &self.clients {
+            let client = &client.connection;
             let flags = if client.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             fds.push(PollFd::from_borrowed_fd(client.socket(), flags));
         }
@@ -185,7 +199,7 @@ impl Server {
 
     fn accept(&mut self) -> Result<(), KeeperError> {
         let own = rustix::process::geteuid();
-        loop {
+        for _ in 0..ACCEPTED_A_TURN {
             let socket = match accept_with(&self.listener.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => socket,
                 Err(Errno::AGAIN) => return Ok(()),
@@ -197,38 +211,51 @@ impl Server {
                 Err(errno) => return Err(errno).step("accept"),
             };
             match socket_peercred(&socket) {
-                Ok(peer) if (peer.uid == own || peer.uid.is_root()) && self.clients.len() < MAX_CLIENTS => {
-                    self.clients.push(Connection::new(socket));
+                Ok(peer) if (peer.uid == own || peer.uid.is_root()) && self.make_room() => {
+                    self.clients.push(Client { connection: Connection::new(socket), spoke: false, more: false });
                 }
                 // Dropping it is the answer.
                 Ok(peer) => tracing::warn!(uid = peer.uid.as_raw(), "client of the keeper is refused"),
                 Err(errno) => tracing::warn!(error = %errno, "client of the keeper cannot be identified"),
             }
         }
+        Ok(())
+    }
+
+    /// Whether one more client can be had; the oldest that never asked for anything goes for it. Whoever only connects
+    /// never keeps the agent out.
+    fn make_room(&mut self) -> bool {
+        if self.clients.len() >= MAX_CLIENTS
+            && let Some(silent) = self.clients.iter().position(|client| !client.spoke)
+        {
+            self.clients.remove(silent);
+        }
+        self.clients.len() < MAX_CLIENTS
     }
 
     /// Reads, answers and writes what is there now. True when more requests wait that were already read.
-    fn turn(&mut self, client: &mut Connection) -> Result<bool, ProtocolError> {
-        let fill = client.fill()?;
+    fn turn(&mut self, Client { connection: client, spoke, more }: &mut Client) -> Result<bool, ProtocolError> {
+        let fill = if *more { Fill::Data } else { client.fill()? };
         let mut answered = 0;
-        let mut more = false;
+        *more = false;
         while let Some((call, fds)) = client.next_message::<Call<Request>>()? {
             let (result, fds) = match self.answer(call.body, fds) {
                 Ok((reply, fds)) => (Ok(reply), fds),
                 Err(refusal) => (Err(refusal), Vec::new()),
             };
             client.queue(&Answer { id: call.id, result }, fds)?;
+            *spoke = true;
             answered += 1;
             if answered == REQUESTS_A_TURN {
-                more = true;
+                *more = true;
                 break;
             }
         }
         client.flush()?;
-        if fill == Fill::Closed && !more {
+        if fill == Fill::Closed && !*more {
             return Err(ProtocolError::Closed);
         }
-        Ok(more)
+        Ok(*more)
     }
 
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<OwnedFd>), Refusal> {

@@ -11,6 +11,9 @@ use crate::contract::SandboxEvent;
 use crate::protocol::shim::{Notice, Reply};
 use crate::protocol::{Answer, Connection, Refusal};
 
+/// Connections at a time: the agent's one or two, and a few tools.
+const MAX_CLIENTS: usize = 64;
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -28,7 +31,14 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Takes a new connection; one of another user than the shim's own is dropped.
+    /// Who makes room when there is none for one more: the oldest that has not even said hello. Whoever only connects never
+    /// keeps the agent out.
+    pub(crate) fn surplus(&self) -> Option<Key> {
+        let full = self.map.len() >= MAX_CLIENTS;
+        full.then(|| self.map.iter().find(|(_, client)| client.version.is_none()).map(|(key, _)| *key)).flatten()
+    }
+
+    /// Takes a new connection; one of another user than the shim's own is dropped, and one too many.
     pub(crate) fn accept(&mut self, listener: &OwnedFd, key: Key, poller: &Poller) -> rustix::io::Result<()> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::accept_with(listener, flags)?;
@@ -36,6 +46,9 @@ impl Clients {
         let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials);
         if !peer.is_ok_and(|peer| peer.uid() == rustix::process::getuid().as_raw()) {
             return Err(rustix::io::Errno::PERM);
+        }
+        if self.map.len() >= MAX_CLIENTS {
+            return Err(rustix::io::Errno::MFILE);
         }
         poller.add(&socket, key)?;
         let connection = Connection::new(socket);

@@ -154,6 +154,9 @@ impl Shim {
     fn dispatch(&mut self, key: Key) {
         match key {
             LISTENER => {
+                if let Some(silent) = self.clients.surplus() {
+                    self.forget_client(silent);
+                }
                 let key = self.new_key();
                 if self.clients.accept(&self.listener, key, &self.poller).is_ok() {
                     self.sources.insert(key, Source::Client);
