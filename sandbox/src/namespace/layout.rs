@@ -20,7 +20,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -67,7 +67,8 @@ impl Layout {
     /// Makes the directories and takes the lock; `WouldBlock` when another backend holds it.
     pub(crate) fn open(run: &Path) -> io::Result<(Self, File)> {
         for directory in [run.to_owned(), run.join("ids"), run.join("pool"), run.join("sandboxes"), run.join("trash")] {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+            close(&directory)?;
         }
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(run.join("lock"))?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
@@ -136,6 +137,16 @@ impl Layout {
     pub(crate) fn slot(&self, id: &SandboxId) -> io::Result<Option<Slot>> {
         read_json(&self.sandbox(id).join("slot.json"))
     }
+}
+
+/// Takes from others what they were given in a directory that was there before: what is made in it must be nobody else's
+/// to read or to replace (CVE-2024-25621). To pass through is theirs, for the agent's directory may be this one.
+fn close(directory: &Path) -> io::Result<()> {
+    let mode = fs::metadata(directory)?.permissions().mode() & 0o7777;
+    if mode & 0o066 != 0 {
+        fs::set_permissions(directory, fs::Permissions::from_mode(mode & !0o066))?;
+    }
+    Ok(())
 }
 
 /// Names in a directory, sorted.

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, fstat, openat, statat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
 use super::{Entry, LogError, entry, files};
@@ -36,7 +36,7 @@ struct Source {
 impl LogReader {
     /// Opens the log of an attempt in `LOG_DIR/CONTAINER`; the log itself need not be there yet.
     pub fn open(directory: &Path, attempt: u32) -> Result<Self, LogError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = openat(CWD, directory, flags, Mode::empty())
             .map_err(|errno| LogError::Open { name: directory.display().to_string(), source: errno.into() })?;
         Ok(Self { directory: directory.to_owned(), dir, attempt, file: None, pending: Vec::new(), missed_files: 0 })
@@ -80,8 +80,12 @@ impl LogReader {
         let failed = |errno: Errno| LogError::Open { name: name.to_owned(), source: errno.into() };
         match openat(&self.dir, name, flags, Mode::empty()) {
             Ok(fd) => {
-                let inode = fstat(&fd).map_err(failed)?.st_ino;
-                Ok(Some(Source { fd, number, inode }))
+                let stat = fstat(&fd).map_err(failed)?;
+                // A file that has another name too was made by somebody else; one that was deleted since has none.
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink > 1 {
+                    return Err(LogError::Foreign { name: name.to_owned() });
+                }
+                Ok(Some(Source { fd, number, inode: stat.st_ino }))
             }
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(failed(errno)),
