@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-const APPLETS: [&str; 34] = [
+const APPLETS: [&str; 36] = [
     "sh", "cat", "echo", "ls", "id", "sleep", "true", "false", "mount", "umount", "touch", "mkdir", "ln", "rm", "ps",
     "kill", "stat", "hostname", "readlink", "pwd", "head", "tail", "dd", "grep", "wc", "env", "chown", "chmod", "tty",
-    "stty", "unshare", "mknod", "nc", "ip",
+    "stty", "unshare", "mknod", "nc", "ip", "cp", "cut",
 ];
 
 /// Where layer files lie.

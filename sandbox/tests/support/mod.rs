@@ -100,6 +100,14 @@ impl Host {
 
     pub async fn sandbox_with(&self, name: &str, change: impl FnOnce(&mut SandboxSpec)) -> SandboxId {
         let id = SandboxId(name.to_owned());
+        let spec = self.spec(name, change);
+        self.sandboxes().prepare_as(&id, &spec.namespaces).await.unwrap();
+        self.sandboxes().configure(&id, &spec).await.unwrap();
+        id
+    }
+
+    /// An ordinary sandbox, changed.
+    pub fn spec(&self, name: &str, change: impl FnOnce(&mut SandboxSpec)) -> SandboxSpec {
         let mut spec = SandboxSpec {
             hostname: name.to_owned(),
             sysctls: BTreeMap::new(),
@@ -111,9 +119,7 @@ impl Host {
             namespaces: Namespaces::default(),
         };
         change(&mut spec);
-        self.sandboxes().prepare_as(&id, &spec.namespaces).await.unwrap();
-        self.sandboxes().configure(&id, &spec).await.unwrap();
-        id
+        spec
     }
 
     /// A container that runs a shell script.
@@ -268,6 +274,11 @@ impl Drop for Host {
             let _ = std::fs::remove_dir(parent);
         }
     }
+}
+
+/// Starts a container that runs on.
+pub async fn start(host: &Host, id: &SandboxId, spec: &ContainerSpec) {
+    host.sandboxes().start(id, spec).await.unwrap();
 }
 
 pub fn exec_spec(container: &str, args: &[&str]) -> ExecSpec {

@@ -1,0 +1,197 @@
+//! Hostile neighbours: a pod that takes all it can get, and one beside it that must not notice.
+//!
+//! Each attack runs in windows between quiet ones of the same length, and the medians of both kinds are compared: what else
+//! the machine has to do weighs on both.
+
+#![allow(clippy::unwrap_used, reason = "what cannot be measured is a failed test")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use sandbox::contract::{Exit, Sandboxes};
+use sandbox::spec::{ContainerSpec, Resources, SandboxId, SandboxSpec};
+use support::{Host, exit_of};
+
+/// Windows of each kind: `NODELESS_NEIGHBOUR_WINDOWS`, or few.
+fn windows() -> u32 {
+    std::env::var("NODELESS_NEIGHBOUR_WINDOWS").map_or(3, |number| number.parse().expect("a number"))
+}
+
+const WINDOW: Duration = Duration::from_millis(800);
+
+/// What a request may take longer, whatever it took before: some turns of the scheduler on two CPUs that others use too.
+const GRACE: Duration = Duration::from_millis(15);
+
+/// An ordinary pod's limits: 100m to 500m of CPU, 128 MiB, some hundred processes.
+fn ordinary(spec: &mut SandboxSpec) {
+    spec.resources = Resources {
+        cpu_shares: Some(102),
+        cpu_quota_us: Some(50_000),
+        memory_limit: Some(128 << 20),
+        pids_limit: Some(200),
+        ..Resources::default()
+    };
+}
+
+/// A pod that answers on port 7 of its own network, and how long it takes.
+struct Served {
+    id: SandboxId,
+    netns: OwnedFd,
+}
+
+impl Served {
+    async fn new(host: &Host) -> Self {
+        let id = host.sandbox_with("served", |spec| spec.resources.cpu_shares = Some(1024)).await;
+        let netns = host.sandboxes().prepare(&id).await.unwrap().netns;
+        support::start(host, &id, &host.surface("echo", &["echo"])).await;
+        support::until("the echo is ready", || host.log(&id, "echo", 0) == "ready").await;
+        Self { id, netns }
+    }
+
+    /// The 99th percentile of what requests take during one window.
+    async fn p99(&self) -> Duration {
+        let netns = self.netns.try_clone().unwrap();
+        let measured = tokio::task::spawn_blocking(move || {
+            // A thread of its own: it stays in that network namespace.
+            std::thread::spawn(move || requests(&netns)).join().unwrap()
+        });
+        let mut taken = measured.await.unwrap();
+        taken.sort_unstable();
+        taken[taken.len() * 99 / 100]
+    }
+}
+
+fn requests(netns: &OwnedFd) -> Vec<Duration> {
+    move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    let mut connection = TcpStream::connect(("127.0.0.1", 7)).unwrap();
+    connection.set_nodelay(true).unwrap();
+    connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let (begun, mut taken) = (Instant::now(), Vec::new());
+    let mut answer = [0; 64];
+    while begun.elapsed() < WINDOW || taken.len() < 100 {
+        let asked = Instant::now();
+        connection.write_all(&[7; 64]).unwrap();
+        connection.read_exact(&mut answer).unwrap();
+        taken.push(asked.elapsed());
+        // As clients do, who have something else to do too.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    taken
+}
+
+/// One hostile pod beside a served one, window by window; `attack` is run anew, as another attempt, in each.
+async fn beside(
+    what: &str,
+    change: fn(&mut SandboxSpec),
+    attack: impl Fn(&Host) -> ContainerSpec,
+) -> (Host, SandboxId, Vec<Exit>) {
+    let host = Host::new().await;
+    let served = Served::new(&host).await;
+    let hostile = host.sandbox_with("hostile", change).await;
+    let mut events = host.sandboxes().events(&hostile).await.unwrap();
+    let (mut quiet, mut loud, mut exits) = (Vec::new(), Vec::new(), Vec::new());
+    for attempt in 0..windows() {
+        quiet.push(served.p99().await);
+        let mut spec = attack(&host);
+        spec.attempt = attempt;
+        host.sandboxes().start(&hostile, &spec).await.unwrap();
+        loud.push(served.p99().await);
+        // Who runs the host is heard as well: both pods are asked, another one is made.
+        let asked = Instant::now();
+        assert_eq!(host.exec(&served.id, "echo", &["echo", "here"]).await.1, "here\n");
+        host.sandboxes().stats(&hostile).await.unwrap();
+        let other = host.sandbox(&format!("other{attempt}")).await;
+        assert_eq!(host.script(&other, "main", "echo new").await.1, "new");
+        host.sandboxes().destroy(&other).await.unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(10), "{what}: the backend took {:?}", asked.elapsed());
+        // It may have ended by itself.
+        let _ = host.sandboxes().signal(&hostile, &spec.name, 9, true).await;
+        exits.push(exit_of(&mut events, &spec.name, attempt).await);
+    }
+    quiet.sort_unstable();
+    loud.sort_unstable();
+    let (before, beside) = (quiet[quiet.len() / 2], loud[loud.len() / 2]);
+    eprintln!("{what}: p99 {before:?} alone, {beside:?} beside it ({quiet:?}, {loud:?})");
+    assert!(beside <= (2 * before).max(before + GRACE), "{what}: {before:?} alone, {beside:?} beside it");
+    (host, hostile, exits)
+}
+
+#[tokio::test]
+async fn privileged_neighbours_a_fork_bomb_stays_in_its_pod() {
+    attack!("privileged_neighbours_a_fork_bomb_stays_in_its_pod");
+    let (host, hostile, exits) = beside("fork bomb", ordinary, |host| host.surface("bomb", &["fork-bomb"])).await;
+    assert!(exits.iter().all(|exit| exit.signal == Some(9)), "{exits:?}");
+    // While it explodes it has what it was given, the shim included.
+    let mut events = host.sandboxes().events(&hostile).await.unwrap();
+    let mut spec = host.surface("bomb", &["fork-bomb"]);
+    spec.attempt = 1000;
+    host.sandboxes().start(&hostile, &spec).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while host.sandboxes().stats(&hostile).await.unwrap().pod.pids < 190 {
+        assert!(Instant::now() < deadline, "the bomb fills its pod");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(host.sandboxes().stats(&hostile).await.unwrap().pod.pids <= 200);
+    host.sandboxes().signal(&hostile, "bomb", 9, true).await.unwrap();
+    assert_eq!(exit_of(&mut events, "bomb", 1000).await.signal, Some(9), "and is ended by one word");
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_neighbours_an_eater_of_memory_is_killed_and_said_to_be() {
+    attack!("privileged_neighbours_an_eater_of_memory_is_killed_and_said_to_be");
+    let attack = |host: &Host| host.surface("eater", &["eat-memory"]);
+    let (host, _, exits) = beside("memory eater", ordinary, attack).await;
+    assert!(exits.iter().all(|exit| (exit.code, exit.oom_killed) == (137, true)), "{exits:?}");
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_neighbours_a_flood_of_files_is_its_own_pods_memory() {
+    attack!("privileged_neighbours_a_flood_of_files_is_its_own_pods_memory");
+    let attack = |host: &Host| host.surface("files", &["flood-inodes", "/dev/shm"]);
+    let (host, hostile, _) = beside("flood of inodes", ordinary, attack).await;
+    let used = host.sandboxes().stats(&hostile).await.unwrap().pod.memory_bytes;
+    assert!(used <= 128 << 20, "{used} bytes");
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_neighbours_a_flood_of_output_fills_five_files_and_no_more() {
+    attack!("privileged_neighbours_a_flood_of_output_fills_five_files_and_no_more");
+    let attack = |host: &Host| host.surface("talker", &["flood-log"]);
+    let (host, hostile, exits) = beside("flood of output", ordinary, attack).await;
+    for attempt in 0..exits.len() {
+        let mut bytes = 0;
+        for entry in std::fs::read_dir(host.path().join("logs").join(&hostile.0).join("talker")).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_name().to_string_lossy().starts_with(&format!("{attempt}.log")) {
+                bytes += entry.metadata().unwrap().len();
+            }
+        }
+        assert!(bytes > 0 && bytes <= 5 * (10 << 20), "{bytes} bytes of attempt {attempt}");
+    }
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_neighbours_a_burner_of_cpus_gets_its_quota() {
+    attack!("privileged_neighbours_a_burner_of_cpus_gets_its_quota");
+    let attack = |host: &Host| host.surface("burner", &["burn", "8"]);
+    let (host, hostile, _) = beside("burner", ordinary, attack).await;
+    let mut spec = attack(&host);
+    spec.attempt = 1000;
+    host.sandboxes().start(&hostile, &spec).await.unwrap();
+    let before = (Instant::now(), host.sandboxes().stats(&hostile).await.unwrap().pod.cpu_ns);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let used = host.sandboxes().stats(&hostile).await.unwrap().pod.cpu_ns - before.1;
+    // Half a CPU; a period more at either end.
+    let may = before.0.elapsed().as_nanos() as u64 / 2 + 100_000_000;
+    assert!(used <= may, "{used} ns of {may}");
+    host.close().await;
+}
