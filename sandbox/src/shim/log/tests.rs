@@ -100,6 +100,9 @@ fn files_are_bounded_in_number_and_size_and_the_newest_are_kept() {
     let mut first = Vec::new();
     for i in 0..500u32 {
         writer.write(&mut buffers, Stream::Stdout, format!("line {i:04}\n").as_bytes(), 0).unwrap();
+        let files = std::fs::read_dir(root.path().join("web")).unwrap();
+        let held: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+        assert!(held <= 3000 && writer.written_bytes() >= held, "{held}");
         if i == 0 {
             first = joined(&mut reader, Stream::Stdout);
         }
@@ -112,6 +115,28 @@ fn files_are_bounded_in_number_and_size_and_the_newest_are_kept() {
     let rest = String::from_utf8(joined(&mut reader, Stream::Stdout)).unwrap();
     assert!(rest.ends_with("line 0499\n"), "{rest}");
     assert!(reader.missed_files() > 0);
+}
+
+#[test]
+fn full_files_that_could_not_be_deleted_before_are_deleted_later() {
+    let root = tempfile::tempdir().unwrap();
+    let limits = Limits { file_bytes: 1000, files: 3, part_bytes: 100 };
+    let mut buffers = Buffers::default();
+    let line = |writer: &mut LogWriter, buffers: &mut Buffers| {
+        writer.write(buffers, Stream::Stdout, b"a line\n", 0).unwrap();
+    };
+    let mut first = writer(root.path(), limits);
+    (0..100).for_each(|_| line(&mut first, &mut buffers));
+    drop(first);
+    // As if an earlier life had left some.
+    let full = |number: u64| root.path().join(format!("web/0.log.{number}"));
+    let newest = (1..100).rev().find(|number| full(*number).exists()).unwrap();
+    for number in newest + 1..newest + 4 {
+        std::fs::copy(full(newest), full(number)).unwrap();
+    }
+    let mut second = writer(root.path(), limits);
+    (0..100).for_each(|_| line(&mut second, &mut buffers));
+    assert_eq!(std::fs::read_dir(root.path().join("web")).unwrap().count(), 3);
 }
 
 #[test]

@@ -71,6 +71,8 @@ pub struct LogWriter {
     limits: Limits,
     written: u64,
     total: u64,
+    /// Of the oldest full file that is there.
+    first_number: u64,
     next_number: u64,
     unfinished: [Vec<u8>; 2],
     formatter: Formatter,
@@ -82,13 +84,12 @@ impl LogWriter {
     pub fn create(log_dir: BorrowedFd<'_>, container: &str, attempt: u32, limits: Limits) -> Result<Self, LogError> {
         let dir = files::directory(log_dir, container)?;
         let name = files::current(attempt);
-        let (file, written, next_number) = match files::create(&dir, &name) {
-            Ok(file) => (file, 0, 1),
+        let (file, written, numbers) = match files::create(&dir, &name) {
+            Ok(file) => (file, 0, Vec::new()),
             Err(Errno::EXIST) => {
                 let file = files::reopen(&dir, &name)?;
                 let size = fstat(&file).map_err(|errno| LogError::Open { name, source: errno.into() })?.st_size;
-                let last = files::numbers(dir.as_fd(), attempt)?.last().copied().unwrap_or(0);
-                (file, u64::try_from(size).unwrap_or(0), last + 1)
+                (file, u64::try_from(size).unwrap_or(0), files::numbers(dir.as_fd(), attempt)?)
             }
             Err(errno) => return Err(LogError::Open { name, source: errno.into() }),
         };
@@ -99,7 +100,8 @@ impl LogWriter {
             limits: Limits { files: limits.files.max(2), part_bytes: limits.part_bytes.max(1), ..limits },
             written,
             total: 0,
-            next_number,
+            first_number: numbers.first().copied().unwrap_or(1),
+            next_number: numbers.last().map_or(1, |last| last + 1),
             unfinished: Default::default(),
             formatter: Formatter::default(),
             lost_bytes: 0,
@@ -211,15 +213,15 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Writes `out`, or drops it and leaves the file as it was.
+    /// Writes `out`, or as many whole entries of it as there is room for.
     fn flush(&mut self, out: &mut Vec<u8>) -> Result<(), LogError> {
-        let mut rest = &out[..];
-        while !rest.is_empty() {
-            match rustix::io::write(&self.file, rest) {
-                Ok(0) => return Err(self.dropped(out, Errno::IO)),
-                Ok(sent) => rest = &rest[sent..],
+        let mut sent = 0;
+        while sent < out.len() {
+            match rustix::io::write(&self.file, &out[sent..]) {
+                Ok(0) => return Err(self.dropped(out, sent, Errno::IO)),
+                Ok(count) => sent += count,
                 Err(Errno::INTR) => {}
-                Err(errno) => return Err(self.dropped(out, errno)),
+                Err(errno) => return Err(self.dropped(out, sent, errno)),
             }
         }
         self.written += out.len() as u64;
@@ -228,18 +230,32 @@ impl LogWriter {
         Ok(())
     }
 
-    fn dropped(&mut self, out: &mut Vec<u8>, errno: Errno) -> LogError {
-        self.lost_bytes += out.len() as u64;
+    /// Keeps the whole entries among what was `sent`, and counts the rest as lost.
+    fn dropped(&mut self, out: &mut Vec<u8>, sent: usize, errno: Errno) -> LogError {
+        let whole = out[..sent].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        self.written += whole as u64;
+        self.total += whole as u64;
+        self.lost_bytes += (out.len() - whole) as u64;
         out.clear();
         // Best effort: a torn entry is the lesser evil beside the error that is being told.
         let _ = ftruncate(&self.file, self.written);
         LogError::Write { name: files::current(self.attempt), source: errno.into() }
     }
 
+    /// Gives the present file a number and goes on with an empty one. The oldest goes first: what is kept is never more
+    /// than the limit, and a full disk has room again.
     fn rotate(&mut self) -> Result<(), LogError> {
         let name = files::current(self.attempt);
         let fresh_name = format!("{name}.next");
         let failed = |errno: Errno| LogError::Rotate { name: name.clone(), source: errno.into() };
+        let number = self.next_number;
+        let kept = u64::from(self.limits.files) - 2;
+        while self.first_number + kept < number {
+            match unlinkat(&self.dir, files::rotated(self.attempt, self.first_number), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => self.first_number += 1,
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
         let fresh = match files::create(&self.dir, &fresh_name) {
             // Left by a shim that died here.
             Err(Errno::EXIST) => {
@@ -248,18 +264,11 @@ impl LogWriter {
             }
             other => other.map_err(failed)?,
         };
-        let number = self.next_number;
         renameat(&self.dir, &name, &self.dir, files::rotated(self.attempt, number)).map_err(failed)?;
         self.next_number += 1;
         renameat(&self.dir, &fresh_name, &self.dir, &name).map_err(failed)?;
         self.file = fresh;
         self.written = 0;
-        if let Some(oldest) = number.checked_sub(u64::from(self.limits.files) - 1).filter(|oldest| *oldest > 0) {
-            match unlinkat(&self.dir, files::rotated(self.attempt, oldest), AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(failed(errno)),
-            }
-        }
         Ok(())
     }
 }
