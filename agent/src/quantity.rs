@@ -62,9 +62,39 @@ fn scaled(text: &str, extra_decimals: i32) -> Result<u64, QuantityError> {
     u64::try_from(value).map_err(|_| fail())
 }
 
+/// A whole value as Kubernetes writes it: the largest suffix that leaves no fraction, of the kind (`Mi` or `M`) that `example`
+/// has.
+pub fn written_like(example: &str, value: u64) -> String {
+    if example.ends_with('i') { binary(value) } else { suffixed(value, 1000, ["", "k", "M", "G", "T", "P", "E"]) }
+}
+
+/// The same with binary suffixes.
+pub fn binary(value: u64) -> String {
+    suffixed(value, 1024, ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"])
+}
+
+fn suffixed(mut value: u64, step: u64, suffixes: [&str; 7]) -> String {
+    let mut used = 0;
+    while value >= step && value.is_multiple_of(step) && used + 1 < suffixes.len() {
+        value /= step;
+        used += 1;
+    }
+    format!("{value}{}", suffixes[used])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_written_with_the_largest_suffix_that_leaves_no_fraction() {
+        for (value, text) in [(0, "0"), (1023, "1023"), (1024, "1Ki"), (1536 << 20, "1536Mi"), (1 << 40, "1Ti")] {
+            assert_eq!(binary(value), text);
+        }
+        assert_eq!(written_like("500M", 1_500_000_000), "1500M");
+        assert_eq!(written_like("1Gi", 2 << 30), "2Gi");
+        assert_eq!(written_like("1", 1_000_000), "1M");
+    }
 
     #[test]
     fn quantities_mean_what_kubernetes_says() {

@@ -19,6 +19,7 @@ use crate::events::Journal;
 use crate::host::admission::Room;
 use crate::host::facts::{self, Facts, FactsError};
 use crate::host::kernel::{self, KernelError};
+use crate::host::pressure;
 use crate::images::ImageStore;
 use crate::ledger::{Ledger, LedgerError};
 use crate::link::{self, IdentityError, LinkConfig, LinkState};
@@ -194,6 +195,7 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
     let ticking = meter_stop.clone();
     let meter_task =
         tokio::spawn(async move { tokio::join!(meter.run(ticking.clone()), watch_spool(&meter, &watched, ticking)) });
+    let pressure = tokio::spawn(pressure::run(parts.roster.clone()));
     write_addresses(&config, http)?;
     tracing::info!(host.id = %identity.host_id, %http, "the agent is ready");
     let link_config = LinkConfig {
@@ -205,6 +207,7 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
     let (state, _) = watch::channel(LinkState::default());
     Box::pin(link::serve(link_config, agent_routes(parts.service.clone()), state, stop.clone())).await;
     stop.cancelled().await;
+    pressure.abort();
     meter_stop.cancel();
     Box::pin(close(&config, parts)).await;
     let _ = meter_task.await;
@@ -282,6 +285,7 @@ async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Resu
         state_dir: config.state_dir.clone(),
         run_dir: config.run_dir.clone(),
         boot_id: facts.boot_id.clone(),
+        measuring: Arc::new(tokio::sync::Semaphore::new(1)),
     });
     let survivors = recover::run_patiently(&world, PATIENCE).await.map_err(RunError::Recover)?;
     tracing::info!(pods = survivors.len(), epoch, "pods of before are taken back");

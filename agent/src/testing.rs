@@ -413,6 +413,7 @@ impl Rig {
             state_dir,
             run_dir: self.dir.path().join("run"),
             boot_id: boot_id.to_owned(),
+            measuring: Arc::new(tokio::sync::Semaphore::new(1)),
         })
     }
 

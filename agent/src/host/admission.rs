@@ -30,7 +30,7 @@ pub fn taken(posted: &[Posted]) -> (Amounts, u32) {
 /// Admits a pod beside those that are there, or says why not.
 pub fn admit(room: &Room, posted: &[Posted], intent: &Intent) -> Result<(), Verdict> {
     let refuse = |reason: &str, message: String| {
-        Err(Verdict { reason: reason.to_owned(), message: format!("Pod was rejected: {message}") })
+        Err(Verdict { reason: reason.to_owned(), message: format!("Pod was rejected: {message}"), disrupted: false })
     };
     let Some(spec) = intent.pod.spec.as_ref() else {
         return refuse("UnexpectedAdmissionError", "the pod has no specification".to_owned());

@@ -3,5 +3,6 @@
 pub mod admission;
 pub mod facts;
 pub mod kernel;
+pub mod pressure;
 
 pub use facts::Facts;

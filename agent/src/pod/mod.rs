@@ -6,6 +6,7 @@
 //! * [`refusals`]: what this version cannot honour, by name
 //! * [`changes`]: what a newer version of a pod asks for in vain
 //! * [`spec`]: Pod, image and values into sandbox and container specifications
+//! * [`storage`]: what it keeps on disk, and the limits of that
 //! * [`volumes`]: what appears in the containers' mounts
 //! * [`task`]: the one owner of a pod's state; carries out effects
 
@@ -15,5 +16,6 @@ pub mod refusals;
 pub mod spec;
 pub mod state;
 pub mod status;
+pub mod storage;
 pub mod task;
 pub mod volumes;

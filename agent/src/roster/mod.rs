@@ -20,7 +20,10 @@ use crate::pod::plan::Plan;
 use crate::pod::refusals;
 use crate::pod::spec::resources::pod_requests;
 use crate::pod::state::{PodState, Verdict};
-use crate::pod::task::{Beginning, Handle, PodTask, Request, World};
+use crate::pod::task::{Beginning, Handle, PodTask, Request, Standing, World};
+
+/// How long a pod's disk may take to be looked at.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Why a request changed nothing.
 #[derive(Debug, thiserror::Error)]
@@ -244,11 +247,11 @@ impl Roster {
         }
         if !found.refused.is_empty() {
             let message = format!("Pod was rejected: {}", refusals::refused_message(&found.refused));
-            return (Some(Verdict { reason: "UnsupportedPodField".to_owned(), message }), notes);
+            return (Some(Verdict { reason: "UnsupportedPodField".to_owned(), message, disrupted: false }), notes);
         }
         if let Some((reason, message)) = found.verdict {
             let message = format!("Pod was rejected: {message}");
-            return (Some(Verdict { reason: reason.to_owned(), message }), notes);
+            return (Some(Verdict { reason: reason.to_owned(), message, disrupted: false }), notes);
         }
         let taken = self.world.board.all();
         let verdict = admission::admit(&self.room, &taken, intent).err();
@@ -315,6 +318,30 @@ impl Roster {
             }
         }
         Ok(synced)
+    }
+
+    /// How pods stand that may have to make way, by uid.
+    pub async fn standing(&self) -> Vec<(String, Standing)> {
+        let handles: Vec<(String, Handle)> =
+            self.inner.lock().await.pods.iter().map(|(uid, handle)| (uid.clone(), handle.clone())).collect();
+        let mut standing = Vec::new();
+        for (uid, handle) in handles {
+            let (sender, answer) = oneshot::channel();
+            if handle.requests.send(Request::Standing(sender)).await.is_ok()
+                && let Ok(Ok(pod)) = tokio::time::timeout(PATIENCE, answer).await
+            {
+                standing.push((uid, pod));
+            }
+        }
+        standing
+    }
+
+    /// Ends a pod, because the node is short of what it keeps.
+    pub async fn evict(&self, uid: &str, message: String) {
+        let handle = self.inner.lock().await.pods.get(uid).cloned();
+        if let Some(handle) = handle {
+            let _ = handle.requests.send(Request::Evict { message }).await;
+        }
     }
 
     /// The pod's object is gone: nothing of it needs to be remembered.

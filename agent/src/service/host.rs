@@ -8,6 +8,7 @@ use agent_api::proto;
 use super::{Answers, Service, answers};
 use crate::host::admission::taken;
 use crate::host::facts;
+use crate::host::pressure::Shortage;
 
 /// Changes are gathered for this long before they are told.
 const GATHER: Duration = Duration::from_millis(500);
@@ -15,9 +16,6 @@ const GATHER: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_secs(10);
 /// Below this part of the memory a kubelet speaks of pressure (its 100 MiB on an ordinary host).
 const MEMORY_LOW: u64 = 100 << 20;
-/// Below this part of the disk, in percent, a kubelet speaks of pressure; so much free is no pressure on any disk.
-const DISK_LOW_PERCENT: u64 = 10;
-const DISK_ENOUGH: u64 = 10 << 30;
 /// Images told to the scheduler, the largest first.
 const MOST_IMAGES: usize = 50;
 
@@ -63,13 +61,12 @@ impl Service {
     fn conditions(&self) -> Vec<proto::Condition> {
         let low_memory = facts::available_memory().is_some_and(|bytes| bytes < MEMORY_LOW);
         let state_dir = &self.roster.world().state_dir;
-        let short_of_disk = facts::disk(state_dir).and_then(|(free, all)| Some((free, disk_wanted(free, all)?))).map(
-            |(free, wanted)| {
-                let mib = |bytes: u64| bytes >> 20;
-                let (free, wanted, dir) = (mib(free), mib(wanted), state_dir.display());
-                format!("kubelet has disk pressure: {free} MiB are free at {dir}, {wanted} MiB must be")
-            },
-        );
+        let shortage = facts::disk(state_dir).and_then(|(free, all)| Shortage::of(free, all));
+        let short_of_disk = shortage.map(|Shortage { free, wanted }| {
+            let mib = |bytes: u64| bytes >> 20;
+            let (free, wanted, dir) = (mib(free), mib(wanted), state_dir.display());
+            format!("kubelet has disk pressure: {free} MiB are free at {dir}, {wanted} MiB must be")
+        });
         let one = |name: &str, status: bool, (yes, no): (&str, &str), (yes_text, no_text): (&str, &str)| {
             let (reason, message) = if status { (yes, yes_text) } else { (no, no_text) };
             proto::Condition { r#type: name.to_owned(), status, reason: reason.to_owned(), message: message.to_owned() }
@@ -136,26 +133,5 @@ impl Service {
             }
         });
         stream
-    }
-}
-
-/// How much should be free, when less is.
-fn disk_wanted(free: u64, all: u64) -> Option<u64> {
-    let wanted = (all / 100).saturating_mul(DISK_LOW_PERCENT).min(DISK_ENOUGH);
-    (free < wanted).then_some(wanted)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_is_short_below_a_tenth_of_it_but_not_with_ten_gibibytes() {
-        const GIB: u64 = 1 << 30;
-        assert_eq!(disk_wanted(2 * GIB, 10 * GIB), None);
-        assert_eq!(disk_wanted(GIB / 2, 10 * GIB), Some(10 * GIB / 100 * 10));
-        assert_eq!(disk_wanted(17 * GIB, 1000 * GIB), None);
-        assert_eq!(disk_wanted(9 * GIB, 1000 * GIB), Some(10 * GIB));
-        assert_eq!(disk_wanted(0, 0), None, "a file system that does not tell");
     }
 }

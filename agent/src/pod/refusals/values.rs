@@ -23,9 +23,6 @@ pub(super) fn check(spec: &PodSpec, found: &mut Found) {
         let Some(empty) = &volume.empty_dir else { continue };
         let path = format!("spec.volumes[{}].emptyDir", volume.name);
         one_of(found, &format!("{path}.medium"), empty.medium.as_deref(), &["Memory"]);
-        if empty.medium.as_deref() != Some("Memory") && empty.size_limit.is_some() {
-            found.unenforced.push(format!("{path}.sizeLimit"));
-        }
     }
     resources("spec", spec.resources.as_ref(), found);
     for (list, containers) in
@@ -66,9 +63,7 @@ fn resources(path: &str, resources: Option<&ResourceRequirements>, found: &mut F
     let mut one = |kind: &str, map: &BTreeMap<String, Quantity>| {
         for name in map.keys() {
             match name.as_str() {
-                "cpu" | "memory" => {}
-                "ephemeral-storage" if kind == "requests" => {}
-                "ephemeral-storage" => found.unenforced.push(format!("{path}.resources.limits[ephemeral-storage]")),
+                "cpu" | "memory" | "ephemeral-storage" => {}
                 other => found.refused.push(format!("{path}.resources.{kind}[{other}]")),
             }
         }

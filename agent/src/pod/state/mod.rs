@@ -81,6 +81,9 @@ pub struct Verdict {
     pub reason: String,
     /// For people.
     pub message: String,
+    /// It had to make way, for the node's sake: told as a disruption.
+    #[serde(default)]
+    pub disrupted: bool,
 }
 
 /// A container's image.
@@ -315,6 +318,13 @@ pub enum Event {
     Delete {
         /// Seconds from SIGTERM to SIGKILL.
         grace_seconds: u64,
+    },
+    /// It keeps more than it may, or the node is short of what it keeps.
+    Evict {
+        /// In the kubelet's words.
+        message: String,
+        /// For the node's sake, not for a limit of its own.
+        disrupted: bool,
     },
     /// What a release was asked for is released.
     Released,

@@ -9,6 +9,8 @@ use crate::pod::plan::Plan;
 
 /// How long a container that cannot be created waits for another try.
 const BLOCKED: u64 = 10 * SECOND;
+/// Time that a kubelet leaves an evicted pod, whatever it asks for.
+const EVICTION_GRACE: u64 = SECOND;
 
 impl PodState {
     /// Takes one event in. On a refusal nothing has changed.
@@ -143,6 +145,14 @@ impl PodState {
                 if sooner {
                     self.stop_deadline = Some(deadline);
                 }
+            }
+            Event::Evict { message, disrupted } => {
+                if self.is_ending(plan) || self.begun.is_none() {
+                    return Err(Refused::Stale);
+                }
+                out.push(tell(None, true, "Evicted", message.clone()));
+                self.verdict = Some(Verdict { reason: "Evicted".to_owned(), message, disrupted });
+                self.stop_deadline = Some(now.boottime_ns.saturating_add(EVICTION_GRACE));
             }
             Event::Released => match self.stage {
                 Stage::Releasing => self.finish_release(now),
@@ -352,7 +362,7 @@ impl PodState {
 
     /// The pod failed as a whole.
     pub(super) fn condemn(&mut self, reason: &str, message: &str) {
-        self.verdict = Some(Verdict { reason: reason.to_owned(), message: message.to_owned() });
+        self.verdict = Some(Verdict { reason: reason.to_owned(), message: message.to_owned(), disrupted: false });
     }
 }
 

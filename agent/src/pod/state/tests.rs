@@ -295,7 +295,7 @@ fn the_active_deadline_fails_the_pod() {
 #[test]
 fn a_denied_pod_holds_nothing() {
     let mut rig = Rig::new(&[ALWAYS]);
-    let verdict = Verdict { reason: "OutOfcpu".into(), message: "no".into() };
+    let verdict = Verdict { reason: "OutOfcpu".into(), message: "no".into(), disrupted: false };
     assert_eq!(rig.step(Event::Deny(verdict), 0), [Effect::Release]);
     rig.step(Event::Released, 0);
     assert!(rig.state.is_terminal());
@@ -375,7 +375,8 @@ fn all_stages() -> Vec<(&'static str, Rig)> {
 fn all_events() -> Vec<(&'static str, Event)> {
     vec![
         ("begin", Event::Begin),
-        ("deny", Event::Deny(Verdict { reason: "r".into(), message: "m".into() })),
+        ("evict", Event::Evict { message: "m".into(), disrupted: true }),
+        ("deny", Event::Deny(Verdict { reason: "r".into(), message: "m".into(), disrupted: false })),
         ("sandbox ready", Event::SandboxReady { ip: None }),
         ("sandbox failed", Event::SandboxFailed { message: "m".into() }),
         ("lost", Event::Lost),
@@ -424,6 +425,26 @@ fn every_event_in_every_stage_has_one_answer() {
         }
     }
     insta::assert_snapshot!(table);
+}
+
+#[test]
+fn an_evicted_pod_gets_one_second_whatever_it_asks_for_and_is_never_started_again() {
+    let mut rig = Rig::new(&[ALWAYS]);
+    rig.up();
+    rig.started(0, 0);
+    let evict = Event::Evict { message: "too much. ".into(), disrupted: false };
+    let effects = rig.state.step(&rig.plan, evict, at(10)).unwrap();
+    assert!(effects.contains(&Effect::Stop { slot: 0 }), "{effects:?}");
+    let told = Effect::Tell { slot: None, warning: true, reason: "Evicted", message: "too much. ".into() };
+    assert!(effects.contains(&told), "{effects:?}");
+    assert_eq!(rig.state.next_wake(&rig.plan, at(10)), Some(at(11).boottime_ns));
+    assert!(rig.step(Event::Tick, 11).contains(&Effect::Kill { slot: 0 }));
+    let again = Event::Evict { message: "more".into(), disrupted: true };
+    assert_eq!(rig.state.step(&rig.plan, again, at(11)), Err(Refused::Stale));
+    rig.step(Event::Exited { slot: 0, attempt: 0, exit: exit(137, at(11)) }, 11);
+    rig.step(Event::Released, 12);
+    assert!(rig.state.is_terminal());
+    assert!(!rig.state.verdict.unwrap().disrupted);
 }
 
 /// A world that answers effects in any order and in any way.
@@ -510,6 +531,7 @@ impl World {
                 let (slot, attempt) = self.running.swap_remove(pick(self.running.len()));
                 Some(Event::Exited { slot, attempt, exit: exit(code % 3, now) })
             }
+            5 if code == 6 && dice > 200 => Some(Event::Evict { message: "m".into(), disrupted: dice > 230 }),
             5 if self.holding && !self.releasing && dice > 240 => {
                 self.starting.clear();
                 self.running.clear();

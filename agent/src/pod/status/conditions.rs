@@ -1,4 +1,4 @@
-//! Conditions: PodReadyToStartContainers, Initialized, Ready, ContainersReady; PodResizePending when a resize is asked for in vain. (PodScheduled belongs to the scheduler.)
+//! Conditions: PodReadyToStartContainers, Initialized, Ready, ContainersReady; PodResizePending when a resize is asked for in vain; DisruptionTarget when the pod had to make way. (PodScheduled belongs to the scheduler.)
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 
@@ -35,6 +35,10 @@ pub(super) fn write(
         let message = super::super::changes::message(view.kept);
         ("PodResizePending", Verdict { holds: true, reason: Some("Infeasible"), message: Some(message) })
     });
+    let disruption = view.state.verdict.as_ref().filter(|verdict| verdict.disrupted).map(|verdict| {
+        let (reason, message) = (Some("TerminationByKubelet"), Some(verdict.message.clone()));
+        ("DisruptionTarget", Verdict { holds: true, reason, message })
+    });
     [
         ("PodReadyToStartContainers", ready_to_start),
         ("Initialized", initialized(view, phase)),
@@ -43,6 +47,7 @@ pub(super) fn write(
     ]
     .into_iter()
     .chain(resize)
+    .chain(disruption)
     .map(|(name, verdict)| condition(view, name, verdict))
     .collect()
 }

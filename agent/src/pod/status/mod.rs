@@ -110,7 +110,7 @@ pub fn write(view: View<'_>) -> PodStatus {
 
 /// Refused at admission: nothing was ever asked for.
 fn was_never_admitted(state: &PodState) -> bool {
-    state.verdict.as_ref().is_some_and(|v| v.reason != "DeadlineExceeded")
+    state.verdict.as_ref().is_some_and(|v| !["DeadlineExceeded", "Evicted"].contains(&v.reason.as_str()))
         && state.containers.iter().all(|c| !c.created && c.latest.is_none())
 }
 

@@ -146,6 +146,7 @@ fn a_refused_pod_is_failed_by_name() {
         Event::Deny(Verdict {
             reason: "OutOfcpu".into(),
             message: "Pod was rejected: Node didn't have enough resource: cpu".into(),
+            disrupted: false,
         }),
     );
     insta::assert_json_snapshot!(rig.status());
@@ -236,4 +237,28 @@ fn what_is_asked_of_a_running_pod_in_vain_is_told() {
     rig.kept.clear();
     let status = rig.status();
     assert!(!status["conditions"].as_array().unwrap().iter().any(|c| c["type"] == "PodResizePending"));
+}
+
+#[test]
+fn an_evicted_pod_has_failed_with_the_reason_and_only_for_the_nodes_sake_is_it_a_disruption() {
+    for disrupted in [false, true] {
+        let mut rig = Rig::new(one_container());
+        rig.up();
+        rig.started(2, 0);
+        rig.step(3, Event::Evict { message: "too much. ".into(), disrupted });
+        let status = rig.status();
+        assert_eq!((&status["phase"], &status["reason"]), (&"Running".into(), &"Evicted".into()));
+        rig.exited(4, 0, 137, false);
+        rig.step(4, Event::Released);
+        let status = rig.status();
+        assert_eq!((&status["phase"], &status["reason"]), (&"Failed".into(), &"Evicted".into()));
+        assert_eq!(status["message"], "too much. ");
+        assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 137);
+        let conditions = status["conditions"].as_array().unwrap();
+        let target = conditions.iter().find(|c| c["type"] == "DisruptionTarget");
+        assert_eq!(
+            target.map(|c| (&c["status"], &c["reason"])),
+            disrupted.then_some((&"True".into(), &"TerminationByKubelet".into()))
+        );
+    }
 }

@@ -18,6 +18,7 @@ mod publish;
 mod requests;
 mod saver;
 mod start;
+mod storage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use self::outcomes::Outcome;
-pub use self::parts::{Beginning, Handle, Names, Request, World};
+pub use self::parts::{Beginning, Handle, Names, Request, Standing, World};
 use self::saver::Saver;
 use super::plan::Plan;
 use super::spec::Context;
@@ -129,6 +130,7 @@ impl PodTask {
         if !self.begin(beginning).await {
             return;
         }
+        self.watch_storage();
         loop {
             let now = Now::read();
             let wake = self.record.state.next_wake(&self.plan, now);
@@ -138,6 +140,8 @@ impl PodTask {
                 Some(outcome) = answers.recv() => self.take(outcome).await,
                 request = inbox.recv() => match request {
                     Some(Request::Intent(intent, done)) => self.new_intent(*intent, done).await,
+                    Some(Request::Evict { message }) => self.happened(Event::Evict { message, disrupted: true }).await,
+                    Some(Request::Standing(answer)) => self.tell_standing(answer),
                     Some(Request::Remove) => {
                         let grace_seconds = self.plan.grace_seconds;
                         self.happened(Event::Delete { grace_seconds }).await;

@@ -17,6 +17,7 @@ pub(super) enum Outcome {
     Exited { slot: usize, attempt: u32, exit: ExitFacts },
     Released { metered: Option<Metered> },
     Refreshed,
+    OverLimit { message: String },
 }
 
 impl PodTask {
@@ -89,6 +90,7 @@ impl PodTask {
                 }
             }
             Outcome::Refreshed => self.happened(Event::Refreshed).await,
+            Outcome::OverLimit { message } => self.happened(Event::Evict { message, disrupted: false }).await,
         }
     }
 

@@ -1,11 +1,12 @@
 //! What a pod task is given, asked and named.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use sandbox::contract::Sandboxes;
 use sandbox::spec::SandboxId;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::board::Board;
 use crate::events::Journal;
@@ -15,6 +16,7 @@ use crate::observe::Metrics;
 use crate::pod::spec::HostFacts;
 use crate::pod::state::Verdict;
 use crate::pod::status::SandboxName;
+use crate::pod::storage::usage::Usage;
 use crate::pod::volumes::dns::Resolver;
 use crate::ports::{ImageSource, Metering, PodNetwork};
 
@@ -46,6 +48,8 @@ pub struct World {
     pub run_dir: PathBuf,
     /// The running boot.
     pub boot_id: String,
+    /// One pod's disk is looked at at a time.
+    pub measuring: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for World {
@@ -59,10 +63,30 @@ impl std::fmt::Debug for World {
 pub enum Request {
     /// A newer intent; answered when it is durable.
     Intent(Box<Intent>, oneshot::Sender<Result<(), String>>),
+    /// It has to make way: the node is short of something.
+    Evict {
+        /// In the kubelet's words.
+        message: String,
+    },
+    /// What it keeps on disk, and what for; nothing is answered by a pod that is ending or cannot be measured.
+    Standing(oneshot::Sender<Standing>),
     /// No longer wanted, and nobody marked it for deletion: ended with its own grace period.
     Remove,
     /// The API object is gone; answered when the pod is forgotten, or refused while something is held.
     Forget(oneshot::Sender<bool>),
+}
+
+/// How a pod stands among those that may have to make way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Its priority.
+    pub priority: i32,
+    /// What it keeps on disk.
+    pub usage: Usage,
+    /// What it requests of that, in bytes.
+    pub request: u64,
+    /// The same by container, as written.
+    pub container_requests: BTreeMap<String, String>,
 }
 
 /// How others reach a pod task.

@@ -5,8 +5,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::api::core::v1::Volume;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use super::super::spec::resources::{Policy, of_pod};
 use super::super::spec::{Context, SpecError, hostname};
 use super::atomic::{self, WriteError};
 use super::dns::{self, Resolver};
@@ -83,9 +85,7 @@ pub fn prepare(context: Context<'_>, dirs: &PodDirs, host: &Resolver, wall_ns: u
         match kind(volume) {
             Some(Kind::Disk) => empty(&path, group)?,
             Some(Kind::Memory) => {
-                let limit = volume.empty_dir.as_ref().and_then(|e| e.size_limit.as_ref());
-                let limit = limit.and_then(|q| whole(&q.0).ok()).filter(|bytes| *bytes > 0);
-                memory(&path, limit, group)?;
+                memory(&path, memory_size(context, volume), group)?;
             }
             Some(Kind::Open | Kind::Secret) => {
                 let named = |source| VolumeError::Spec { volume: volume.name.clone(), source };
@@ -155,6 +155,16 @@ fn own(path: &Path, group: Option<u32>) -> Result<(), VolumeError> {
         mode |= 0o2000;
     }
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(step("set mode of", path))
+}
+
+/// How much a volume in memory may hold, as a kubelet decides: what the volume says, but no more than the pod may have,
+/// and without a word of either what the host has.
+fn memory_size(context: Context<'_>, volume: &Volume) -> Option<u64> {
+    let some = |bytes: u64| Some(bytes).filter(|bytes| *bytes > 0);
+    let own =
+        volume.empty_dir.as_ref().and_then(|e| e.size_limit.as_ref()).and_then(|q| whole(&q.0).ok()).and_then(some);
+    let pod = context.spec().and_then(|spec| of_pod(spec, &Policy::default()).ok()).and_then(|pod| pod.memory_limit);
+    [own, pod, some(context.host.capacity.memory)].into_iter().flatten().min()
 }
 
 /// A tmpfs of its own. `limit` in bytes; without one the kernel's own (half of the memory).
@@ -310,6 +320,29 @@ mod tests {
         assert!(!dirs.tmpfs.exists());
         forget(&dirs).unwrap();
         assert!(!dirs.disk.exists());
+    }
+
+    #[test]
+    fn a_volume_in_memory_holds_no_more_than_it_the_pod_or_the_host_may() {
+        let size = |volume: serde_json::Value, limit: Option<&str>| {
+            let resources =
+                limit.map_or(serde_json::json!({}), |limit| serde_json::json!({"limits": {"memory": limit}}));
+            let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {
+                "containers": [{"name": "c", "resources": resources}], "volumes": [{"name": "m", "emptyDir": volume}]}}))
+            .unwrap();
+            let resolved = Resolved::default();
+            let mut host = HostFacts::default();
+            host.capacity.memory = 1 << 30;
+            let context = Context { pod: &pod, resolved: &resolved, host: &host, ip: None };
+            memory_size(context, volumes(context).next().unwrap()).unwrap() >> 20
+        };
+        let own = |limit: &str| serde_json::json!({"medium": "Memory", "sizeLimit": limit});
+        assert_eq!(size(serde_json::json!({"medium": "Memory"}), None), 1024);
+        assert_eq!(size(serde_json::json!({"medium": "Memory"}), Some("64Mi")), 64);
+        assert_eq!(size(own("16Mi"), Some("64Mi")), 16);
+        assert_eq!(size(own("128Mi"), Some("64Mi")), 64);
+        assert_eq!(size(own("0"), None), 1024);
+        assert_eq!(size(own("4Gi"), None), 1024);
     }
 
     #[test]
