@@ -162,6 +162,30 @@ async fn privileged_a_read_only_root_is_read_only_and_volumes_are_not() {
 }
 
 #[tokio::test]
+async fn privileged_mount_points_and_working_directories_are_made_in_volumes_too() {
+    privileged!("privileged_mount_points_and_working_directories_are_made_in_volumes_too");
+    let host = Host::new().await;
+    let id = host.sandbox("nested").await;
+    let (data, other, file) = (host.path().join("data"), host.path().join("other"), host.path().join("file"));
+    std::fs::create_dir(&data).unwrap();
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(&file, "a file\n").unwrap();
+    let mut spec =
+        host.shell("main", "pwd; stat -c '%n %u:%g' . /data/in /data/in/other /data/in/file; cat /data/in/file");
+    spec.mounts =
+        vec![volume(&data, "", "/data"), volume(&other, "", "/data/in/other"), volume(&file, "", "/data/in/file")];
+    spec.cwd = "/data/in/work".into();
+    host.run(&id, &spec).await;
+    let expected = "/data/in/work\n. 0:0\n/data/in 0:0\n/data/in/other 0:0\n/data/in/file 0:0\na file";
+    assert_eq!(host.log(&id, "main", 0), expected);
+    for made in ["in", "in/other", "in/file", "in/work"] {
+        let made = std::fs::metadata(data.join(made)).unwrap();
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 0, "shifted back on disk");
+    }
+    host.close().await;
+}
+
+#[tokio::test]
 async fn privileged_sub_paths_do_not_leave_their_volume() {
     privileged!("privileged_sub_paths_do_not_leave_their_volume");
     // CVE-2017-1002101

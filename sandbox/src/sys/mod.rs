@@ -4,6 +4,7 @@
 //! * [`failpoint`]: named steps at which a test kills; nothing in the shipped programs.
 //! * [`clone`]: `clone3` into new namespaces and a cgroup.
 //! * [`mount`]: the new mount API; mounts are made detached and attached by descriptor.
+//! * `owner`: making files as whom they are for.
 //! * [`paths`]: opening and making paths inside a root that a hostile image or container controls.
 //! * [`device_filter`]: eBPF device programs of control groups.
 //! * [`filter`]: installing a seccomp filter without also setting `no_new_privs`.
@@ -22,6 +23,7 @@ pub mod filter;
 pub mod link;
 pub(crate) mod loop_device;
 pub mod mount;
+pub(crate) mod owner;
 pub mod paths;
 pub mod process;
 pub mod spread;

@@ -7,9 +7,10 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, chownat, fstat, mkdirat, openat, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2};
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid};
+
+use super::owner::as_owner;
 
 /// Most components of a path; longer ones are refused rather than walked.
 const MAX_COMPONENTS: usize = 256;
@@ -44,7 +45,7 @@ pub fn open_plain(root: impl AsFd, path: &str, flags: OFlags) -> rustix::io::Res
     openat2(root.as_fd(), path, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), resolve)
 }
 
-/// Opens `path` below `root` as a mount target (`O_PATH`), making what is missing of it, owned by `owner` (uid and gid).
+/// Opens `path` below `root` as a mount target (`O_PATH`), making what is missing of it as `owner` (uid and gid).
 pub fn target_in(root: impl AsFd, path: &Path, kind: Kind, owner: u32) -> rustix::io::Result<OwnedFd> {
     match open_in(root.as_fd(), path, OFlags::PATH) {
         Err(Errno::NOENT) => {}
@@ -75,27 +76,22 @@ pub fn target_in(root: impl AsFd, path: &Path, kind: Kind, owner: u32) -> rustix
     Ok(parent)
 }
 
+/// Makes `name` with its owner from the start: a container may be renaming there, and what is given away by name afterwards
+/// might be another file by then.
 fn make(parent: &OwnedFd, name: &OsStr, kind: Kind, owner: u32) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match kind {
         Kind::Directory => {
             // A link that leads nowhere makes this EEXIST: an error, and nothing was made elsewhere.
-            mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
-            chown_made(parent, name, owner)?;
+            as_owner(owner, || mkdirat(parent, name, Mode::from_raw_mode(0o755)))?;
             openat(parent, name, flags | OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
         }
         Kind::File => {
             let create = flags | OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
-            openat(parent, name, create, Mode::from_raw_mode(0o644))?;
-            chown_made(parent, name, owner)?;
+            as_owner(owner, || openat(parent, name, create, Mode::from_raw_mode(0o644)))?;
             openat(parent, name, flags | OFlags::PATH, Mode::empty())
         }
     }
-}
-
-fn chown_made(parent: &OwnedFd, name: &OsStr, owner: u32) -> rustix::io::Result<()> {
-    let (uid, gid) = (Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)));
-    chownat(parent, name, uid, gid, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Whether `fd` is a directory or something else.
