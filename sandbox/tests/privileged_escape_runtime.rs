@@ -6,34 +6,16 @@ mod support;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sandbox::contract::{SandboxError, Sandboxes, Stdio};
-use sandbox::spec::{ContainerSpec, ExecSpec, Layer, Mount, SandboxId};
-use support::attack::{KINDS, Told, in_time, iterations};
+use sandbox::spec::ExecSpec;
+use support::attack::{KINDS, Told, in_time, iterations, layer, volume};
 use support::census::{Decoys, sha256};
-use support::{Host, exec_spec, exit_of, image, shim, until};
-
-fn layer(name: &str, fill: impl FnOnce(&Path)) -> Layer {
-    Layer { id: format!("sha256:{name}"), path: image::layer_of(name, fill) }
-}
+use support::{Host, exec_spec, shim, until};
 
 fn exec_in(container: &str, cwd: &str, args: &[&str]) -> ExecSpec {
     ExecSpec { cwd: Some(cwd.to_owned()), ..exec_spec(container, args) }
-}
-
-/// Starts the attacker, to go on until [`stop`].
-async fn begin(host: &Host, id: &SandboxId, spec: &ContainerSpec) {
-    host.sandboxes().start(id, spec).await.unwrap();
-}
-
-/// Tells an attacker that waits for /tmp/stop to end; what it told.
-async fn stop(host: &Host, id: &SandboxId, spec: &ContainerSpec) -> Told {
-    let mut events = host.sandboxes().events(id).await.unwrap();
-    // Killed, when the attacker, which is the first process, sees it and ends sooner.
-    host.exec(id, &spec.name, &["touch", "/tmp/stop"]).await;
-    exit_of(&mut events, &spec.name, spec.attempt).await;
-    Told::new(host.log(id, &spec.name, spec.attempt))
 }
 
 /// The program that the parent of a container's first process runs: the shim's.
@@ -89,7 +71,7 @@ async fn privileged_escape_the_runtimes_program_cannot_be_changed_from_inside() 
         // SEAL, SHRINK, GROW, WRITE and, where the kernel has it, EXEC.
         let all = if kernel_has_exec_seal() { 0x2f } else { 0xf };
         assert_eq!(seals & all, all, "seals {seals:#x}");
-        stop(&host, &id, &spec).await.in_vain(4);
+        host.stop(&id, &spec).await.in_vain(4);
         // What others are started from is whole.
         let again = host.sandbox_with("again", change).await;
         assert_eq!(host.script(&again, "main", "true").await.0.code, 0);
@@ -113,7 +95,7 @@ async fn privileged_escape_no_descriptor_is_a_working_directory() {
         let id = host.sandbox_with(&format!("cwd-{kind}"), change).await;
         let mut main = host.attacker("main", &["idle"]);
         main.rootfs.layers.push(links.clone());
-        begin(&host, &id, &main).await;
+        host.begin(&id, &main).await;
         for number in 3..64 {
             for (nth, cwd) in [format!("/proc/self/fd/{number}"), format!("/at{number}")].iter().enumerate() {
                 let mut spec = host.shell(&format!("c{number}-{nth}"), "pwd; ls");
@@ -156,7 +138,7 @@ async fn privileged_escape_no_descriptor_of_the_runtimes_is_inherited() {
             Told::new(text.clone()).in_vain(6);
             assert_eq!(Told::new(text).seen("").len(), 3, "{kind} {name}: {}", told.text);
         }
-        begin(&host, &id, &host.attacker("main", &["idle"])).await;
+        host.begin(&id, &host.attacker("main", &["idle"])).await;
         let (_, out, _) = host.exec(&id, "main", &["attacker", "fds"]).await;
         Told::new(out).in_vain(6);
         host.close().await;
@@ -176,7 +158,7 @@ async fn privileged_escape_a_process_on_its_way_in_cannot_be_looked_into() {
             let id = host.sandbox_with(&format!("trace-{kind}"), change).await;
             let mut spec = host.attacker("main", &["hunt", "/tmp/stop"]);
             spec.security.capabilities.extend(capability.map(str::to_owned));
-            begin(&host, &id, &spec).await;
+            host.begin(&id, &spec).await;
             in_time(async {
                 for _ in 0..rounds {
                     let exec = exec_spec("main", &["/bin/attacker", "fds"]);
@@ -184,7 +166,7 @@ async fn privileged_escape_a_process_on_its_way_in_cannot_be_looked_into() {
                 }
             })
             .await;
-            let told = stop(&host, &id, &spec).await;
+            let told = host.stop(&id, &spec).await;
             told.in_vain(1000);
             let met: u64 = told.seen("stubs")[0].parse().unwrap();
             assert!(met > 0, "no process was met on its way in: {}", told.text);
@@ -210,14 +192,14 @@ async fn privileged_escape_a_shared_process_namespace_shows_nothing_of_the_runti
             let id = host.sandbox_with(&format!("shared-{kind}"), shared).await;
             let mut spec = host.attacker("main", &["hunt", "/tmp/stop", "shared"]);
             spec.security.capabilities.extend(capability.map(str::to_owned));
-            begin(&host, &id, &spec).await;
+            host.begin(&id, &spec).await;
             in_time(async {
                 for round in 0..rounds {
                     host.attack(&id, &host.attacker(&format!("c{round}"), &["fds"])).await;
                 }
             })
             .await;
-            let told = stop(&host, &id, &spec).await;
+            let told = host.stop(&id, &spec).await;
             told.in_vain(1000);
             assert!(told.seen("stubs")[0] != "0", "{}", told.text);
             host.close().await;
@@ -262,20 +244,12 @@ async fn privileged_escape_the_runtime_loads_nothing_of_an_image() {
             fs::create_dir_all(source.join("x86_64-linux-gnu")).unwrap();
             let events = inotify::WatchFlags::OPEN | inotify::WatchFlags::ACCESS;
             inotify::add_watch(&watch, &source, events).unwrap();
-            mounts.push(Mount {
-                source,
-                sub_path: PathBuf::new(),
-                destination: (*directory).into(),
-                read_only: false,
-                no_exec: false,
-                idmap: true,
-                exclusive: false,
-            });
+            mounts.push(volume(&source, "", directory));
         }
         let mut spec = host.attacker("main", &["idle"]);
         spec.mounts = mounts;
         spec.tty = true;
-        begin(&host, &id, &spec).await;
+        host.begin(&id, &spec).await;
         host.exec(&id, "main", &["/bin/attacker", "fds"]).await;
         let mut terminal = exec_spec("main", &["/bin/attacker", "fds"]);
         terminal.tty = Some((80, 25));

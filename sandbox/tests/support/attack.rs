@@ -1,9 +1,10 @@
 //! The hostile program in a container of a real sandbox.
 
+use std::path::Path;
 use std::time::Duration;
 
 use sandbox::contract::{Exit, Sandboxes};
-use sandbox::spec::{ContainerSpec, Layer, SandboxId, SandboxSpec};
+use sandbox::spec::{ContainerSpec, Layer, Mount, SandboxId, SandboxSpec};
 
 use super::{Host, exit_of, image, shim};
 
@@ -100,6 +101,51 @@ impl Host {
         self.sandboxes().start(id, spec).await.unwrap();
         let exit = exit_of(&mut events, &spec.name, spec.attempt).await;
         (exit, Told::new(self.log(id, &spec.name, spec.attempt)))
+    }
+
+    /// Starts the attacker, to go on until it is stopped.
+    pub async fn begin(&self, id: &SandboxId, spec: &ContainerSpec) {
+        self.sandboxes().start(id, spec).await.unwrap();
+    }
+
+    /// Tells an attacker that waits for /tmp/stop to end; what it told.
+    pub async fn stop(&self, id: &SandboxId, spec: &ContainerSpec) -> Told {
+        let mut events = self.sandboxes().events(id).await.unwrap();
+        // Killed, when the attacker, which is the first process, sees it and ends sooner.
+        self.exec(id, &spec.name, &["touch", "/tmp/stop"]).await;
+        exit_of(&mut events, &spec.name, spec.attempt).await;
+        Told::new(self.log(id, &spec.name, spec.attempt))
+    }
+
+    /// Runs the attacker by exec in a running container.
+    pub async fn attack_by_exec(&self, id: &SandboxId, container: &str, arguments: &[&str]) -> Told {
+        let words: Vec<&str> = ["/bin/attacker"].iter().chain(arguments).copied().collect();
+        Told::new(self.exec(id, container, &words).await.1)
+    }
+
+    /// Ends a container by force.
+    pub async fn end(&self, id: &SandboxId, spec: &ContainerSpec) {
+        let mut events = self.sandboxes().events(id).await.unwrap();
+        self.sandboxes().signal(id, &spec.name, 9, true).await.unwrap();
+        exit_of(&mut events, &spec.name, spec.attempt).await;
+    }
+}
+
+/// A layer of the test's own; `name` must be its own, too.
+pub fn layer(name: &str, fill: impl FnOnce(&Path)) -> Layer {
+    Layer { id: format!("sha256:{name}"), path: image::layer_of(name, fill) }
+}
+
+/// A volume.
+pub fn volume(source: &Path, sub_path: &str, destination: &str) -> Mount {
+    Mount {
+        source: source.to_owned(),
+        sub_path: sub_path.into(),
+        destination: destination.into(),
+        read_only: false,
+        no_exec: false,
+        idmap: true,
+        exclusive: false,
     }
 }
 

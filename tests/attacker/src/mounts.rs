@@ -10,7 +10,8 @@ use std::process::Command;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
-    FsOpenFlags, MountFlags, OpenTreeFlags, UnmountFlags, fsopen, mount, mount_bind, mount_remount, open_tree, unmount,
+    FsOpenFlags, MountFlags, OpenTreeFlags, UnmountFlags, fsopen, mount, mount_bind, mount_bind_recursive,
+    mount_remount, open_tree, unmount,
 };
 
 use crate::raw;
@@ -123,6 +124,12 @@ fn climb(attack: &mut Attack<'_>) {
     }
     let _ = rustix::process::chroot(".");
     attack.effects("climbing out of a root");
+    // Beneath a container's root there may be a root that was there before: with nothing in it.
+    let inside = Path::new("/bin/busybox").exists();
+    for entry in fs::read_dir("/").into_iter().flatten().flatten().filter(|_| !inside) {
+        let filled = fs::read_dir(entry.path()).map_or(true, |mut entries| entries.next().is_some());
+        attack.report.tried(filled, || format!("{} was found above the root", entry.path().display()));
+    }
 }
 
 /// Writes, makes and mounts wherever control groups are shown (CVE-2023-25809, CVE-2022-0492).
@@ -155,7 +162,7 @@ pub(crate) fn cover(program: &[&str]) -> io::Result<Report> {
     raw::unshare(libc::CLONE_NEWNS)?;
     let none = None::<&CStr>;
     fs::create_dir_all("/tmp/real")?;
-    mount_bind("/proc", "/tmp/real")?;
+    mount_bind_recursive("/proc", "/tmp/real")?;
     mount("none", "/proc", "tmpfs", MountFlags::empty(), none)?;
     for directory in ["/proc/self/attr/apparmor", "/proc/thread-self/attr/apparmor", "/proc/1", "/proc/self/task/1"] {
         fs::create_dir_all(directory)?;
@@ -170,6 +177,7 @@ pub(crate) fn cover(program: &[&str]) -> io::Result<Report> {
     symlink("/tmp/real/sys/kernel/core_pattern", "/dev/null")?;
     symlink("/tmp/real/1/root", "/dev/pts")?;
     symlink("/tmp/real/sysrq-trigger", "/dev/console")?;
+    report.seen("traps");
     let first = program.first().copied().unwrap_or_default();
     Err(Command::new(first).args(&program[1..]).exec()).inspect_err(|_| report.seen("the program did not run"))
 }

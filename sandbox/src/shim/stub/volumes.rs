@@ -1,9 +1,11 @@
 //! Volumes: detached clones, made by the agent's side, attached inside the container's root.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::fstatfs;
+use rustix::fs::{fstat, fstatfs, readlinkat};
 
 use super::owners;
 use super::report::Step;
@@ -27,10 +29,8 @@ pub(crate) fn mount_all(
     let mut degraded = Vec::new();
     for (volume, source) in volumes.iter().zip(sources) {
         let destination = volume.destination.display();
-        if !volume.destination.is_absolute() || volume.destination == Path::new("/") {
-            return Err(Refusal::Invalid {
-                message: format!("mount path {destination} is not an absolute path below /"),
-            });
+        if !volume.destination.is_absolute() {
+            return Err(not_below_root(&volume.destination));
         }
         if ["/proc", "/sys"].iter().any(|kernel| volume.destination.starts_with(kernel)) {
             return Err(in_the_kernel(&volume.destination));
@@ -41,7 +41,12 @@ pub(crate) fn mount_all(
         let kind = paths::kind_of(source).step(format!("kind of the volume for {destination}"))?;
         let target =
             paths::target_in(root, &volume.destination, kind, ids.base()).step(format!("mount point {destination}"))?;
-        refuse_kernel_file_systems(&target, &volume.destination)?;
+        if same(root, &target).step(format!("look at mount point {destination}"))? {
+            return Err(not_below_root(&volume.destination));
+        }
+        if leads_into_the_kernel(root, &target, proc)? {
+            return Err(in_the_kernel(&volume.destination));
+        }
         mount::attach(source, &target).step(format!("mount on {destination}"))?;
     }
     Ok(degraded)
@@ -84,12 +89,29 @@ fn prepare(
     Ok(left_out)
 }
 
-fn refuse_kernel_file_systems(target: &OwnedFd, destination: &Path) -> Result<(), Refusal> {
-    let kind = fstatfs(target.as_fd()).step("file system of a mount point")?.f_type;
-    if KERNEL_FILE_SYSTEMS.contains(&kind) {
-        return Err(in_the_kernel(destination));
+/// `/..`, or a link to `/`: who joins the container would get what is mounted there for its root.
+fn not_below_root(destination: &Path) -> Refusal {
+    Refusal::Invalid { message: format!("mount path {} is not an absolute path below /", destination.display()) }
+}
+
+fn same(one: &OwnedFd, other: &OwnedFd) -> rustix::io::Result<bool> {
+    let (one, other) = (fstat(one)?, fstat(other)?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+}
+
+/// Also by way of links, and also where what is there now covers the kernel's file: the names that the mount point has below
+/// the root say so.
+fn leads_into_the_kernel(root: &OwnedFd, target: &OwnedFd, proc: &OwnedFd) -> Result<bool, Refusal> {
+    if KERNEL_FILE_SYSTEMS.contains(&fstatfs(target.as_fd()).step("file system of a mount point")?.f_type) {
+        return Ok(true);
     }
-    Ok(())
+    let name = |fd: &OwnedFd| {
+        let link = readlinkat(proc, format!("self/fd/{}", fd.as_raw_fd()), Vec::new()).step("name of a mount point")?;
+        Ok::<_, Refusal>(PathBuf::from(OsString::from_vec(link.into_bytes())))
+    };
+    let (root, target) = (name(root)?, name(target)?);
+    // What has no name below the root is in no place of it either.
+    Ok(target.strip_prefix(root).map_or(true, |path| ["proc", "sys"].iter().any(|kernel| path.starts_with(kernel))))
 }
 
 fn in_the_kernel(destination: &Path) -> Refusal {
