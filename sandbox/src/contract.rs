@@ -40,8 +40,8 @@ pub trait Sandboxes: Send + Sync {
     async fn start(&self, id: &SandboxId, container: &ContainerSpec) -> Result<Started, SandboxError>;
     /// Runs a further process in a container with the given standard streams.
     async fn exec(&self, id: &SandboxId, exec: &ExecSpec, stdio: Stdio) -> Result<Box<dyn ExecProcess>, SandboxError>;
-    /// Connects streams with those of a running container, from now on: what it wrote before is in its log only. Any number
-    /// (16, to be exact) may be attached; the log goes on. `stdin` is for a container that has one ([`ContainerSpec::stdin`]);
+    /// Connects streams with those of a running container, from now on: what it wrote before is in its log only. Up to
+    /// [`MOST_ATTACHERS`] may be attached; the log goes on. `stdin` is for a container that has one ([`ContainerSpec::stdin`]);
     /// with a terminal there is no `stderr`, which is closed at once. Whoever reads too slowly is cut off
     /// ([`Detached::TooSlow`]): nobody waits for an attacher.
     async fn attach(&self, id: &SandboxId, container: &str, stdio: Stdio) -> Result<Box<dyn Attachment>, SandboxError>;
@@ -106,6 +106,9 @@ pub trait ExecProcess: Send {
     /// Changes the terminal's size (columns, rows).
     async fn resize(&mut self, columns: u16, rows: u16) -> Result<(), SandboxError>;
 }
+
+/// Attachments that a container may have at a time.
+pub const MOST_ATTACHERS: usize = 16;
 
 /// Streams connected with a container's. Dropping it detaches and leaves the container as it is, but for the standard input
 /// of a container that has it for one attacher only ([`ContainerSpec::stdin_once`]).

@@ -9,7 +9,7 @@ use tokio::net::unix::pipe;
 
 use super::harness::{check, configured, exit_of, logged};
 use super::{Failed, Harness, Program};
-use crate::contract::{Attachment, Detached, SandboxError, Stdio};
+use crate::contract::{Attachment, Detached, MOST_ATTACHERS, SandboxError, Stdio};
 use crate::spec::{ContainerSpec, ExecSpec, SandboxId};
 
 /// Longest time until something that must come has come.
@@ -164,6 +164,20 @@ pub(super) async fn what_cannot_be_attached_to_is_said_not_to(harness: &dyn Harn
     let (mut attachment, _streams) = attach(harness, &id, false).await?;
     let size = attachment.resize(80, 25).await;
     check(matches!(size, Err(SandboxError::Invalid { .. })), format_args!("resize of no terminal: {size:?}"))?;
+    let mut others = Vec::new();
+    while others.len() + 1 < MOST_ATTACHERS {
+        others.push(attach(harness, &id, false).await?);
+    }
+    let many = refused(sandboxes.attach(&id, "web", Streams::new(false)?.0).await);
+    check(matches!(many, Some(SandboxError::Invalid { .. })), format_args!("one too many: {many:?}"))?;
+    // Their places are free again once they are seen to be gone.
+    drop(others);
+    let again = async {
+        while attach(harness, &id, false).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    check(tokio::time::timeout(SOON, again).await.is_ok(), "who is gone still has its place")?;
     sandboxes.destroy(&id).await?;
     Ok(())
 }

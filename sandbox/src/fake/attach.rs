@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::FakeSandboxes;
 use super::state::{Container, End, State, invalid, not_found};
-use crate::contract::{Attachment, Detached, SandboxError, Stdio};
+use crate::contract::{Attachment, Detached, MOST_ATTACHERS, SandboxError, Stdio};
 use crate::shim::log::Stream;
 use crate::spec::SandboxId;
 
@@ -143,6 +143,9 @@ impl State {
         let container = self.container(id, name)?;
         if stdio.stdin.is_some() && (!container.spec.stdin || container.input_closed) {
             return Err(invalid(format!("container {name} has no standard input")));
+        }
+        if container.attached.len() >= MOST_ATTACHERS {
+            return Err(invalid(format!("container {name} has {MOST_ATTACHERS} attachers already")));
         }
         let sinks = [stdio.stdout, stdio.stderr.filter(|_| !container.spec.tty)];
         for sink in sinks.iter().flatten() {

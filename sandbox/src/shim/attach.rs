@@ -20,12 +20,10 @@ use super::poller::{Key, Poller};
 use super::server::{Shim, Source};
 use super::stub::report::Step;
 use super::stub::terminal;
-use crate::contract::Detached;
+use crate::contract::{Detached, MOST_ATTACHERS};
 use crate::protocol::Refusal;
 use crate::protocol::shim::{Notice, Reply};
 
-/// Attachers that a container may have.
-const MOST: usize = 16;
 /// Input taken from an attacher at once.
 const PIECE: usize = 4 << 10;
 /// What ends the input of a program that reads a terminal.
@@ -117,8 +115,8 @@ impl Shim {
         let invalid = |message: String| Err(Refusal::Invalid { message });
         let (process, container) = self.running_key(name)?;
         let (tty, attached) = (container.spec.tty, container.attached.len());
-        if attached >= MOST {
-            return invalid(format!("container {name} has {MOST} attachers already"));
+        if attached >= MOST_ATTACHERS {
+            return invalid(format!("container {name} has {MOST_ATTACHERS} attachers already"));
         }
         if fds.len() != streams.iter().filter(|present| **present).count() {
             return invalid("a stream is missing".into());

@@ -60,7 +60,11 @@ impl Shim {
         for output in &container.outputs {
             self.poller.remove(&output.fd);
         }
-        self.held_back.push((due_ns, process));
+        // Its other output may have been ready in the same turn.
+        match self.held_back.iter_mut().find(|(_, held)| *held == process) {
+            Some((due, _)) => *due = due_ns,
+            None => self.held_back.push((due_ns, process)),
+        }
     }
 
     /// Reads again what is due.
