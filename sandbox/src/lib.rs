@@ -9,6 +9,7 @@
 //! * [`contract`]: what every sandbox kind must do. The agent holds a `dyn Sandboxes` and nothing else.
 //! * [`namespace`]: the kind made of namespaces: the agent's side. [`shim`]: its other side. [`keeper`]: who parents shims.
 //! * [`protocol`]: how the three speak. [`cgroup`], [`seccomp`], [`sys`]: the kernel, behind types. `ids`: whose ids are whose.
+//! * [`attacks`]: which attack meets which wall, and the test of it.
 //! * [`fake`]: a kind in memory, for the tests of those who use the contract. [`conformance`]: what every kind is put to.
 //!
 //! The **keeper** (one process a host) holds each layer's EROFS mount once in its private mount namespace, hands out
@@ -18,6 +19,8 @@
 //! This crate knows nothing of Kubernetes, images, registries or HTTP. Its only input besides specifications is a
 //! [`spec::Rootfs`]: an ordered list of layer files.
 
+#[doc = include_str!("attacks.md")]
+pub mod attacks {}
 pub mod cgroup;
 pub mod conformance;
 pub mod contract;

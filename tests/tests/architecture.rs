@@ -255,3 +255,36 @@ fn every_promise_has_its_check_or_says_pending() {
     }
     assert!(promises >= 20, "only {promises} promises found");
 }
+
+/// The tables of sandbox/src/attacks.md: `| attack | defence | tests |`.
+#[test]
+fn every_attack_has_its_defence_and_its_test_and_every_attacking_test_its_attack() {
+    let sources: String = sources().into_values().collect::<Vec<_>>().join("\n");
+    let table = read("sandbox/src/attacks.md");
+    let mut named = BTreeSet::new();
+    for line in table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        assert!(cells.len() == 3 && cells.iter().all(|cell| !cell.is_empty()), "attack, defence, test: {line}");
+        if cells[2] == "test" {
+            continue;
+        }
+        let tests: Vec<String> =
+            code_spans(cells[2]).iter().filter_map(|span| span.strip_prefix("test:").map(str::to_owned)).collect();
+        assert!(!tests.is_empty(), "no test: {line}");
+        for test in tests {
+            assert!(sources.contains(&format!("fn {test}(")), "{test} does not exist: {line}");
+            named.insert(test);
+        }
+    }
+    for kind in ["escape", "surface", "evaluate", "neighbours"] {
+        let start = format!("fn privileged_{kind}_");
+        for found in sources.split(&start).skip(1).filter_map(|rest| rest.split_once('(')).map(|(name, _)| name) {
+            // A name, not this test's own words.
+            let test = format!("privileged_{kind}_{found}");
+            if found.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+                assert!(named.contains(&test), "{test} is in no table of sandbox/src/attacks.md");
+            }
+        }
+    }
+    assert!(named.len() >= 40, "only {} tests named", named.len());
+}
