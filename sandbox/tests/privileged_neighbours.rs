@@ -112,6 +112,9 @@ async fn beside(
     change: fn(&mut SandboxSpec),
     attack: impl Fn(&Host) -> ContainerSpec,
 ) -> (Host, SandboxId, Vec<Exit>) {
+    // One hostile pod at a time: its neighbours' tests are measured here.
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _alone = ALONE.lock().await;
     let host = Host::new().await;
     let served = Served::new(&host).await;
     let hostile = host.sandbox_with("hostile", change).await;
