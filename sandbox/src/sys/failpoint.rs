@@ -4,8 +4,8 @@
 //! all: only the cargo feature `failpoints` gives it a body. There, a test writes into a small file which step is armed
 //! ([`ARMED`] and what follows it), and every process that is part of a sandbox has that file mapped: the agent's side and
 //! the keeper by the environment variable [`VARIABLE`], a shim and its stubs by the name [`FILE`] in the run directory,
-//! three levels above their record directory. Who passes the armed step for the nth time ends there as by SIGKILL, or holds still until the test has killed
-//! somebody else.
+//! three levels above their record directory. Who passes the armed step for the nth time ends there as by SIGKILL, or holds
+//! still until the test has killed somebody else.
 //!
 //! The file is an array of 32-bit words in the machine's order.
 

@@ -1,0 +1,167 @@
+//! What is on the host of one backend: by its directories, cgroups and processes, not by what it says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::words::SetUp;
+
+/// One look.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Place {
+    /// Slot by sandbox; a sandbox's directory without a record has none.
+    pub sandboxes: BTreeMap<String, Option<String>>,
+    pub pool: BTreeSet<String>,
+    claimed: BTreeSet<String>,
+    trash: BTreeSet<String>,
+    /// Of every hierarchy.
+    groups: BTreeMap<PathBuf, BTreeSet<String>>,
+    /// Slots by whose cgroups hold processes.
+    populated: BTreeSet<String>,
+    keepers: usize,
+    mounts: Vec<String>,
+}
+
+fn names(directory: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn slot_in(directory: &Path) -> Option<String> {
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(directory.join("slot.json")).ok()?).ok()?;
+    Some(record["name"].as_str()?.to_owned())
+}
+
+/// Where the pods' cgroups are, in every hierarchy.
+pub fn group_parents(set_up: &SetUp) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    let parents = hierarchies.chain([root.to_owned()]).map(|path| path.join(&set_up.cgroup_parent));
+    // A link (cpu -> cpu,cpuacct) is not another hierarchy.
+    let distinct: BTreeSet<PathBuf> = parents.filter_map(|path| path.canonicalize().ok()).collect();
+    distinct.into_iter().collect()
+}
+
+impl Place {
+    pub fn look(set_up: &SetUp) -> Self {
+        let run = &set_up.run_dir;
+        let sandboxes = names(&run.join("sandboxes"));
+        let mut place = Self {
+            sandboxes: sandboxes
+                .into_iter()
+                .map(|id| {
+                    let slot = slot_in(&run.join("sandboxes").join(&id));
+                    (id, slot)
+                })
+                .collect(),
+            pool: names(&run.join("pool")),
+            claimed: names(&run.join("ids")).into_iter().map(|index| format!("slot-{index}")).collect(),
+            trash: names(&run.join("trash")),
+            ..Self::default()
+        };
+        for parent in group_parents(set_up) {
+            let children = std::fs::read_dir(&parent).into_iter().flatten().flatten();
+            let children = children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            place
+                .groups
+                .insert(parent, children.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect());
+        }
+        let run = run.display().to_string();
+        let mark = format!("/{}/", set_up.cgroup_parent);
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).into_owned();
+            place.keepers += usize::from(command.contains("keeper\0--run-dir") && command.contains(&run));
+            let groups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            if entry.file_name().to_string_lossy().parse::<u32>().is_ok()
+                && let Some((_, rest)) = groups.split_once(&mark)
+            {
+                place.populated.insert(rest.split(['/', '\n']).next().unwrap_or_default().to_owned());
+            }
+        }
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        place.mounts = table.lines().filter(|line| line.contains(&run)).map(str::to_owned).collect();
+        place
+    }
+
+    /// What does not fit: slots that nobody has, or whose parts are missing.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut owned: BTreeSet<String> = self.pool.clone();
+        for (id, slot) in &self.sandboxes {
+            match slot {
+                Some(slot) => drop(owned.insert(slot.clone())),
+                None => faults.push(format!("sandbox {id} has no record")),
+            }
+        }
+        let mut compare = |what: &str, found: &BTreeSet<String>| {
+            let missing: Vec<&String> = owned.difference(found).collect();
+            let orphans: Vec<&String> = found.difference(&owned).collect();
+            if !missing.is_empty() || !orphans.is_empty() {
+                faults.push(format!("{what}: nobody's: {orphans:?}, missing: {missing:?}"));
+            }
+        };
+        compare("ranges of ids", &self.claimed);
+        for (parent, found) in &self.groups {
+            compare(&parent.display().to_string(), found);
+        }
+        let strangers: Vec<&String> = self.populated.difference(&owned).collect();
+        if !strangers.is_empty() {
+            faults.push(format!("processes in cgroups of nobody: {strangers:?}"));
+        }
+        if !self.trash.is_empty() {
+            faults.push(format!("trash: {:?}", self.trash));
+        }
+        if self.keepers > 1 {
+            faults.push(format!("{} keepers", self.keepers));
+        }
+        faults.extend(self.mounts.iter().map(|mount| format!("mount {mount}")));
+        faults
+    }
+
+    /// Whether anything of a sandbox is left at all.
+    pub fn is_empty(&self) -> bool {
+        self.sandboxes.is_empty() && self.pool.is_empty() && self.keepers == 0 && self.faults().is_empty()
+    }
+}
+
+/// Kills the keeper, if there is one.
+pub fn kill_keeper(set_up: &SetUp) {
+    let run = set_up.run_dir.display().to_string();
+    for (pid, command) in commands() {
+        if command.contains("keeper\0--run-dir") && command.contains(&run) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// Kills a slot's shim: the first process of its PID namespace, one below the host's.
+pub fn kill_shim(set_up: &SetUp, slot: &str) -> bool {
+    let (name, mark) = (format!("\"slot\":\"{slot}\""), format!("/{}/{slot}/", set_up.cgroup_parent));
+    for (pid, command) in commands() {
+        let read =
+            |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", pid.as_raw_nonzero())).unwrap_or_default();
+        if !command.contains(&name) || !read("cgroup").contains(&mark) {
+            continue;
+        }
+        let numbers = read("status").lines().find_map(|line| line.strip_prefix("NSpid:").map(str::to_owned));
+        let numbers: Vec<String> = numbers.unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+        if numbers.len() == 2 && numbers[1] == "1" {
+            return kill_process(pid, Signal::KILL).is_ok();
+        }
+    }
+    false
+}
+
+fn commands() -> Vec<(Pid, String)> {
+    let mut commands = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if let Some(pid) = number {
+            commands.push((pid, String::from_utf8_lossy(&command).into_owned()));
+        }
+    }
+    commands
+}
