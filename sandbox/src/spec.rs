@@ -267,6 +267,8 @@ pub enum Seccomp {
     RuntimeDefault,
     /// None at all (by host policy only).
     Unconfined,
+    /// A program of the operator's, made by [`crate::seccomp::profile`]: one number an instruction.
+    Custom(Vec<u64>),
 }
 
 /// The nine capabilities that a container has by default (CRI-O's list).

@@ -6,6 +6,7 @@
 //! * [`refusals`]: what this version cannot honour, by name
 //! * [`changes`]: what a newer version of a pod asks for in vain
 //! * [`spec`]: Pod, image and values into sandbox and container specifications
+//! * [`seccomp`]: the operator's own system call profiles
 //! * [`storage`]: what it keeps on disk, and the limits of that
 //! * [`volumes`]: what appears in the containers' mounts
 //! * [`task`]: the one owner of a pod's state; carries out effects
@@ -13,6 +14,7 @@
 pub mod changes;
 pub mod plan;
 pub mod refusals;
+pub mod seccomp;
 pub mod spec;
 pub mod state;
 pub mod status;

@@ -31,40 +31,50 @@ pub(super) const ARCHITECTURE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 pub(super) const ARCHITECTURE: u32 = 0xc000_00b7;
 
-const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+pub(super) const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
 const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
-const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-const AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+pub(super) const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+pub(super) const MORE: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
+pub(super) const AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
 const ANY_BIT: u16 = 0x45; // BPF_JMP | BPF_JSET | BPF_K
+pub(super) const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
 /// `struct seccomp_data`: number, architecture, instruction pointer, six arguments; little-endian words.
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
-const FIRST_ARGUMENT: u32 = 16;
+pub(super) const FIRST_ARGUMENT: u32 = 16;
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
 const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+pub(super) const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
-fn statement(code: u16, k: u32) -> Instruction {
+/// The first number of the x32 calls, which share the architecture's name.
+pub(super) const ABSENT_X32: u32 = 0x4000_0000;
+
+/// Gives an answer.
+pub(super) fn answer(action: u32) -> Instruction {
+    statement(RETURN, action)
+}
+
+/// Kills what speaks another architecture's language, and loads the call's number.
+pub(super) fn prologue() -> Vec<Instruction> {
+    vec![statement(LOAD, ARCH), branch(EQUAL, ARCHITECTURE, 1, 0), statement(RETURN, KILL), statement(LOAD, NUMBER)]
+}
+
+pub(super) fn statement(code: u16, k: u32) -> Instruction {
     Instruction { code, jt: 0, jf: 0, k }
 }
 
-fn branch(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
+pub(super) fn branch(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
     Instruction { code, jt, jf, k }
 }
 
 /// The program for these verdicts; numbers that are not named are absent.
 pub(super) fn assemble(verdicts: &BTreeMap<u32, Verdict>) -> Vec<Instruction> {
-    let mut program = vec![
-        statement(LOAD, ARCH),
-        branch(EQUAL, ARCHITECTURE, 1, 0),
-        statement(RETURN, KILL),
-        statement(LOAD, NUMBER),
-    ];
-    tree(&ranges(verdicts), &mut program);
+    let mut program = prologue();
+    tree(&ranges(verdicts), &leaf, &mut program);
     program
 }
 
@@ -89,14 +99,20 @@ fn ranges(verdicts: &BTreeMap<u32, Verdict>) -> Vec<(u32, Verdict)> {
 }
 
 /// Emits the search over `ranges`, the call's number being loaded. Every path returns.
-fn tree(ranges: &[(u32, Verdict)], program: &mut Vec<Instruction>) {
+///
+/// `leaf` emits the instructions of one range.
+pub(super) fn tree<T: Copy>(
+    ranges: &[(u32, T)],
+    leaf: &impl Fn(T, &mut Vec<Instruction>),
+    program: &mut Vec<Instruction>,
+) {
     let (low, high) = ranges.split_at(ranges.len() / 2);
     match high {
         [] => {}
         [(_, verdict)] if low.is_empty() => leaf(*verdict, program),
         [(pivot, _), ..] => {
             let mut below = Vec::new();
-            tree(low, &mut below);
+            tree(low, leaf, &mut below);
             match u8::try_from(below.len()) {
                 Ok(distance) => program.push(branch(AT_LEAST, *pivot, distance, 0)),
                 // Too far for a branch: a jump can go anywhere.
@@ -106,7 +122,7 @@ fn tree(ranges: &[(u32, Verdict)], program: &mut Vec<Instruction>) {
                 }
             }
             program.append(&mut below);
-            tree(high, program);
+            tree(high, leaf, program);
         }
     }
 }

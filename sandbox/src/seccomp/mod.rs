@@ -1,7 +1,7 @@
 //! The seccomp filter of a container.
 //!
 //! [`numbers`]: what system calls there are. [`table`]: what the default profile says of each. [`assemble`]: both as a
-//! filter program, once for each set of capabilities that matters. Installing is `sys::filter::install`.
+//! filter program, once for each set of capabilities that matters. [`profile`]: profiles of the operator's own. Installing is `sys::filter::install`.
 //!
 //! | call | answer |
 //! | --- | --- |
@@ -15,6 +15,7 @@
 
 mod assemble;
 mod numbers;
+pub mod profile;
 mod table;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub fn program(profile: &Seccomp, capabilities: &[String]) -> Option<Program> {
     static COMPILED: Mutex<BTreeMap<u32, Program>> = Mutex::new(BTreeMap::new());
     match profile {
         Seccomp::Unconfined => None,
+        Seccomp::Custom(numbers) => Some(numbers.iter().map(|number| profile::unpack(*number)).collect()),
         Seccomp::RuntimeDefault => {
             let relevant = relevant(capabilities);
             let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);

@@ -17,7 +17,7 @@ fn default_program() -> Program {
 }
 
 /// What the kernel would answer: an interpreter of classic BPF over one `struct seccomp_data`.
-fn run(program: &[Instruction], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
+pub(super) fn run(program: &[Instruction], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
     let mut data = vec![number, arch, 0, 0];
     data.extend(arguments.iter().flat_map(|a| [*a as u32, (*a >> 32) as u32]));
     let (mut pc, mut a) = (0usize, 0u32);

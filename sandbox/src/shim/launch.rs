@@ -17,8 +17,8 @@ use super::requests::{cgroup_refusal, described};
 use super::server::{PodInit, Shim, Source};
 use super::spare::{Spare, furnish};
 use super::stub::report::{Report, Step};
-use super::stub::{self, Joining, Order, Shared, Streams, identity, mounts};
-use crate::cgroup::DEFAULT_DEVICES;
+use super::stub::{self, Joining, Order, Shared, Streams, host_devices, identity, mounts};
+use crate::cgroup::{DEFAULT_DEVICES, EVERY_DEVICE};
 use crate::contract::{SandboxEvent, Started};
 use crate::ids::Ids;
 use crate::protocol::shim::{Reply, StartFds};
@@ -145,13 +145,17 @@ impl Shim {
     fn fork_stub(&self, order: &Order, fds: Vec<OwnedFd>, namespace: Option<&OwnedFd>) -> Result<Spare, Refusal> {
         let spec = &order.spec;
         let dev = mounts::make_dev(self.slot.ids.base())?;
+        let every_device = spec.security.host_devices && self.slot.user.is_none();
+        if every_device {
+            host_devices::populate(&dev)?;
+        }
         let leaf = self
             .pod
             .create_leaf(&Container::leaf_name(spec))
             .map_err(|error| cgroup_refusal("control group of the container", &error))?;
         crate::sys::failpoint::failpoint!(ContainerLeafMade);
         leaf.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the container", &error))?;
-        furnish(&leaf, &DEFAULT_DEVICES)?;
+        furnish(&leaf, if every_device { &EVERY_DEVICE[..] } else { &DEFAULT_DEVICES[..] })?;
         crate::sys::failpoint::failpoint!(LimitsApplied);
         let (ours, theirs) = report_channel()?;
         let shared = self.shared(&spec.security);

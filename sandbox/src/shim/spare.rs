@@ -62,6 +62,10 @@ impl Shim {
         order: &Order,
         fds: Vec<OwnedFd>,
     ) -> Result<Spare, Vec<OwnedFd>> {
+        if order.spec.security.host_devices {
+            // Its /dev and its device rules are the usual ones.
+            return Err(fds);
+        }
         let Some(mut spare) = self.spare.take() else { return Err(fds) };
         // The stub lives on memory of the leaf already: a limit below that is for a fresh leaf to take.
         if spare.leaf.apply(resources).is_err() {

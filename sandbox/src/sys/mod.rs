@@ -8,6 +8,7 @@
 //! * [`paths`]: opening and making paths inside a root that a hostile image or container controls.
 //! * [`device_filter`]: eBPF device programs of control groups.
 //! * [`filter`]: installing a seccomp filter without also setting `no_new_privs`.
+//! * [`keyring`]: leaving the session keyring behind.
 //! * `loop_device`: binding a file to a block device.
 //! * [`link`]: bringing the loopback interface up.
 //! * [`process`]: descriptors and signals before `execve`.
@@ -20,6 +21,7 @@ pub mod clone;
 pub mod device_filter;
 pub mod failpoint;
 pub mod filter;
+pub mod keyring;
 pub mod link;
 pub(crate) mod loop_device;
 pub mod mount;

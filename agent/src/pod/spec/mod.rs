@@ -186,12 +186,6 @@ pub enum SpecError {
         /// The id.
         id: u32,
     },
-    /// A seccomp profile that cannot be had or cannot be used.
-    #[error("{message}")]
-    Seccomp {
-        /// As a runtime says it.
-        message: String,
-    },
     /// A mount that names no volume, or leaves its volume.
     #[error("{message}")]
     Mount {
@@ -204,11 +198,9 @@ impl SpecError {
     /// The waiting reason.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::User { .. }
-            | Self::NoCommand
-            | Self::WorkingDirectory { .. }
-            | Self::HighId { .. }
-            | Self::Seccomp { .. } => "CreateContainerError",
+            Self::User { .. } | Self::NoCommand | Self::WorkingDirectory { .. } | Self::HighId { .. } => {
+                "CreateContainerError"
+            }
             _ => "CreateContainerConfigError",
         }
     }

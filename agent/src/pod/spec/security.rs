@@ -102,6 +102,13 @@ pub fn seccomp_profile<'a>(spec: &'a PodSpec, container: &'a Container) -> Optio
     own.or_else(|| spec.security_context.as_ref().and_then(|c| c.seccomp_profile.as_ref()))
 }
 
+/// The file below the host's profiles that is the container's filter, if it is to have one of those.
+pub fn local_seccomp<'a>(spec: &'a PodSpec, container: &'a Container) -> Option<&'a str> {
+    let privileged = container.security_context.as_ref().and_then(|c| c.privileged) == Some(true);
+    let profile = seccomp_profile(spec, container).filter(|profile| profile.type_ == "Localhost" && !privileged)?;
+    profile.localhost_profile.as_deref()
+}
+
 /// All for a privileged container; otherwise the default ones, fewer by what is dropped, more by what is added. As in
 /// containerd, `ALL` counts first and single names after it, and what is added counts over what is dropped.
 fn capabilities(container: &Container, privileged: bool) -> Vec<String> {
@@ -254,6 +261,21 @@ mod tests {
         assert_eq!(privileged.seccomp, Seccomp::Unconfined);
         let free = of(serde_json::json!({"seccompProfile": {"type": "Unconfined"}}));
         assert_eq!((free.seccomp, free.masked_paths), (Seccomp::Unconfined, usual.masked_paths));
+    }
+
+    #[test]
+    fn a_containers_seccomp_profile_counts_over_its_pods() {
+        let local = |name: &str| serde_json::json!({"type": "Localhost", "localhostProfile": name});
+        let of = |pods: serde_json::Value, own: serde_json::Value| {
+            let spec = spec(serde_json::json!({"seccompProfile": pods}), own);
+            local_seccomp(&spec, &spec.containers[0]).map(str::to_owned)
+        };
+        let default = || serde_json::json!({"type": "RuntimeDefault"});
+        assert_eq!(of(local("a.json"), serde_json::json!({})), Some("a.json".into()));
+        assert_eq!(of(local("a.json"), serde_json::json!({"seccompProfile": local("b.json")})), Some("b.json".into()));
+        assert_eq!(of(local("a.json"), serde_json::json!({"seccompProfile": default()})), None);
+        assert_eq!(of(default(), serde_json::json!({"seccompProfile": local("b.json")})), Some("b.json".into()));
+        assert_eq!(of(local("a.json"), serde_json::json!({"privileged": true})), None, "privileged is unconfined");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::clock::Now;
 use crate::errors::chain;
 use crate::events::Journal;
 use crate::intent::Intent;
+use crate::pod::seccomp;
 use crate::pod::spec::{self, resources};
 use crate::pod::state::StartFailure;
 use crate::pod::volumes::{self, PodDirs, content, disk};
@@ -316,6 +317,11 @@ impl Launch {
             }
         }
         let writable = self.dirs.writable(&self.container, self.attempt);
-        spec::container(context, container, image, self.attempt, writable, mounts).map_err(failed)
+        let mut built = spec::container(context, container, image, self.attempt, writable, mounts).map_err(failed)?;
+        if let Some(name) = context.spec().and_then(|pod| spec::security::local_seccomp(pod, container)) {
+            let compiled = seccomp::load(&self.world.host.trust.seccomp_profiles, name, &built.security.capabilities);
+            built.security.seccomp = compiled.map_err(|e| config(chain(&e)))?;
+        }
+        Ok(built)
     }
 }

@@ -11,9 +11,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::{Gid, Resource, Rlimit, Uid, getrlimit, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, LinkNameSpaceType, clear_ambient_capability_set, move_into_link_name_space,
-    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, capabilities, clear_ambient_capability_set,
+    move_into_link_name_space, remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities,
+    set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
 use super::report::Step;
@@ -53,7 +53,9 @@ pub(crate) fn enter_user_namespace(user: Option<&OwnedFd>) -> Result<(), Refusal
 
 /// Becomes `user` with exactly the privileges of `security`.
 pub(crate) fn assume(user: &User, security: &Security, filter: Option<&[Instruction]>) -> Result<(), Refusal> {
-    let wanted = capability_set(&security.capabilities)?;
+    let held = capabilities(None).step("reading of capabilities")?.permitted;
+    // What this host's root itself has not cannot be given.
+    let wanted = capability_set(&security.capabilities)? & held;
     drop_bounding(wanted)?;
     clear_ambient_capability_set().step("emptying of the ambient capabilities")?;
     let groups: Vec<Gid> = user.additional_gids.iter().copied().map(Gid::from_raw).collect();

@@ -12,6 +12,7 @@
 //! Network, IPC and UTS namespaces it has from the shim, which lives in the sandbox's own. It is a fork of the shim: not
 //! dumpable, so nothing in the container's PID namespace can look into it before `execve`.
 
+pub(crate) mod host_devices;
 pub(crate) mod identity;
 pub(crate) mod masks;
 pub(crate) mod mounts;
@@ -41,7 +42,7 @@ use crate::ids::Ids;
 use crate::protocol::shim::StartFds;
 use crate::protocol::{Connection, Refusal};
 use crate::seccomp::{self, Program};
-use crate::spec::{ContainerSpec, Security, User};
+use crate::spec::{ContainerSpec, Seccomp, Security, User};
 use crate::sys::{paths, process};
 
 /// The sandbox's parts that every stub uses.
@@ -202,6 +203,17 @@ fn make_container(
     }
     crate::sys::failpoint::failpoint!(RootEntered);
     connect(&parts.streams, terminal.as_deref(), owner, report)?;
+    let entered;
+    let shared = if spec.security.writable_kernel && shared.user.is_some() {
+        // A mount namespace of the container's own user namespace, in which its root may mount; what is mounted so far is
+        // locked in it.
+        identity::enter_user_namespace(shared.user)?;
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS).step("mount namespace of the user namespace")?;
+        entered = Shared { user: None, ids: shared.ids, cgroups: shared.cgroups, filter: shared.filter.clone() };
+        &entered
+    } else {
+        shared
+    };
     become_program(shared, &spec.user, &spec.security, &spec.cwd, &spec.args, &spec.env, report)
 }
 
@@ -346,6 +358,10 @@ fn become_program(
     report: &mut Connection,
 ) -> Result<Infallible, Refusal> {
     identity::limit_resources()?;
+    if shared.filter.is_none() || matches!(security.seccomp, Seccomp::Custom(_)) {
+        // Its filter may allow what reads keys: those of the shim's session are not its.
+        crate::sys::keyring::leave_session().step("session keyring")?;
+    }
     identity::enter_user_namespace(shared.user)?;
     crate::sys::failpoint::failpoint!(UserEntered);
     // Nothing that was open before may be reached through /proc/self/fd from here on; the report moves to number 3.

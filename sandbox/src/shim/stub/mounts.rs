@@ -83,15 +83,17 @@ pub(crate) fn mount_dev(root: &OwnedFd, base: u32, dev: &OwnedFd) -> Result<Owne
 }
 
 /// A /sys of this network namespace below `root`, with the control groups in it.
-pub(crate) fn mount_sys(root: &OwnedFd, base: u32, cgroups: &CgroupView) -> Result<OwnedFd, Refusal> {
-    let sys = mount::create("sysfs", &[], STRICT | mount::RDONLY).step("mount of /sys")?;
+///
+/// `writable`: by whom the files' modes let.
+pub(crate) fn mount_sys(root: &OwnedFd, base: u32, cgroups: &CgroupView, writable: bool) -> Result<OwnedFd, Refusal> {
+    let attributes = if writable { STRICT } else { STRICT | mount::RDONLY };
+    let sys = mount::create("sysfs", &[], attributes).step("mount of /sys")?;
     attach(&sys, root, "sys", base)?;
-    mount_cgroups(&sys, base, cgroups)?;
+    mount_cgroups(&sys, base, cgroups, attributes)?;
     Ok(sys)
 }
 
-fn mount_cgroups(sys: &OwnedFd, base: u32, view: &CgroupView) -> Result<(), Refusal> {
-    let attributes = STRICT | mount::RDONLY;
+fn mount_cgroups(sys: &OwnedFd, base: u32, view: &CgroupView, attributes: u64) -> Result<(), Refusal> {
     match view {
         CgroupView::Unified => {
             let unified = mount::create("cgroup2", &[], attributes).step("mount of /sys/fs/cgroup")?;

@@ -62,7 +62,7 @@ impl Stage {
         mounts::attach(&empty, &root, "empty", base)?;
         let proc = mounts::mount_proc(&root, base)?;
         let pts = mounts::mount_dev(&root, base, dev)?;
-        let sys = mounts::mount_sys(&root, base, cgroups)?;
+        let sys = mounts::mount_sys(&root, base, cgroups, false)?;
         let profile = Security::default();
         masks::protect(&root, &profile.readonly_paths)?;
         masks::hide(&root, dev, &profile.masked_paths)?;
@@ -82,8 +82,9 @@ impl Stage {
     ) -> Result<bool, Refusal> {
         let profile = Security::default();
         let (masked, read_only) = (&security.masked_paths, &security.readonly_paths);
-        if self.masked && (*masked != profile.masked_paths || *read_only != profile.readonly_paths) {
-            self.unmask(base, cgroups)?;
+        let other = *masked != profile.masked_paths || *read_only != profile.readonly_paths;
+        if self.masked && (other || security.writable_kernel) {
+            self.unmask(base, cgroups, security.writable_kernel)?;
         }
         mounts::attach(&self.proc, tree, "proc", base)?;
         mounts::attach(dev, tree, "dev", base)?;
@@ -92,12 +93,12 @@ impl Stage {
     }
 
     /// Makes /proc and /sys anew, with nothing hidden.
-    fn unmask(&mut self, base: u32, cgroups: &CgroupView) -> Result<(), Refusal> {
+    fn unmask(&mut self, base: u32, cgroups: &CgroupView, writable: bool) -> Result<(), Refusal> {
         for path in ["/proc", "/sys"] {
             unmount(path, UnmountFlags::DETACH).step(format!("unmount of the prepared {path}"))?;
         }
         self.proc = mounts::mount_proc(&self.root, base)?;
-        self.sys = mounts::mount_sys(&self.root, base, cgroups)?;
+        self.sys = mounts::mount_sys(&self.root, base, cgroups, writable)?;
         self.masked = false;
         Ok(())
     }
