@@ -12,7 +12,7 @@
 //! release-agent             CVE-2022-0492
 //! mount-in-own-namespace    file systems in a user namespace of one's own
 //! keys NAME, add-key NAME VALUE, open PATH, who, type-in, crash, ask SOCKET
-//! fork-bomb, eat-memory, flood-inodes DIRECTORY, flood-log, burn THREADS; echo
+//! fork-bomb, eat-memory, flood-inodes DIRECTORY, flood-log, burn THREADS; echo, ask-echo MILLISECONDS
 //! ```
 
 mod calls;
@@ -48,6 +48,7 @@ pub(crate) fn run(words: &[&str]) -> bool {
         ["flood-log"] => neighbour::flood_log(),
         ["burn", threads] => neighbour::burn(threads.parse().expect("a number")),
         ["echo"] => neighbour::echo(),
+        ["ask-echo", milliseconds] => neighbour::ask_echo(milliseconds.parse().expect("a number")),
         _ => return false,
     }
     true

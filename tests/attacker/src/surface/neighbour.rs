@@ -2,8 +2,9 @@
 #![allow(unsafe_code)] // raw system calls, with arguments that no crate lets through
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::exit;
+use std::time::{Duration, Instant};
 
 /// Forks for ever; so do its children.
 pub(crate) fn fork_bomb() -> ! {
@@ -78,4 +79,22 @@ pub(crate) fn echo() -> ! {
         }
     }
     exit(1)
+}
+
+/// Asks the echo for so many milliseconds, a request every millisecond; prints what half of the requests and what 99 of a
+/// hundred took at the most, in nanoseconds.
+pub(crate) fn ask_echo(milliseconds: u64) {
+    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, 7)).expect("the echo listens");
+    connection.set_nodelay(true).expect("no delay");
+    let (begun, mut taken, mut answer) = (Instant::now(), Vec::new(), [0; 64]);
+    while begun.elapsed() < Duration::from_millis(milliseconds) || taken.len() < 100 {
+        let asked = Instant::now();
+        connection.write_all(&[7; 64]).expect("asked");
+        connection.read_exact(&mut answer).expect("answered");
+        taken.push(asked.elapsed().as_nanos());
+        // As clients do, who have something else to do too.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    taken.sort_unstable();
+    println!("{} {}", taken[taken.len() / 2], taken[taken.len() * 99 / 100]);
 }
