@@ -307,9 +307,7 @@ impl Launch {
         disk::message_file(&self.dirs.message(&self.container, self.attempt)).map_err(|e| config(chain(&e)))?;
         if let Some(previous) = self.attempt.checked_sub(1) {
             // The last attempt's changes go; its log stays for `--previous`.
-            if let Err(error) = std::fs::remove_dir_all(self.dirs.writable(&self.container, previous))
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
+            if let Err(error) = volumes::removal::remove_tree(&self.dirs.writable(&self.container, previous)) {
                 tracing::warn!(%error, container = self.container, "an old attempt's changes were not removed");
             }
             if let Some(old) = previous.checked_sub(1) {

@@ -12,7 +12,7 @@ use super::super::spec::resources::{Policy, of_pod};
 use super::super::spec::{Context, SpecError, hostname};
 use super::atomic::{self, WriteError};
 use super::dns::{self, Resolver};
-use super::{Kind, PodDirs, content, etc_files, kind, volumes};
+use super::{Kind, PodDirs, content, etc_files, kind, removal, volumes};
 use crate::quantity::whole;
 
 /// Why a pod's files could not be made or removed.
@@ -231,10 +231,7 @@ pub fn forget(dirs: &PodDirs) -> Result<(), VolumeError> {
 }
 
 fn remove_tree(path: &Path) -> Result<(), VolumeError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(step("remove", path)(error)),
-        _ => Ok(()),
-    }
+    removal::remove_tree(path).map_err(step("remove", path))
 }
 
 /// Makes sure that secret material cannot reach a disk: `RUN/secrets` is on a tmpfs (or ramfs), mounted here if its

@@ -14,13 +14,15 @@
 //! ```
 //! Content volumes have the kubelet's layout (`..data` is a symbolic link to a directory with a time stamp, swapped in one
 //! rename), so that a reader sees either all old or all new files. Parents are 0711 and owned by the agent: no pod can list or
-//! rename in them. [`content`] and [`dns`], [`etc_files`] are pure; [`atomic`] and [`disk`] write.
+//! rename in them. [`content`] and [`dns`], [`etc_files`] are pure; [`atomic`] and [`disk`] write, `removal`
+//! removes.
 
 pub mod atomic;
 pub mod content;
 pub mod disk;
 pub mod dns;
 pub mod etc_files;
+pub(crate) mod removal;
 
 use std::path::{Path, PathBuf};
 
