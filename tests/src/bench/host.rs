@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 
-use super::oci;
+use super::{leftovers, oci};
 
 /// Longest wait for anything that is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -76,11 +76,11 @@ impl Host {
 
     async fn open(&self, pool_size: usize) -> Result<Backend> {
         let layers = self.layer.parent().context("a layer lies in a directory")?.to_owned();
+        leftovers::remove(&self.shim).await?;
         let config = Config {
-            // As on a host, where /run is one too: a file system in memory.
-            run_dir: PathBuf::from(format!("/dev/shm/nodeless-bench-{}", std::process::id())),
+            run_dir: leftovers::run_dir(&leftovers::own_name()),
             shim_program: self.shim.clone(),
-            cgroup_parent: format!("nodeless-bench-{}", std::process::id()),
+            cgroup_parent: leftovers::own_name(),
             layer_dirs: vec![layers],
             pool_size,
         };

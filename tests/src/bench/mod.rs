@@ -9,6 +9,7 @@ pub mod exec;
 pub mod figure;
 pub mod host;
 pub mod launch;
+mod leftovers;
 pub mod oci;
 pub mod rate;
 mod released;

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use super::containerd::{Containerd, Order};
 use super::figure::{Figure, Quantity, lower, quantile};
 use super::host::{Backend, Host, SLEEP};
+use super::leftovers::own_name;
 use super::milliseconds;
 use super::released::Namespaces;
 use crate::stack::run as execute;
@@ -44,7 +45,7 @@ pub async fn run(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<Vec
     if !wanted(teardown.name) {
         return Ok(Vec::new());
     }
-    let name = format!("nodeless-bench-{}", std::process::id());
+    let name = own_name();
     execute(Command::new("ip").args(["netns", "add", &name])).context("make the data plane's network namespace")?;
     let own = of_ours(options, &name).await;
     execute(Command::new("ip").args(["netns", "delete", &name]))
