@@ -103,6 +103,15 @@ impl Talk {
         self.ask(Request::Mount { layers: layers.to_vec() }, vec![]).map(|(_, fds)| fds)
     }
 
+    /// Asks in words that need not be known.
+    fn say(&mut self, body: &serde_json::Value) -> Refusal {
+        self.next += 1;
+        self.connection.send(&Call { id: self.next, body }, vec![]).unwrap();
+        let (answer, _) = self.connection.receive::<Answer<Reply>>().unwrap();
+        assert_eq!(answer.id, self.next);
+        answer.result.unwrap_err()
+    }
+
     fn layers(&mut self) -> Vec<String> {
         match self.ask(Request::List, vec![]).unwrap().0 {
             Reply::Listed { layers, .. } => layers,
@@ -235,6 +244,24 @@ fn privileged_what_may_not_be_mounted_is_refused_by_name_and_the_keeper_goes_on(
     std::io::Write::write_all(&mut rude, b"GET / HTTP/1.1\r\n\r\n").unwrap();
     assert_eq!(rude.read(&mut [0; 16]).unwrap_or(0), 0);
     talk.mount(&[good]).unwrap();
+}
+
+#[test]
+fn privileged_a_keeper_refuses_by_name_what_it_does_not_know_and_goes_on() {
+    if !root_only("privileged_a_keeper_refuses_by_name") {
+        return;
+    }
+    let keeper = Keeper::start(&[]);
+    let mut talk = keeper.connect();
+    match talk.say(&serde_json::json!({"op": "hibernate", "depth": [1]})) {
+        Refusal::Unsupported { what } => assert!(what.contains("hibernate"), "{what}"),
+        other => panic!("{other:?}"),
+    }
+    match talk.say(&serde_json::json!({"op": "mount", "layers": 7})) {
+        Refusal::Invalid { message } => assert!(message.contains("request mount"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(talk.layers(), Vec::<String>::new());
 }
 
 #[test]

@@ -73,6 +73,10 @@ fn messages_of_all_released_versions_are_understood() {
         let unparsed: Unparsed = serde_json::from_value(sent).unwrap();
         assert!(Request::NAMES.contains(&unparsed.body.op.as_str()), "{place}");
     }
+    for (place, sent) in corpus("keeper-requests") {
+        let unparsed: Unparsed = serde_json::from_value(sent).unwrap();
+        assert!(keeper::Request::NAMES.contains(&unparsed.body.op.as_str()), "{place}");
+    }
     seen.retain(|name| Request::NAMES.contains(&name.as_str()));
     seen.sort_unstable();
     seen.dedup();

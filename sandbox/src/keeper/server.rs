@@ -19,7 +19,7 @@ use super::layers::Layers;
 use super::spawn::Spawner;
 use super::{KeeperError, Step};
 use crate::protocol::keeper::{Reply, Request, Shim};
-use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, Refusal, VERSIONS};
+use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, Refusal, Unparsed, VERSIONS};
 
 /// Clients at a time: the agent and a few tools.
 const MAX_CLIENTS: usize = 64;
@@ -86,6 +86,8 @@ fn remove(directory: &OwnedFd, name: &str) -> Result<(), Errno> {
 #[derive(Debug)]
 struct Client {
     connection: Connection,
+    /// What was agreed on.
+    version: u32,
     /// It has asked for something.
     spoke: bool,
     /// Requests that were read already wait: nothing is read before they are answered.
@@ -212,7 +214,9 @@ impl Server {
             };
             match socket_peercred(&socket) {
                 Ok(peer) if (peer.uid == own || peer.uid.is_root()) && self.make_room() => {
-                    self.clients.push(Client { connection: Connection::new(socket), spoke: false, more: false });
+                    let connection = Connection::new(socket);
+                    let version = VERSIONS.lowest;
+                    self.clients.push(Client { connection, version, spoke: false, more: false });
                 }
                 // Dropping it is the answer.
                 Ok(peer) => tracing::warn!(uid = peer.uid.as_raw(), "client of the keeper is refused"),
@@ -234,16 +238,29 @@ impl Server {
     }
 
     /// Reads, answers and writes what is there now. True when more requests wait that were already read.
-    fn turn(&mut self, Client { connection: client, spoke, more }: &mut Client) -> Result<bool, ProtocolError> {
+    fn turn(
+        &mut self,
+        Client { connection: client, version, spoke, more }: &mut Client,
+    ) -> Result<bool, ProtocolError> {
         let fill = if *more { Fill::Data } else { client.fill()? };
         let mut answered = 0;
         *more = false;
-        while let Some((call, fds)) = client.next_message::<Call<Request>>()? {
-            let (result, fds) = match self.answer(call.body, fds) {
+        while let Some((body, fds)) = client.next_body()? {
+            let (id, answered_with) = match serde_json::from_slice::<Call<Request>>(&body) {
+                Ok(call) => (call.id, self.answer(call.body, fds)),
+                Err(error) => match Unparsed::refuse(&body, &Request::NAMES, *version, &error) {
+                    Some((id, refusal)) => (id, Err(refusal)),
+                    None => return Err(ProtocolError::Body(error)),
+                },
+            };
+            let (result, fds) = match answered_with {
                 Ok((reply, fds)) => (Ok(reply), fds),
                 Err(refusal) => (Err(refusal), Vec::new()),
             };
-            client.queue(&Answer { id: call.id, result }, fds)?;
+            if let Ok(Reply::Hello { version: agreed, .. }) = &result {
+                *version = *agreed;
+            }
+            client.queue(&Answer { id, result }, fds)?;
             *spoke = true;
             answered += 1;
             if answered == REQUESTS_A_TURN {

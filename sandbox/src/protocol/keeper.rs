@@ -35,6 +35,11 @@ pub enum Request {
     List,
 }
 
+impl Request {
+    /// Names of all requests, as they are on the wire.
+    pub const NAMES: [&str; 6] = ["hello", "ping", "mount", "release", "spawn", "list"];
+}
+
 /// A shim to start.
 ///
 /// The keeper clones a child with `CLONE_NEWNS | CLONE_NEWPID` (and `CLONE_PIDFD`; `CLONE_INTO_CGROUP` where asked) from

@@ -73,6 +73,19 @@ pub struct Unparsed {
     pub body: Named,
 }
 
+impl Unparsed {
+    /// Why `body` is refused, by name; `names` are those of all requests that there are. `None`: it is not even a request.
+    pub fn refuse(body: &[u8], names: &[&str], version: u32, error: &serde_json::Error) -> Option<(u64, Refusal)> {
+        let Self { id, body: Named { op } } = serde_json::from_slice(body).ok()?;
+        let refusal = if names.contains(&op.as_str()) {
+            Refusal::Invalid { message: format!("request {op}: {error}") }
+        } else {
+            Refusal::unknown_request(&op, version)
+        };
+        Some((id, refusal))
+    }
+}
+
 /// A request's name.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Named {
@@ -128,6 +141,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// There is no such request in `version`, in words that it has.
+    pub fn unknown_request(name: &str, version: u32) -> Self {
+        match version {
+            1 => Self::Invalid { message: format!("request {name} is unknown in version 1") },
+            _ => Self::Unsupported { what: format!("request {name}") },
+        }
+    }
+
     /// A step that the kernel refused.
     pub fn failed(operation: impl Into<String>, error: &std::io::Error) -> Self {
         Self::Failed { operation: operation.into(), message: error.to_string(), errno: error.raw_os_error() }

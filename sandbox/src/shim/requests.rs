@@ -27,7 +27,7 @@ impl Shim {
             }
             // It agreed on a version that has no such thing.
             Some(version) if call.body.since() > version => {
-                return self.refuse(waiter, unknown(call.body.name(), version));
+                return self.refuse(waiter, Refusal::unknown_request(call.body.name(), version));
             }
             _ => {}
         }
@@ -56,15 +56,13 @@ impl Shim {
 
     /// Refuses, by name, what is no request of this version; false when it is not even one of a later version.
     pub(super) fn refuse_unparsed(&mut self, client: Key, body: &[u8], error: &serde_json::Error) -> bool {
-        let Ok(unparsed) = serde_json::from_slice::<Unparsed>(body) else { return false };
         let version = self.clients.map.get(&client).and_then(|client| client.version).unwrap_or(VERSIONS.lowest);
-        let refusal = if Request::NAMES.contains(&unparsed.body.op.as_str()) {
-            Refusal::Invalid { message: format!("request {}: {error}", unparsed.body.op) }
-        } else {
-            unknown(&unparsed.body.op, version)
-        };
-        self.refuse(Waiter { client, call: unparsed.id }, refusal);
-        true
+        let refused = Unparsed::refuse(body, &Request::NAMES, version, error);
+        if let Some((call, refusal)) = refused {
+            self.refuse(Waiter { client, call }, refusal);
+            return true;
+        }
+        false
     }
 
     fn hello(&mut self, client: Key, versions: crate::protocol::Versions) -> Result<Reply, Refusal> {
@@ -203,14 +201,6 @@ impl Shim {
                 _ => None,
             })
             .ok_or_else(|| Refusal::NotFound { what: format!("running container {name}") })
-    }
-}
-
-/// In words that the asking side's version has.
-fn unknown(request: &str, version: u32) -> Refusal {
-    match version {
-        1 => Refusal::Invalid { message: format!("request {request} is unknown in version 1") },
-        _ => Refusal::Unsupported { what: format!("request {request}") },
     }
 }
 
