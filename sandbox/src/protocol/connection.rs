@@ -105,7 +105,8 @@ impl Connection {
 
     /// Reads once.
     pub fn fill(&mut self) -> Result<Fill, ProtocolError> {
-        let mut bytes = [0u8; 16 << 10];
+        // Most messages are shorter, and the stack of a shim stays as large as it was once.
+        let mut bytes = [0u8; 4 << 10];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(256))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {

@@ -8,27 +8,22 @@ use rustix::io::Errno;
 use super::timestamp::Formatter;
 use super::{Limits, LogError, Stream, entry, files};
 
-/// Bytes read from a pipe at once: a pipe's usual size.
-const CHUNK: usize = 64 << 10;
+/// Bytes read from a pipe at once. Of lines of one character, the log gets twenty times as many.
+const CHUNK: usize = 16 << 10;
 
-/// Room that all of a process's writers share, one at a time.
-#[derive(Debug)]
+/// Room that all of a process's writers share, one at a time; none before the first output.
+#[derive(Debug, Default)]
 pub struct Buffers {
-    input: Box<[u8]>,
+    input: Vec<u8>,
     filled: usize,
     output: Vec<u8>,
-}
-
-impl Default for Buffers {
-    fn default() -> Self {
-        Self { input: vec![0; CHUNK].into_boxed_slice(), filled: 0, output: Vec::with_capacity(2 * CHUNK) }
-    }
 }
 
 impl Buffers {
     /// Reads once from a non-blocking pipe or terminal.
     pub fn read(&mut self, source: impl AsFd) -> Result<Read, LogError> {
         self.filled = 0;
+        self.input.resize(CHUNK, 0);
         match rustix::io::retry_on_intr(|| rustix::io::read(&source, &mut self.input[..])) {
             // A terminal's master answers EIO once its other side is closed.
             Ok(0) | Err(Errno::IO) => Ok(Read::Ended),
