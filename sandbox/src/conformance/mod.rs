@@ -49,6 +49,7 @@ cases![
     containers::an_over_eater_dies_alone_and_it_is_said_why,
     streams::attachers_hear_from_now_on_and_the_log_hears_all,
     streams::input_for_one_ends_with_that_one,
+    streams::input_that_is_not_read_waits_and_none_is_lost,
     streams::what_cannot_be_attached_to_is_said_not_to,
     streams::a_slow_attacher_is_cut_off_and_nobody_waits,
     streams::a_terminal_is_shared_and_resized,
@@ -58,6 +59,7 @@ cases![
     together::a_container_added_to_another_ends_with_it,
     together::containers_that_share_processes_live_and_die_alone,
     together::waits_may_be_given_up_and_taken_up_again,
+    together::a_further_process_ends_with_its_container,
     together::a_lost_shim_takes_all_along_and_is_told,
     together::a_further_process_that_eats_too_much_is_told_so,
 ];

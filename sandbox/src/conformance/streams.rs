@@ -152,6 +152,40 @@ pub(super) async fn input_for_one_ends_with_that_one(harness: &dyn Harness) -> R
     Ok(())
 }
 
+pub(super) async fn input_that_is_not_read_waits_and_none_is_lost(harness: &dyn Harness) -> Result<(), Failed> {
+    const LINES: usize = 40_000;
+    let sandboxes = harness.sandboxes();
+    let id = configured(harness, "input").await?;
+    let once = ContainerSpec { stdin_once: true, ..reading(harness, "web", &Program::Echo) };
+    sandboxes.start(&id, &once).await?;
+    let mut events = sandboxes.events(&id).await?;
+    let (stdio, mut streams) = Streams::new(true)?;
+    let mut attachment = sandboxes.attach(&id, "web", Stdio { stdout: None, ..stdio }).await?;
+    sandboxes.pause(&id, "web").await?;
+    let text: String = (0..LINES).map(|number| format!("line {number:08}\n")).collect();
+    let sending = async {
+        let sent = streams.send(&text).await;
+        // The end of the input comes after all of it.
+        streams.stdin = None;
+        sent
+    };
+    let resuming = async {
+        // More than pipes hold is on its way by then, or not: it makes no difference.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        sandboxes.resume(&id, "web").await
+    };
+    let (sent, resumed) = tokio::join!(sending, resuming);
+    sent?;
+    resumed?;
+    check(exit_of(&mut events, "web", 0).await?.code == 0, "it does not see the end of its input")?;
+    let why = attachment.wait().await?;
+    check(why != Detached::TooSlow, "who gives input only is told to be slow")?;
+    let log = logged(harness, "input", "web", 0)?;
+    check(log == text.as_bytes(), format_args!("{} bytes were sent, {} came back", text.len(), log.len()))?;
+    sandboxes.destroy(&id).await?;
+    Ok(())
+}
+
 pub(super) async fn what_cannot_be_attached_to_is_said_not_to(harness: &dyn Harness) -> Result<(), Failed> {
     let sandboxes = harness.sandboxes();
     let id = configured(harness, "unattached").await?;

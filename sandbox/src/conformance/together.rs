@@ -148,6 +148,23 @@ pub(super) async fn waits_may_be_given_up_and_taken_up_again(harness: &dyn Harne
     Ok(())
 }
 
+pub(super) async fn a_further_process_ends_with_its_container(harness: &dyn Harness) -> Result<(), Failed> {
+    let sandboxes = harness.sandboxes();
+    let id = configured(harness, "guests").await?;
+    for name in ["web", "other"] {
+        sandboxes.start(&id, &harness.container(name, 0, &Program::Sleep)).await?;
+    }
+    let mut guest = exec(harness, &id, "web", &Program::Stubborn).await?;
+    let mut elsewhere = exec(harness, &id, "other", &Program::Sleep).await?;
+    sandboxes.signal(&id, "web", libc::SIGKILL, false).await?;
+    let exit = guest.wait().await?;
+    check(exit.signal == Some(9) && !exit.oom_killed, format_args!("its end is told as {exit:?}"))?;
+    let early = tokio::time::timeout(Duration::from_millis(20), elsewhere.wait()).await;
+    check(early.is_err(), format_args!("a process of another container ended too: {early:?}"))?;
+    sandboxes.destroy(&id).await?;
+    Ok(())
+}
+
 pub(super) async fn a_lost_shim_takes_all_along_and_is_told(harness: &dyn Harness) -> Result<(), Failed> {
     let sandboxes = harness.sandboxes();
     let id = configured(harness, "lost").await?;
@@ -157,6 +174,8 @@ pub(super) async fn a_lost_shim_takes_all_along_and_is_told(harness: &dyn Harnes
     sandboxes.start(&id, &harness.container("web", 0, &Program::Sleep)).await?;
     let (stdio, _streams) = Streams::new(false)?;
     let mut attachment = sandboxes.attach(&id, "web", stdio).await?;
+    sandboxes.start(&id, &harness.container("still", 0, &Program::Sleep)).await?;
+    sandboxes.pause(&id, "still").await?;
     if !harness.lose(&id) {
         sandboxes.destroy(&id).await?;
         return Ok(());

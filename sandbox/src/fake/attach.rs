@@ -194,7 +194,12 @@ impl State {
         if container.spec.stdin_once {
             container.input_closed = true;
             if container.behaviour.input != super::Input::Ignored {
-                self.end(id, name, End::Code(0), now);
+                let end = End::Code(0);
+                if container.paused {
+                    container.waiting_end = Some(end);
+                } else {
+                    self.end(id, name, end, now);
+                }
             }
         }
     }
@@ -214,8 +219,8 @@ impl State {
             let answer = container.behaviour.input.answer(&waiting, container.size);
             container.say(&answer);
         }
-        if let Some(signal) = container.waiting_signal.take() {
-            self.end(id, name, End::Signal(signal), now);
+        if let Some(end) = container.waiting_end.take() {
+            self.end(id, name, end, now);
         }
         Ok(())
     }

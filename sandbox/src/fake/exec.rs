@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
 use async_trait::async_trait;
@@ -57,7 +57,30 @@ impl Inner {
     }
 }
 
+/// A running exec as its container knows it.
+#[derive(Clone)]
+pub(super) struct Guest(Weak<Inner>);
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Guest")
+    }
+}
+
+impl Guest {
+    /// Kills it, if it still runs.
+    pub(super) fn end(&self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.end(128 + libc::SIGKILL, Some(libc::SIGKILL));
+        }
+    }
+}
+
 impl FakeExec {
+    pub(super) fn guest(&self) -> Guest {
+        Guest(Arc::downgrade(&self.inner))
+    }
+
     /// Writes the output that it should, to a reader that must be there.
     pub(super) fn start(
         behaviour: Behaviour,

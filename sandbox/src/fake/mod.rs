@@ -166,7 +166,13 @@ impl Sandboxes for FakeSandboxes {
     async fn exec(&self, id: &SandboxId, exec: &ExecSpec, stdio: Stdio) -> Result<Box<dyn ExecProcess>, SandboxError> {
         let clock = Arc::clone(&self.clock);
         let behaviour = self.call(Operation::Exec, id, |state, _| state.exec(id, exec))?;
-        Ok(Box::new(exec::FakeExec::start(behaviour, exec.tty, stdio, clock)?))
+        let process = exec::FakeExec::start(behaviour, exec.tty, stdio, clock)?;
+        // It ends with the container at the latest.
+        match self.lock().container(id, &exec.container) {
+            Ok(container) => container.guests.push(process.guest()),
+            Err(_) => process.guest().end(),
+        }
+        Ok(Box::new(process))
     }
 
     async fn attach(&self, id: &SandboxId, container: &str, stdio: Stdio) -> Result<Box<dyn Attachment>, SandboxError> {

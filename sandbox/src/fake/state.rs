@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use tokio::sync::mpsc;
 
 use super::attach::Attacher;
+use super::exec::Guest;
 use super::{Behaviour, Moment};
 use crate::contract::{Exit, SandboxError, SandboxEvent, SandboxStats, Started, Usage};
 use crate::shim::log::{Buffers, Limits, LogWriter, Stream};
@@ -68,13 +69,15 @@ pub(super) struct Container {
     pub(super) log: LogWriter,
     pub(super) buffers: Buffers,
     pub(super) attached: Vec<Attacher>,
+    /// Its further processes.
+    pub(super) guests: Vec<Guest>,
     pub(super) input_closed: bool,
     /// Its terminal's, in columns and rows.
     pub(super) size: (u16, u16),
     pub(super) paused: bool,
     /// What came while it was paused.
     pub(super) waiting_input: Vec<u8>,
-    pub(super) waiting_signal: Option<i32>,
+    pub(super) waiting_end: Option<End>,
 }
 
 #[derive(Debug)]
@@ -231,11 +234,12 @@ impl State {
             log,
             buffers,
             attached: Vec::new(),
+            guests: Vec::new(),
             input_closed: false,
             size: (0, 0),
             paused: false,
             waiting_input: Vec::new(),
-            waiting_signal: None,
+            waiting_end: None,
         };
         sandbox.running.insert(spec.name.clone(), running);
         self.next_pid += 1;
@@ -283,7 +287,7 @@ impl State {
             .ok_or_else(|| not_found(format_args!("running container {container}")))?;
         let ends = signal != 0 && (!running.behaviour.stubborn || signal == libc::SIGKILL);
         if ends && running.paused && signal != libc::SIGKILL {
-            running.waiting_signal = Some(signal);
+            running.waiting_end = Some(End::Signal(signal));
         } else if ends {
             self.end(id, container, End::Signal(signal), now);
         }
@@ -343,6 +347,7 @@ impl State {
         let Some(mut ended) = sandbox.running.remove(name) else { return false };
         let _ = ended.log.finish(&mut ended.buffers, Stream::Stdout, wall_ns);
         ended.detach_all();
+        ended.guests.iter().for_each(Guest::end);
         let (code, signal) = match end {
             End::Code(code) => (code, None),
             End::Signal(signal) => (128 + signal, Some(signal)),
