@@ -25,6 +25,15 @@ fn metered(at: meter::Instant) -> Metered {
     Metered { boottime_ns: at.boottime_ns, wall_ns: at.wall_ns }
 }
 
+fn held(interval: &Interval) -> Held {
+    Held {
+        milli_cpu: interval.milli_cpu,
+        memory_bytes: interval.memory_bytes,
+        ephemeral_bytes: interval.ephemeral_bytes,
+        gpus: 0,
+    }
+}
+
 #[async_trait]
 impl Metering for PodMeter {
     async fn start(&self, interval: &Interval) -> Result<Metered, PortError> {
@@ -33,17 +42,17 @@ impl Metering for PodMeter {
             pod_namespace: interval.pod_namespace.clone(),
             pod_name: interval.pod_name.clone(),
             sandbox_id: interval.sandbox.0.clone(),
-            held: Held {
-                milli_cpu: interval.milli_cpu,
-                memory_bytes: interval.memory_bytes,
-                ephemeral_bytes: interval.ephemeral_bytes,
-                gpus: 0,
-            },
+            held: held(interval),
             sandbox_kind: "namespace".to_owned(),
             price_class: "on-demand".to_owned(),
             images: interval.images.clone(),
         };
         self.0.start(interval).await.map(metered).map_err(|error| PortError::new("start of the meter", &error))
+    }
+
+    async fn resize(&self, interval: &Interval) -> Result<(), PortError> {
+        let resized = self.0.resize(&interval.sandbox.0, held(interval)).await;
+        resized.map(drop).map_err(|error| PortError::new("change of what is metered", &error))
     }
 
     async fn look(&self, sandbox: &SandboxId) {

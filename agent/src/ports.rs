@@ -181,6 +181,8 @@ pub struct Metered {
 pub trait Metering: Send + Sync {
     /// Durable before it returns. Starting what runs changes nothing and returns its start.
     async fn start(&self, interval: &Interval) -> Result<Metered, PortError>;
+    /// What is held is another amount from now on; durable before it returns. What is held already changes nothing.
+    async fn resize(&self, interval: &Interval) -> Result<(), PortError>;
     /// A last look at what the sandbox has used, while it can still be seen. Best effort, and never for long.
     async fn look(&self, _sandbox: &SandboxId) {}
     /// Durable before it returns. Stopping what does not run succeeds.

@@ -341,6 +341,7 @@ impl PodNetwork for FakeNetwork {
 /// A meter that remembers intervals.
 #[derive(Debug, Default)]
 pub(crate) struct FakeMeter {
+    pub(crate) resized: Mutex<Vec<(u64, u64)>>,
     pub(crate) open: Mutex<BTreeMap<String, Metered>>,
     pub(crate) closed: Mutex<BTreeMap<String, (Metered, Metered)>>,
 }
@@ -354,6 +355,11 @@ fn now() -> Metered {
 impl Metering for FakeMeter {
     async fn start(&self, interval: &Interval) -> Result<Metered, PortError> {
         Ok(*self.open.lock().unwrap().entry(interval.sandbox.0.clone()).or_insert_with(now))
+    }
+
+    async fn resize(&self, interval: &Interval) -> Result<(), PortError> {
+        self.resized.lock().unwrap().push((interval.milli_cpu, interval.memory_bytes));
+        Ok(())
     }
 
     async fn stop(&self, sandbox: &SandboxId) -> Result<Metered, PortError> {

@@ -6,12 +6,13 @@
 //!                       │ not_begun   ^ │ not_ended: the instant stays ^ │
 //!                       v             │ └──────> Ending (idle) ────────┘ v
 //!                   (unknown)       adopt
+//! resize: Open -> Open, as the next interval of the sandbox; not_resized: the one before
 //! recovered from the spool ─────> Orphan ── adopt, not live ──> Ending
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_api::usage::{Kind, SCHEMA, UsageRecord, Used};
+use agent_api::usage::{Held, Kind, SCHEMA, UsageRecord, Used};
 
 use super::clock::Instant;
 use super::error::MeterError;
@@ -45,6 +46,8 @@ struct Entry {
     proven: u64,
     integral: Integral,
     stage: Stage,
+    /// What it was before a change of what is held whose records are on their way.
+    before: Option<Box<Entry>>,
 }
 
 #[derive(Debug)]
@@ -62,6 +65,13 @@ pub(super) enum Begin {
     Record(Box<UsageRecord>, StartedAt),
 }
 
+pub(super) enum Resize {
+    /// That much is held already, since then.
+    Already(StartedAt),
+    /// The end of one interval and the start of the next.
+    Records(Vec<UsageRecord>, StartedAt),
+}
+
 pub(super) enum End {
     Already(StoppedAt),
     Record(Box<UsageRecord>, StoppedAt),
@@ -76,14 +86,21 @@ impl Book {
             closed: BTreeMap::new(),
             closing_order: Default::default(),
         };
+        let mut earlier: BTreeMap<String, Vec<Used>> = BTreeMap::new();
         for record in recovered.closed {
+            earlier.entry(record.sandbox_id.clone()).or_default().push(record.used.clone());
             book.remember(record.sandbox_id, Instant { boottime_ns: record.boottime_ns, wall_ns: record.wall_ns });
         }
         for record in recovered.open {
+            // What was closed was an earlier interval of it.
+            book.closed.remove(&record.sandbox_id);
+            let mut integral = Integral::resume(record.used.clone());
+            earlier.remove(&record.sandbox_id).iter().flatten().for_each(|used| integral.add_base(used));
             let entry = Entry {
+                before: None,
                 started: Instant { boottime_ns: record.start_boottime_ns, wall_ns: record.start_wall_ns },
                 proven: record.boottime_ns,
-                integral: Integral::resume(record.used.clone()),
+                integral,
                 stage: Stage::Orphan,
                 interval: Interval {
                     pod_uid: record.pod_uid,
@@ -119,6 +136,7 @@ impl Book {
             proven: now.boottime_ns,
             integral: Integral::default(),
             stage: Stage::Starting,
+            before: None,
         };
         let record = self.record(&entry, Kind::Start, now);
         self.entries.insert(sandbox_id, entry);
@@ -136,6 +154,71 @@ impl Book {
     pub(super) fn not_begun(&mut self, sandbox_id: &str) {
         if self.entries.get(sandbox_id).is_some_and(|entry| entry.stage == Stage::Starting) {
             self.entries.remove(sandbox_id);
+        }
+    }
+
+    /// Another amount is held from `now` on: one interval ends and the next begins at the same instant.
+    pub(super) fn resize(
+        &mut self,
+        sandbox_id: &str,
+        held: Held,
+        now: Instant,
+        used: Option<UsedNow>,
+    ) -> Result<Resize, MeterError> {
+        let Some(entry) = self.entries.get_mut(sandbox_id) else {
+            let sandbox_id = sandbox_id.to_owned();
+            let released = self.closed.contains_key(&sandbox_id);
+            return Err(if released {
+                MeterError::Released { sandbox_id }
+            } else {
+                MeterError::Unknown { sandbox_id }
+            });
+        };
+        match entry.stage {
+            Stage::Open if entry.before.is_none() => {}
+            Stage::Ending { .. } => return Err(MeterError::Released { sandbox_id: sandbox_id.to_owned() }),
+            _ => return Err(MeterError::Busy { sandbox_id: sandbox_id.to_owned() }),
+        }
+        if entry.interval.held == held {
+            return Ok(Resize::Already(entry.started));
+        }
+        // Intervals are named by their start.
+        if now.boottime_ns <= entry.started.boottime_ns {
+            return Err(MeterError::Busy { sandbox_id: sandbox_id.to_owned() });
+        }
+        if let Some(used) = used {
+            entry.integral.look(used, now.boottime_ns, entry.proven);
+        }
+        let next = Entry {
+            interval: Interval { held, ..entry.interval.clone() },
+            started: now,
+            proven: now.boottime_ns,
+            integral: entry.integral.next(),
+            stage: Stage::Open,
+            before: None,
+        };
+        let old = std::mem::replace(entry, next);
+        let stop = self.record(&old, Kind::Stop, now);
+        let Some(entry) = self.entries.get_mut(sandbox_id) else {
+            return Err(MeterError::Unknown { sandbox_id: sandbox_id.to_owned() });
+        };
+        entry.before = Some(Box::new(old));
+        let start = self.entries.get(sandbox_id).map(|entry| self.record(entry, Kind::Start, now));
+        Ok(Resize::Records([stop].into_iter().chain(start).collect(), now))
+    }
+
+    pub(super) fn resized(&mut self, sandbox_id: &str) {
+        if let Some(entry) = self.entries.get_mut(sandbox_id) {
+            entry.before = None;
+        }
+    }
+
+    pub(super) fn not_resized(&mut self, sandbox_id: &str) {
+        if let Some(entry) = self.entries.get_mut(sandbox_id)
+            && entry.stage == Stage::Open
+            && let Some(before) = entry.before.take()
+        {
+            *entry = *before;
         }
     }
 

@@ -35,7 +35,8 @@ pub use interval::{Adopted, Interval, LiveInterval, LiveView, Released, StartedA
 pub use used::{UsedNow, UsedProvider};
 
 use crate::spool::{Recovered, Spool, SpoolConfig};
-use book::{Begin, Book, End};
+use agent_api::usage::Held;
+use book::{Begin, Book, End, Resize};
 
 /// What the meter needs to know.
 #[derive(Debug, Clone)]
@@ -120,6 +121,23 @@ impl Meter {
         let result = pending.await;
         drop(settle.instead(if result.is_ok() { Book::began } else { Book::not_begun }));
         result.map(|_| started).map_err(|source| MeterError::Append { sandbox_id, source })
+    }
+
+    /// Another amount is held from now on. Durable when it returns. Asking for what is held already changes nothing.
+    pub async fn resize(&self, sandbox_id: &str, held: Held) -> Result<StartedAt, MeterError> {
+        let used = self.used.used(sandbox_id).await;
+        let (pending, at) = {
+            let mut book = self.book();
+            match book.resize(sandbox_id, held, self.clock.now(), used)? {
+                Resize::Already(started) => return Ok(started),
+                Resize::Records(records, at) => (self.spool.enqueue(records), at),
+            }
+        };
+        // A caller that goes away leaves a change behind whose records are on their way.
+        let settle = Settle { book: &self.book, sandbox_id, how: Book::resized };
+        let result = pending.await;
+        drop(settle.instead(if result.is_ok() { Book::resized } else { Book::not_resized }));
+        result.map(|_| at).map_err(|source| MeterError::Append { sandbox_id: sandbox_id.to_owned(), source })
     }
 
     /// Resources were released now. Durable when it returns. `used`: the last figures, when the caller could still take them.

@@ -83,6 +83,10 @@ enum Step {
     Start,
     Stop(u8),
     Tick,
+    /// Another amount is held from now on.
+    Resize(u8),
+    /// It dies in the middle of that: the record is not there yet.
+    CrashInResize(u8),
     /// The agent dies; while it is away these sandboxes end, and their shims wrote down when (or did not).
     AgentCrash {
         ended: Vec<(u8, bool)>,
@@ -101,6 +105,8 @@ fn schedules() -> impl Strategy<Value = Vec<Step>> {
         4 => Just(Step::Start),
         3 => any::<u8>().prop_map(Step::Stop),
         4 => Just(Step::Tick),
+        3 => any::<u8>().prop_map(Step::Resize),
+        1 => any::<u8>().prop_map(Step::CrashInResize),
         2 => (prop::collection::vec((any::<u8>(), any::<bool>()), 0..3), 1u64..5_000_000_000)
             .prop_map(|(ended, away)| Step::AgentCrash { ended, away }),
         1 => Just(Step::CrashInStart),
@@ -116,6 +122,9 @@ struct World {
     boot: usize,
     meter: Option<Meter>,
     truth: BTreeMap<String, Truth>,
+    /// Intervals that ended because another amount was held.
+    resized: Vec<(String, Truth)>,
+    amount: u64,
 }
 
 impl World {
@@ -123,7 +132,7 @@ impl World {
         let (dir, hand) = (tempfile::tempdir().unwrap(), Hand::default());
         hand.0.store(1_000, Ordering::SeqCst);
         let meter = Some(open(dir.path(), 0, &hand));
-        Self { dir, hand, boot: 0, meter, truth: BTreeMap::new() }
+        Self { dir, hand, boot: 0, meter, truth: BTreeMap::new(), resized: Vec::new(), amount: 100 }
     }
 
     fn now(&self) -> u64 {
@@ -155,6 +164,12 @@ impl World {
     fn end(&mut self, id: &str, at: u64) {
         let truth = self.truth.get_mut(id).unwrap();
         (truth.end, truth.proven) = (Some(at), at);
+    }
+
+    fn become_another(&mut self, id: &str, at: u64) {
+        let old = self.truth[id];
+        self.resized.push((id.to_owned(), Truth { end: Some(at), proven: at, ..old }));
+        self.truth.insert(id.to_owned(), Truth { start: at, proven: at, ..old });
     }
 
     /// A new agent on the same boot finds what still lives.
@@ -202,6 +217,29 @@ impl World {
                 let (now, held) = (self.now(), self.held());
                 assert_eq!(self.meter().tick().await.unwrap(), held.len());
                 held.iter().for_each(|id| self.truth.get_mut(id).unwrap().proven = now);
+            }
+            Step::Resize(choice) => {
+                let Some(id) = self.pick(choice) else { return };
+                self.wait(1);
+                let now = self.now();
+                self.amount += 1;
+                let held = Held { milli_cpu: self.amount, ..Held::default() };
+                assert_eq!(self.meter().resize(&id, held.clone()).await.unwrap().boottime_ns, now);
+                self.become_another(&id, now);
+                self.wait(3);
+                let again = self.meter().resize(&id, held).await.unwrap().boottime_ns;
+                assert_eq!(again, now, "the same amount again changes nothing");
+            }
+            Step::CrashInResize(choice) => {
+                let Some(id) = self.pick(choice) else { return };
+                self.wait(1);
+                let now = self.now();
+                self.amount += 1;
+                let held = Held { milli_cpu: self.amount, ..Held::default() };
+                assert!(self.meter().resize(&id, held).now_or_never().is_none(), "it is not durable yet");
+                self.become_another(&id, now);
+                self.wait(7);
+                self.restart(&[]).await;
             }
             Step::AgentCrash { ended, away } => {
                 self.meter = None;
@@ -261,7 +299,7 @@ impl World {
 
     /// What a reader derives from the records of all boots, against what truly happened.
     async fn check(&self) {
-        let mut derived: BTreeMap<String, (usize, u64, u64, bool)> = BTreeMap::new();
+        let mut derived: BTreeMap<(String, u64), (usize, u64, u64, bool)> = BTreeMap::new();
         for boot in self.meter().spool().boots() {
             let number: usize = boot.boot_id.trim_start_matches("boot").parse().unwrap();
             let mut reader = self.meter().spool().read(&boot.boot_id, 0, false);
@@ -272,15 +310,13 @@ impl World {
                     record.check_follows(at.0, &at.1).unwrap();
                     at = (record.seq, record.hash.clone());
                     assert!(
-                        record.kind != Kind::Start || !derived.contains_key(&record.sandbox_id),
-                        "one start for each sandbox"
+                        record.kind != Kind::Start
+                            || !derived.contains_key(&(record.sandbox_id.clone(), record.start_boottime_ns)),
+                        "one start for each interval"
                     );
-                    let entry = derived.entry(record.sandbox_id.clone()).or_insert((
-                        number,
-                        record.start_boottime_ns,
-                        record.boottime_ns,
-                        false,
-                    ));
+                    let key = (record.sandbox_id.clone(), record.start_boottime_ns);
+                    let entry =
+                        derived.entry(key).or_insert((number, record.start_boottime_ns, record.boottime_ns, false));
                     assert_eq!((entry.0, entry.1), (number, record.start_boottime_ns), "no second interval, no gap");
                     assert!(entry.2 <= record.boottime_ns, "never back in time");
                     assert!(!entry.3 || entry.2 == record.boottime_ns, "nothing after the release");
@@ -288,8 +324,9 @@ impl World {
                 }
             }
         }
-        for (id, truth) in &self.truth {
-            let Some((boot, start, end, _)) = derived.remove(id) else {
+        let all = self.truth.iter().map(|(id, truth)| (id, truth)).chain(self.resized.iter().map(|(id, t)| (id, t)));
+        for (id, truth) in all {
+            let Some((boot, start, end, _)) = derived.remove(&(id.clone(), truth.start)) else {
                 // Only a start that nobody was told of may leave no record.
                 assert_eq!(truth.end, Some(truth.start), "{id} is lost");
                 continue;
