@@ -106,6 +106,25 @@ impl Board {
         self.lock().insert(posted.uid.clone(), posted);
     }
 
+    /// Gives a pod other requests, unless `shortage` says what is lacking beside those of all others. Looked at and taken in
+    /// one step, so that room is given once.
+    pub fn resize(
+        &self,
+        uid: &str,
+        requests: Amounts,
+        shortage: impl FnOnce(Amounts) -> Option<String>,
+    ) -> Option<String> {
+        let mut map = self.lock();
+        let others: Vec<Posted> = map.values().filter(|posted| posted.uid != uid).cloned().collect();
+        let lacking = shortage(crate::host::admission::taken(&others).0);
+        if lacking.is_none()
+            && let Some(posted) = map.get_mut(uid)
+        {
+            posted.requests = requests;
+        }
+        lacking
+    }
+
     /// Posts a pod's state. What says nothing new is no change.
     pub fn post(&self, mut posted: Posted) {
         let mut map = self.lock();
@@ -157,6 +176,21 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn room_is_given_once() {
+        let board = Board::default();
+        let amounts = |milli_cpu| Amounts { milli_cpu, ..Amounts::default() };
+        for uid in ["a", "b"] {
+            board.post(Posted { uid: uid.to_owned(), requests: amounts(1000), ..Posted::default() });
+        }
+        let grow = |uid: &str| {
+            board.resize(uid, amounts(2500), |used| (used.milli_cpu + 2500 > 4000).then(|| used.milli_cpu.to_string()))
+        };
+        assert_eq!(grow("a"), None);
+        assert_eq!(grow("b").as_deref(), Some("2500"));
+        assert_eq!(board.get("b").unwrap().requests, amounts(1000));
+    }
 
     #[test]
     fn a_watcher_sees_the_last_word_of_each_changed_pod_in_order() {

@@ -32,6 +32,8 @@ pub(crate) struct FakeState {
     pub(crate) calls: Vec<String>,
     /// Fails the next calls of this verb, so many times.
     pub(crate) failing: BTreeMap<&'static str, u32>,
+    /// Changes of limits in order.
+    pub(crate) updates: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -226,7 +228,10 @@ impl Sandboxes for FakeSandboxes {
         Ok(())
     }
 
-    async fn update(&self, _: &SandboxId, _: Option<&str>, _: &Resources) -> Result<(), SandboxError> {
+    async fn update(&self, id: &SandboxId, what: Option<&str>, new: &Resources) -> Result<(), SandboxError> {
+        self.enter("update", id)?;
+        let line = format!("{} quota {:?} memory {:?}", what.unwrap_or("pod"), new.cpu_quota_us, new.memory_limit);
+        self.lock().updates.push(line);
         Ok(())
     }
 

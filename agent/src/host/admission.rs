@@ -40,27 +40,35 @@ pub fn admit(room: &Room, posted: &[Posted], intent: &Intent) -> Result<(), Verd
         Err(error) => return refuse("UnexpectedAdmissionError", error.to_string()),
     };
     let (used, pods) = taken(posted);
-    let lacks = |resource: &str, wanted: u64, used: u64, capacity: u64| {
-        (wanted > 0 && used.saturating_add(wanted) > capacity).then(|| {
-            format!(
-                "Node didn't have enough resource: {resource}, requested: {wanted}, used: {used}, capacity: {capacity}"
-            )
-        })
-    };
     let has = room.amounts;
     if let Some(message) = lacks("pods", 1, u64::from(pods), u64::from(room.pods)) {
         return refuse("OutOfpods", message);
     }
-    if let Some(message) = lacks("cpu", wanted.milli_cpu, used.milli_cpu, has.milli_cpu) {
-        return refuse("OutOfcpu", message);
+    match lacking(has, used, wanted) {
+        Some((resource, message)) => refuse(&format!("OutOf{resource}"), message),
+        None => Ok(()),
     }
-    if let Some(message) = lacks("memory", wanted.memory, used.memory, has.memory) {
-        return refuse("OutOfmemory", message);
-    }
-    if let Some(message) = lacks("ephemeral-storage", wanted.ephemeral, used.ephemeral, has.ephemeral) {
-        return refuse("OutOfephemeral-storage", message);
-    }
-    Ok(())
+}
+
+fn lacks(resource: &str, wanted: u64, used: u64, capacity: u64) -> Option<String> {
+    (wanted > 0 && used.saturating_add(wanted) > capacity).then(|| {
+        format!("Node didn't have enough resource: {resource}, requested: {wanted}, used: {used}, capacity: {capacity}")
+    })
+}
+
+fn lacking(has: Amounts, used: Amounts, wanted: Amounts) -> Option<(&'static str, String)> {
+    [
+        ("cpu", wanted.milli_cpu, used.milli_cpu, has.milli_cpu),
+        ("memory", wanted.memory, used.memory, has.memory),
+        ("ephemeral-storage", wanted.ephemeral, used.ephemeral, has.ephemeral),
+    ]
+    .into_iter()
+    .find_map(|(name, wanted, used, has)| Some((name, lacks(name, wanted, used, has)?)))
+}
+
+/// What a host that has so much lacks for a pod that wants another amount than it had, beside what others use.
+pub fn shortage(has: Amounts, used: Amounts, wanted: Amounts) -> Option<String> {
+    lacking(has, used, wanted).map(|(_, message)| message)
 }
 
 #[cfg(test)]

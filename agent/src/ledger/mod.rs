@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::PodCondition;
 use serde::{Deserialize, Serialize};
 
 use crate::intent::{Deletion, Intent, IntentError, Source};
+use crate::pod::resize::{Resizing, Waiting};
 use crate::pod::state::PodState;
 use crate::resolved::{Resolved, SecretDigests};
 
@@ -113,6 +114,12 @@ pub struct PodRecord {
     /// Paths of what newer versions of the pod ask for in vain.
     #[serde(default)]
     pub kept: Vec<String>,
+    /// A change of resources that is being carried out.
+    #[serde(default)]
+    pub resizing: Option<Resizing>,
+    /// A change of resources that waits for room.
+    #[serde(default)]
+    pub waiting: Option<Waiting>,
 }
 
 impl PodRecord {
@@ -266,6 +273,8 @@ pub fn new_record(intent: &Intent, state: PodState, boot_id: &str) -> PodRecord 
         conditions: Vec::new(),
         timeline: Timeline::default(),
         kept: Vec::new(),
+        resizing: None,
+        waiting: None,
     }
 }
 

@@ -38,7 +38,12 @@ fn is_nothing(value: &Value) -> bool {
 
 /// Whether a resize is among them.
 pub fn has_resize(kept: &[String]) -> bool {
-    kept.iter().any(|path| path.ends_with(".resources"))
+    kept.iter().any(|path| is_resize(path))
+}
+
+/// Whether a path is that of resources.
+pub fn is_resize(path: &str) -> bool {
+    path.ends_with(".resources")
 }
 
 /// The Event's message.

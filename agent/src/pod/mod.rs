@@ -7,6 +7,7 @@
 //! * [`changes`]: what a newer version of a pod asks for in vain
 //! * [`spec`]: Pod, image and values into sandbox and container specifications
 //! * [`seccomp`]: the operator's own system call profiles
+//! * [`resize`]: a change of a running pod's resources
 //! * [`storage`]: what it keeps on disk, and the limits of that
 //! * [`volumes`]: what appears in the containers' mounts
 //! * [`task`]: the one owner of a pod's state; carries out effects
@@ -14,6 +15,7 @@
 pub mod changes;
 pub mod plan;
 pub mod refusals;
+pub mod resize;
 pub mod seccomp;
 pub mod spec;
 pub mod state;

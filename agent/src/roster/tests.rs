@@ -421,3 +421,120 @@ fn an_agent_killed_at_any_moment_leaves_pods_that_are_fully_up_or_fully_gone() {
         assert!(left.is_empty(), "step {step}: {left:?}");
     }
 }
+
+fn sized(uid: &str, milli_cpu: u64, policy: &str) -> serde_json::Value {
+    let mut json = pod(uid, "Always", &["run"]);
+    let cpu = format!("{milli_cpu}m");
+    json["spec"]["containers"][0]["resources"] =
+        serde_json::json!({"requests": {"cpu": cpu, "memory": "64Mi"}, "limits": {"cpu": cpu, "memory": "64Mi"}});
+    json["spec"]["containers"][0]["resizePolicy"] =
+        serde_json::json!([{"resourceName": "cpu", "restartPolicy": policy}]);
+    json["spec"]["terminationGracePeriodSeconds"] = 1.into();
+    json
+}
+
+fn condition(posted: &Posted, name: &str) -> Option<serde_json::Value> {
+    status(posted)["conditions"].as_array()?.iter().find(|c| c["type"] == name).cloned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resize_reaches_the_kernel_the_meter_and_the_status() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    roster.apply(1, intent(sized("u", 1000, "NotRequired"), 1)).await.unwrap();
+    until(&roster, "u", runs).await;
+    roster.apply(1, intent(sized("u", 2000, "NotRequired"), 2)).await.unwrap();
+    let posted = until(&roster, "u", |p| {
+        status(p)["containerStatuses"][0]["resources"]["limits"]["cpu"] == "2000m"
+            && condition(p, "PodResizeInProgress").is_none()
+    })
+    .await;
+    assert_eq!(status(&posted)["containerStatuses"][0]["restartCount"], 0);
+    assert_eq!(posted.requests.milli_cpu, 2000);
+    let memory = Some(64u64 << 20);
+    assert_eq!(
+        rig.sandboxes.lock().updates,
+        [
+            format!("pod quota {:?} memory {memory:?}", Some(200_000)),
+            format!("c quota {:?} memory {memory:?}", Some(200_000)),
+            format!("pod quota {:?} memory {memory:?}", Some(200_000)),
+        ]
+    );
+    assert_eq!(*rig.meter.resized.lock().unwrap(), [(2000, 64 << 20), (2000, 64 << 20)]);
+    // Less again: it is held until the kernel has taken it back.
+    roster.apply(1, intent(sized("u", 500, "NotRequired"), 3)).await.unwrap();
+    until(&roster, "u", |p| {
+        status(p)["containerStatuses"][0]["resources"]["limits"]["cpu"] == "500m"
+            && condition(p, "PodResizeInProgress").is_none()
+    })
+    .await;
+    assert_eq!(rig.meter.resized.lock().unwrap()[2..], [(2000, 64 << 20), (500, 64 << 20)]);
+    let told = reasons(&roster);
+    assert_eq!(told.iter().filter(|r| *r == "ResizeStarted").count(), 2, "{told:?}");
+    assert_eq!(told.iter().filter(|r| *r == "ResizeCompleted").count(), 2, "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resize_without_room_waits_and_is_made_when_there_is_room() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    roster.apply(1, intent(sized("other", 2000, "NotRequired"), 1)).await.unwrap();
+    roster.apply(1, intent(sized("u", 1000, "NotRequired"), 2)).await.unwrap();
+    until(&roster, "u", runs).await;
+    until(&roster, "other", runs).await;
+    roster.apply(1, intent(sized("u", 3000, "NotRequired"), 3)).await.unwrap();
+    let posted = until(&roster, "u", |p| condition(p, "PodResizePending").is_some()).await;
+    let pending = condition(&posted, "PodResizePending").unwrap();
+    assert_eq!(pending["reason"], "Deferred");
+    assert_eq!(
+        pending["message"],
+        "Node didn't have enough resource: cpu, requested: 3000, used: 2000, capacity: 4000"
+    );
+    assert_eq!((posted.requests.milli_cpu, rig.sandboxes.lock().updates.len()), (1000, 0));
+    roster.apply(1, deleted(sized("other", 2000, "NotRequired"), 4, 0)).await.unwrap();
+    until(&roster, "other", |p| p.terminated).await;
+    let posted = until(&roster, "u", |p| {
+        p.requests.milli_cpu == 3000
+            && condition(p, "PodResizePending").is_none()
+            && condition(p, "PodResizeInProgress").is_none()
+    })
+    .await;
+    assert_eq!(status(&posted)["containerStatuses"][0]["resources"]["requests"]["cpu"], "3000m");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resize_that_was_written_down_is_carried_out_by_the_next_agent() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    roster.apply(1, intent(sized("u", 1000, "NotRequired"), 1)).await.unwrap();
+    until(&roster, "u", runs).await;
+    rig.sandboxes.lock().failing.insert("update", u32::MAX);
+    roster.apply(1, intent(sized("u", 2000, "NotRequired"), 2)).await.unwrap();
+    let posted = until(&roster, "u", |p| {
+        condition(p, "PodResizeInProgress").is_some_and(|condition| condition["reason"] == "Error")
+    })
+    .await;
+    assert_eq!(status(&posted)["containerStatuses"][0]["resources"]["limits"]["cpu"], "1000m", "what it has");
+    assert_eq!(status(&posted)["containerStatuses"][0]["allocatedResources"]["cpu"], "2000m");
+    roster.close().await;
+    rig.sandboxes.lock().failing.clear();
+    let roster = agent(&rig, "boot").await;
+    let posted =
+        until(&roster, "u", |p| !p.status_json.is_empty() && condition(p, "PodResizeInProgress").is_none()).await;
+    assert_eq!(status(&posted)["containerStatuses"][0]["resources"]["limits"]["cpu"], "2000m");
+    assert_eq!(rig.sandboxes.lock().updates.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resize_that_needs_a_restart_starts_the_container_again_with_what_it_is_given() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    roster.apply(1, intent(sized("u", 1000, "RestartContainer"), 1)).await.unwrap();
+    until(&roster, "u", runs).await;
+    roster.apply(1, intent(sized("u", 2000, "RestartContainer"), 2)).await.unwrap();
+    let posted = until(&roster, "u", |p| runs(p) && p.containers["c"].number == 1).await;
+    assert_eq!(status(&posted)["containerStatuses"][0]["restartCount"], 1);
+    assert!(rig.sandboxes.lock().updates.iter().all(|line| line.starts_with("pod ")));
+    let told = reasons(&roster);
+    assert!(told.contains(&"Killing".to_owned()) && !told.contains(&"BackOff".to_owned()), "{told:?}");
+}

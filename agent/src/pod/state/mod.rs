@@ -188,6 +188,9 @@ pub struct ContainerState {
     pub image_backoff: Backoff,
     /// How far stopping has come.
     pub stopping: Stopping,
+    /// It was asked to end in order to be started again, whatever its restart policy.
+    #[serde(default)]
+    pub renewing: bool,
 }
 
 /// How an attempt ended.
@@ -335,6 +338,11 @@ pub enum Event {
         /// The host was restarted: old boot times mean nothing.
         rebooted: bool,
     },
+    /// A running container can take new resources only by being started again.
+    Renew {
+        /// Which slot.
+        slot: usize,
+    },
     /// The intent's values changed: what was blocked may work now.
     Refreshed,
     /// Time has passed.
@@ -413,6 +421,7 @@ impl ContainerState {
             backoff: Backoff::default(),
             image_backoff: Backoff::default(),
             stopping: Stopping::No,
+            renewing: false,
         }
     }
 

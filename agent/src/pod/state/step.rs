@@ -154,6 +154,19 @@ impl PodState {
                 self.verdict = Some(Verdict { reason: "Evicted".to_owned(), message, disrupted });
                 self.stop_deadline = Some(now.boottime_ns.saturating_add(EVICTION_GRACE));
             }
+            Event::Renew { slot } => {
+                if self.is_ending(plan) {
+                    return Err(Refused::Stale);
+                }
+                let container = self.container(slot)?;
+                if container.renewing || !matches!(container.run, Run::Running { .. }) {
+                    return Err(Refused::Stale);
+                }
+                container.renewing = true;
+                let name = &plan.slots[slot].name;
+                out.push(tell(Some(slot), false, "Killing", format!("Container {name} resize requires restart")));
+                out.push(Effect::Stop { slot });
+            }
             Event::Released => match self.stage {
                 Stage::Releasing => self.finish_release(now),
                 Stage::Recycling { until } => {
@@ -227,7 +240,9 @@ impl PodState {
             finished_boottime_ns: at,
         });
         container.stopping = Stopping::No;
-        container.run = if again {
+        container.run = if std::mem::take(&mut container.renewing) && !ending {
+            Run::Idle
+        } else if again {
             Run::BackOff { until: container.backoff.ready_at(at.min(now.boottime_ns)), told: false }
         } else {
             Run::Done

@@ -390,6 +390,7 @@ fn all_events() -> Vec<(&'static str, Event)> {
         ),
         ("exited", Event::Exited { slot: 0, attempt: 0, exit: exit(0, at(1)) }),
         ("no such container", Event::Started { slot: 9, attempt: 0, wall_ns: 1 }),
+        ("renew", Event::Renew { slot: 0 }),
         ("delete", Event::Delete { grace_seconds: 7 }),
         ("released", Event::Released),
         ("recovered", Event::Recovered { alive: true, rebooted: false }),
@@ -425,6 +426,21 @@ fn every_event_in_every_stage_has_one_answer() {
         }
     }
     insta::assert_snapshot!(table);
+}
+
+#[test]
+fn a_container_that_is_renewed_starts_again_at_once_whatever_its_restart_policy() {
+    let mut rig = Rig::new(&[NEVER]);
+    rig.up();
+    rig.started(0, 0);
+    let renewed = rig.state.step(&rig.plan, Event::Renew { slot: 0 }, at(5)).unwrap();
+    let told = "Container c0 resize requires restart".to_owned();
+    assert!(renewed.contains(&Effect::Tell { slot: Some(0), warning: false, reason: "Killing", message: told }));
+    assert!(renewed.contains(&Effect::Stop { slot: 0 }), "{renewed:?}");
+    assert_eq!(rig.state.step(&rig.plan, Event::Renew { slot: 0 }, at(5)), Err(Refused::Stale));
+    assert_eq!(rig.exited(0, 143, 6), [Effect::Start { slot: 0, attempt: 1 }]);
+    rig.started(0, 6);
+    assert_eq!(rig.exited(0, 0, 7), [Effect::Release], "the next end is one of its own");
 }
 
 #[test]
@@ -531,6 +547,7 @@ impl World {
                 let (slot, attempt) = self.running.swap_remove(pick(self.running.len()));
                 Some(Event::Exited { slot, attempt, exit: exit(code % 3, now) })
             }
+            5 if code == 5 && dice > 150 => Some(Event::Renew { slot: pick(3) }),
             5 if code == 6 && dice > 200 => Some(Event::Evict { message: "m".into(), disrupted: dice > 230 }),
             5 if self.holding && !self.releasing && dice > 240 => {
                 self.starting.clear();

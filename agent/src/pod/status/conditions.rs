@@ -1,4 +1,4 @@
-//! Conditions: PodReadyToStartContainers, Initialized, Ready, ContainersReady; PodResizePending when a resize is asked for in vain; DisruptionTarget when the pod had to make way. (PodScheduled belongs to the scheduler.)
+//! Conditions: PodReadyToStartContainers, Initialized, Ready, ContainersReady; PodResizePending and PodResizeInProgress while resources change; DisruptionTarget when the pod had to make way. (PodScheduled belongs to the scheduler.)
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 
@@ -31,9 +31,13 @@ pub(super) fn write(
     let has_sandbox = view.state.stage == Stage::Up && view.state.ip.is_some();
     let ready_to_start = Verdict { holds: has_sandbox, reason: None, message: None };
     let ready = || containers_ready(view, phase, init, main);
-    let resize = super::super::changes::has_resize(view.kept).then(|| {
-        let message = super::super::changes::message(view.kept);
-        ("PodResizePending", Verdict { holds: true, reason: Some("Infeasible"), message: Some(message) })
+    let pending = view
+        .waiting
+        .and_then(|waiting| waiting.message.clone())
+        .map(|message| ("PodResizePending", Verdict { holds: true, reason: Some("Deferred"), message: Some(message) }));
+    let resize = view.resizing.map(|resizing| {
+        let reason = resizing.error.is_some().then_some("Error");
+        ("PodResizeInProgress", Verdict { holds: true, reason, message: resizing.error.clone() })
     });
     let disruption = view.state.verdict.as_ref().filter(|verdict| verdict.disrupted).map(|verdict| {
         let (reason, message) = (Some("TerminationByKubelet"), Some(verdict.message.clone()));
@@ -46,6 +50,7 @@ pub(super) fn write(
         ("ContainersReady", ready()),
     ]
     .into_iter()
+    .chain(pending)
     .chain(resize)
     .chain(disruption)
     .map(|(name, verdict)| condition(view, name, verdict))

@@ -102,8 +102,10 @@ fn one(
             .and_then(|c| c.resources.as_ref())
             .and_then(|r| r.requests.clone())
             .filter(|_| running),
-        resources: spec
-            .and_then(|c| c.resources.clone())
+        resources: view
+            .resizing
+            .and_then(|resizing| resizing.before.get(&planned.name).cloned())
+            .or_else(|| spec.and_then(|c| c.resources.clone()))
             .filter(|r| r.limits.is_some() || r.requests.is_some())
             .filter(|_| running),
         volume_mounts: spec.and_then(mounts),

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{HostIP, Pod, PodCondition, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::plan::{Plan, Role};
+use super::resize::{Resizing, Waiting};
 use super::spec::resources::qos;
 use super::state::{PodState, Run, Stage};
 
@@ -28,8 +29,10 @@ pub struct View<'a> {
     pub sandbox_id: &'a dyn SandboxName,
     /// The conditions of the status before, for their transition times.
     pub previous: &'a [PodCondition],
-    /// Paths of what the pod asks for in vain.
-    pub kept: &'a [String],
+    /// A change of resources that is being carried out.
+    pub resizing: Option<&'a Resizing>,
+    /// A change of resources that waits for room.
+    pub waiting: Option<&'a Waiting>,
     /// CLOCK_REALTIME nanoseconds: when something changed just now.
     pub wall_ns: u64,
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::clock::{Now, SECOND};
+use crate::pod::resize::{Resizing, Waiting};
 use crate::pod::state::{Event, ExitFacts, ImageFacts, StartFailure, Verdict};
 
 #[derive(Debug)]
@@ -20,7 +21,8 @@ struct Rig {
     plan: Plan,
     state: PodState,
     conditions: Vec<PodCondition>,
-    kept: Vec<String>,
+    resizing: Option<Resizing>,
+    waiting: Option<Waiting>,
     now: Now,
 }
 
@@ -32,7 +34,7 @@ impl Rig {
         .unwrap();
         let plan = Plan::of(&pod);
         let state = PodState::new(plan.slots.len());
-        Self { pod, plan, state, conditions: vec![], kept: vec![], now: at(0) }
+        Self { pod, plan, state, conditions: vec![], resizing: None, waiting: None, now: at(0) }
     }
 
     fn step(&mut self, seconds: u64, event: Event) {
@@ -77,7 +79,8 @@ impl Rig {
             host_ips: &["192.0.2.1".to_owned()],
             sandbox_id: &Named,
             previous: &self.conditions,
-            kept: &self.kept,
+            resizing: self.resizing.as_ref(),
+            waiting: self.waiting.as_ref(),
             wall_ns: self.now.wall_ns,
         });
         self.conditions = status.conditions.clone().unwrap_or_default();
@@ -222,21 +225,33 @@ fn a_deleted_pod_that_was_killed_has_failed() {
 }
 
 #[test]
-fn what_is_asked_of_a_running_pod_in_vain_is_told() {
-    let mut rig = Rig::new(serde_json::json!({
-        "containers": [{"name": "a", "image": "i"}],
-        "ephemeralContainers": [{"name": "debugger", "image": "d"}],
-    }));
-    rig.kept = vec!["spec.containers[a].resources".to_owned()];
+fn a_change_of_resources_is_told_while_it_waits_and_while_it_is_carried_out() {
+    let resources = serde_json::json!({"requests": {"cpu": "2"}});
+    let mut rig = Rig::new(serde_json::json!({"containers": [{"name": "a", "image": "i", "resources": resources}]}));
+    rig.up();
+    rig.started(2, 0);
+    let message = "Node didn't have enough resource: cpu, requested: 2000, used: 0, capacity: 1000".to_owned();
+    rig.waiting = Some(Waiting { pod: serde_json::Value::Null, message: Some(message.clone()) });
+    let condition = |status: &serde_json::Value, name: &str| {
+        status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == name).cloned()
+    };
+    let pending = condition(&rig.status(), "PodResizePending").unwrap();
+    assert_eq!((&pending["status"], &pending["reason"]), (&"True".into(), &"Deferred".into()));
+    assert_eq!(pending["message"], message);
+    rig.waiting = None;
+    let before = serde_json::from_value(serde_json::json!({"requests": {"cpu": "1"}})).unwrap();
+    rig.resizing = Some(Resizing { generation: 2, before: [("a".to_owned(), before)].into(), pod: None, error: None });
     let status = rig.status();
-    let conditions = status["conditions"].as_array().unwrap();
-    let resize = conditions.iter().find(|c| c["type"] == "PodResizePending").unwrap();
-    assert_eq!((&resize["status"], &resize["reason"]), (&"True".into(), &"Infeasible".into()));
-    let debugger = &status["ephemeralContainerStatuses"][0];
-    assert_eq!(debugger["state"]["waiting"]["reason"], "Unsupported");
-    rig.kept.clear();
-    let status = rig.status();
-    assert!(!status["conditions"].as_array().unwrap().iter().any(|c| c["type"] == "PodResizePending"));
+    assert!(condition(&status, "PodResizePending").is_none());
+    assert_eq!(condition(&status, "PodResizeInProgress").unwrap()["status"], "True");
+    let container = &status["containerStatuses"][0];
+    assert_eq!(container["resources"]["requests"]["cpu"], "1", "what it has");
+    assert_eq!(container["allocatedResources"]["cpu"], "2", "what it is given");
+    rig.resizing.as_mut().unwrap().error = Some("no".to_owned());
+    let progress = condition(&rig.status(), "PodResizeInProgress").unwrap();
+    assert_eq!((&progress["reason"], &progress["message"]), (&"Error".into(), &"no".into()));
+    rig.resizing = None;
+    assert!(condition(&rig.status(), "PodResizeInProgress").is_none());
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod outcomes;
 mod parts;
 mod publish;
 mod requests;
+mod resize;
 mod saver;
 mod start;
 mod storage;
@@ -67,6 +68,8 @@ pub struct PodTask {
     lost: bool,
     start_span: tracing::Span,
     accepted: Now,
+    /// When a change of resources is tried again.
+    resize_at: Option<tokio::time::Instant>,
 }
 
 impl PodTask {
@@ -112,6 +115,7 @@ impl PodTask {
             reading: 0,
             lost: false,
             start_span,
+            resize_at: None,
             accepted: record.state.begun.unwrap_or_else(Now::read),
             intent,
             record,
@@ -160,6 +164,7 @@ impl PodTask {
                     }
                 },
                 () = sleep(pause) => self.happened(Event::Tick).await,
+                () = until(self.resize_at) => self.resize_again().await,
             }
         }
     }
@@ -254,6 +259,13 @@ impl PodTask {
 async fn sleep(pause: Option<std::time::Duration>) {
     match pause {
         Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

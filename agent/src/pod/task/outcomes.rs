@@ -18,6 +18,7 @@ pub(super) enum Outcome {
     Released { metered: Option<Metered> },
     Refreshed,
     OverLimit { message: String },
+    Resized { generation: u64, result: Result<Vec<String>, String> },
 }
 
 impl PodTask {
@@ -51,6 +52,8 @@ impl PodTask {
                     Err(message) => Event::SandboxFailed { message },
                 };
                 self.happened(event).await;
+                // Resources may have been changed while it was made.
+                self.actuate();
             }
             // The pod may want another image by now.
             Outcome::Image { slot, reference, .. } if self.plan.slots[slot].image != reference => {}
@@ -90,6 +93,9 @@ impl PodTask {
                 }
             }
             Outcome::Refreshed => self.happened(Event::Refreshed).await,
+            // Overtaken by a newer version of the pod: carried out again with that.
+            Outcome::Resized { generation, .. } if generation != self.intent.generation => self.actuate(),
+            Outcome::Resized { result, .. } => self.resized(result).await,
             Outcome::OverLimit { message } => self.happened(Event::Evict { message, disrupted: false }).await,
         }
     }

@@ -17,7 +17,8 @@ impl PodTask {
             host_ips: &self.world.host.ips,
             sandbox_id: &self.names,
             previous: &self.record.conditions,
-            kept: &self.record.kept,
+            resizing: self.record.resizing.as_ref(),
+            waiting: self.record.waiting.as_ref(),
             wall_ns: Now::read().wall_ns,
         });
         self.record.conditions = status.conditions.clone().unwrap_or_default();

@@ -11,6 +11,7 @@ use crate::clock::Now;
 use crate::intent::Intent;
 use crate::pod::changes;
 use crate::pod::plan::Plan;
+use crate::pod::resize::Waiting;
 use crate::pod::state::{Event, Stage};
 use crate::pod::volumes;
 
@@ -71,6 +72,8 @@ impl PodTask {
                     self.happened(Event::Delete { grace_seconds: deletion.grace_seconds }).await;
                 }
                 self.publish();
+                self.actuate();
+                self.allocate().await;
             }
         }
         true
@@ -109,7 +112,12 @@ impl PodTask {
             let _ = done.send(Ok(()));
             return;
         }
-        let (intent, kept) = intent.keeping(&self.intent);
+        let wanted = intent.raw.clone();
+        let (intent, mut kept) = intent.keeping(&self.intent);
+        let resizes = changes::has_resize(&kept);
+        kept.retain(|path| !changes::is_resize(path));
+        let message = self.record.waiting.take().and_then(|waiting| waiting.message);
+        self.record.waiting = resizes.then(|| Waiting { pod: (*wanted).clone(), message });
         if kept != self.record.kept && !kept.is_empty() {
             self.tell(None, true, "UnsupportedPodChange", changes::message(&kept));
         }
@@ -150,6 +158,7 @@ impl PodTask {
         }
         self.publish();
         if !self.record.state.is_ending(&self.plan) {
+            self.allocate().await;
             self.refresh_volumes();
         }
     }
