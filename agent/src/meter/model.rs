@@ -324,7 +324,7 @@ impl World {
                 }
             }
         }
-        let all = self.truth.iter().map(|(id, truth)| (id, truth)).chain(self.resized.iter().map(|(id, t)| (id, t)));
+        let all = self.truth.iter().chain(self.resized.iter().map(|(id, t)| (id, t)));
         for (id, truth) in all {
             let Some((boot, start, end, _)) = derived.remove(&(id.clone(), truth.start)) else {
                 // Only a start that nobody was told of may leave no record.
