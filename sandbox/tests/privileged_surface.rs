@@ -15,10 +15,9 @@ mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use expected::{ATTEMPTS, RAW_SOCKETS, SOCKETS};
-use sandbox::spec::{ContainerSpec, SandboxId};
+use expected::{ATTEMPTS, HOSTS_ALONE, RAW_SOCKETS, SOCKETS};
+use sandbox::spec::{ALL_CAPABILITIES, ContainerSpec, SandboxId, Seccomp, Security};
 use support::Host;
-use support::attack::ALL_CAPABILITIES;
 
 /// Every capability that there is.
 fn all_powerful(spec: &mut ContainerSpec) {
@@ -65,6 +64,54 @@ async fn privileged_surface_each_forbidden_call_is_answered_as_the_profile_says(
         .map(|(name, ..)| format!("{name}: {} by default, {} with every capability", weak[name], strong[name]))
         .collect();
     assert_eq!(wrong, Vec::<String>::new());
+    host.close().await;
+}
+
+/// As Kubernetes' privileged: no filter, nothing hidden, every capability, the host's device nodes.
+fn privileged(spec: &mut ContainerSpec) {
+    all_powerful(spec);
+    let capabilities = std::mem::take(&mut spec.security.capabilities);
+    spec.security = Security {
+        capabilities,
+        seccomp: Seccomp::Unconfined,
+        masked_paths: Vec::new(),
+        readonly_paths: Vec::new(),
+        writable_kernel: true,
+        host_devices: true,
+        ..Security::default()
+    };
+}
+
+#[tokio::test]
+async fn privileged_surface_a_privileged_container_with_its_own_ids_has_nothing_of_the_hosts() {
+    attack!("privileged_surface_a_privileged_container_with_its_own_ids_has_nothing_of_the_hosts");
+    // By policy; then the user namespace is the wall.
+    let host = Host::new().await;
+    let id = host.sandbox("privileged").await;
+    let log = answers(&host, &id, "calls", &["calls"], privileged).await;
+    let found = outcomes(&log);
+    let through: Vec<&str> = HOSTS_ALONE.iter().copied().filter(|name| !meets(found[name], "refused")).collect();
+    assert_eq!(through, Vec::<&str>::new());
+    let log = answers(&host, &id, "agent", &["release-agent"], privileged).await;
+    assert!(outcomes(&log).iter().all(|(name, outcome)| *name == "unshare" || *outcome != "done"), "{log}");
+    let log =
+        answers(&host, &id, "walk", &["walk", "/tmp", "/bin", "/data", "/etc", "/root", "/var"], privileged).await;
+    let own =
+        ["full", "null", "pts/ptmx", "random", "tty", "urandom", "zero"].map(|name| format!("device /dev/{name} "));
+    let opened = |line: &&str| line.starts_with("device ") && line.ends_with(" opens");
+    let foreign: Vec<&str> =
+        log.lines().filter(opened).filter(|line| !own.iter().any(|device| line.starts_with(device))).collect();
+    assert_eq!(foreign, Vec::<&str>::new(), "the host's devices are seen, not had");
+    let spaces = ["/proc/sys/net/", "/proc/sys/fs/mqueue/", "/proc/sys/user/", "/sys/devices/virtual/net/"];
+    let own_ipc = ["auto_msgmni", "msg", "ns_last_pid", "sem", "shm"].map(|name| format!("/proc/sys/kernel/{name}"));
+    let sysctls: Vec<&str> = log
+        .lines()
+        .filter_map(|line| line.strip_prefix("writable "))
+        .filter(|path| path.starts_with("/proc/sys/") || path.starts_with("/sys/"))
+        .filter(|path| !spaces.iter().any(|own| path.starts_with(own)))
+        .filter(|path| !own_ipc.iter().any(|own| path.starts_with(own)))
+        .collect();
+    assert_eq!(sysctls, Vec::<&str>::new(), "settings of its own namespaces only");
     host.close().await;
 }
 

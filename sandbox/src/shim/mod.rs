@@ -140,18 +140,7 @@ fn isolate() -> Result<(), Refusal> {
     let _ = rustix::process::setsid();
     let pid = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(pid)).step("subreaper")?;
-    own_session_keyring()?;
     rustix::thread::set_name(c"nodeless-shim").step("process name")
-}
-
-/// What the agent's service has in its session keyring is not this pod's, nor another's after it.
-fn own_session_keyring() -> Result<(), Refusal> {
-    use self::stub::report::Step;
-    match crate::sys::process::new_session_keyring() {
-        // No keyrings here, or a filter over all of us that refuses them: then no container can ask for them either.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
-        other => other.step("session keyring"),
-    }
 }
 
 /// The v1 hierarchies that this crate uses, by all of their controllers as /proc/self/cgroup lists them.

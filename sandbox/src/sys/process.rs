@@ -36,14 +36,6 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Gives the calling thread a session keyring of its own, empty. A kernel without keyrings has none to give.
-pub fn new_session_keyring() -> io::Result<()> {
-    let no_name: *const libc::c_char = std::ptr::null();
-    // SAFETY: KEYCTL_JOIN_SESSION_KEYRING takes a name, which may be null: then the keyring has none and nobody can join it.
-    let result = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, no_name) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 /// Takes ownership of a descriptor number that this process was given or keeps for itself.
 ///
 /// For the numbers that a shim inherits (3, 4 …) and for a stub on its way to `execve`: nothing else owns them there. A

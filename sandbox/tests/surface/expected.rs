@@ -147,3 +147,16 @@ pub(crate) const SOCKETS: &[&str] = &[
 pub(crate) const RAW_SOCKETS: &[&str] = &[
     "2 packet", "17 dgram", "17 raw", "17 packet", "2 icmp-raw", "2 udp-raw", "10 icmp-raw", "10 udp-raw",
 ];
+
+/// Attempts that would reach past the sandbox: refused whatever the container has, as long as its ids are its own.
+#[rustfmt::skip]
+pub(crate) const HOSTS_ALONE: &[&str] = &[
+    "setns-own-user", "mount-cgroup", "mount-cgroup2", "swapon", "swapoff", "quotactl", "acct", "bpf-map", "bpf-program",
+    "perf_event_open", "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module",
+    "open_by_handle_at", "lookup_dcookie", "reboot", "syslog-read-all", "settimeofday", "clock_settime", "vhangup", "iopl",
+    "ioperm", "map-page-zero", "lower-oom_score_adj", "raise-hard-open-files", "raise-hard-core", "real-time-priority",
+    "nice-minus-20", "io-class-real-time", "lock-all-memory", "write-uid_map", "mknod-memory", "mknod-disk", "mknod-tun",
+    "mknod-null-in-dev", "core_pattern", "modprobe", "panic", "binfmt_misc", "overcommit", "drop_caches",
+    "sysrq-trigger", "irq-affinity", "uevent_helper", "sys-uevent", "sys-profiling", "kcore", "kmsg", "kpagemap",
+    "slabinfo", "timer_list", "sched_debug",
+];

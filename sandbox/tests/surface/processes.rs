@@ -63,7 +63,7 @@ async fn privileged_surface_keyrings_are_each_pods_own() {
     // Without a filter, by policy. What whoever started the keeper holds, and what another pod holds, is not there.
     // The keeper inherits this thread's session keyring, as it has its service's on a host with systemd.
     let name = "nodeless-test-secret";
-    match sandbox::sys::process::new_session_keyring() {
+    match sandbox::sys::keyring::leave_session() {
         Ok(()) => {}
         Err(error) => return eprintln!("SKIPPED privileged_surface_keyrings_are_each_pods_own: {error}"),
     }
