@@ -120,6 +120,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), KeeperE
 /// Runs a keeper until it is told to end (SIGTERM or SIGINT). The process must have one thread.
 pub fn run(config: &Config) -> Result<(), KeeperError> {
     crate::sys::failpoint::join();
+    crate::sys::process::reset_signals().step("reset of signals")?;
     raise_descriptor_limit();
     crate::sys::failpoint::failpoint!(KeeperStarted);
     // Whatever started it may go away, with its session and terminal; a leader already is as good.

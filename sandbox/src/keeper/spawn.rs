@@ -84,7 +84,7 @@ impl Spawner {
         process::close_from(last.unsigned_abs() + 1).map_err(|error| ("closing of descriptors", error))?;
         // Their numbers are closed: nothing may drop them.
         std::mem::forget((sources, program));
-        process::reset_signals().map_err(|error| ("reset of signals", error))?;
+        process::restore_signals().map_err(|error| ("reset of signals", error))?;
         crate::sys::failpoint::failpoint!(ChildExecuting);
         let environment: [CString; 0] = [];
         nix::unistd::execveat(&last_fd, c"", arguments, &environment, AtFlags::AT_EMPTY_PATH)

@@ -16,7 +16,7 @@ use super::poller::Key;
 use super::requests::{cgroup_refusal, described};
 use super::server::{PodInit, Shim, Source};
 use super::spare::{Spare, furnish};
-use super::stub::report::{Report, Step};
+use super::stub::report::{Proceed, Report, Step};
 use super::stub::{self, Joining, Order, Shared, Streams, host_devices, identity, mounts};
 use crate::cgroup::{DEFAULT_DEVICES, EVERY_DEVICE};
 use crate::contract::{SandboxEvent, Started};
@@ -95,22 +95,22 @@ impl Shim {
         }
         let namespace = self.shared_namespace(&spec)?;
         let rate = Rate::new(configured.spec.log_bytes_per_second);
-        let log = LogWriter::create(configured.logs.as_fd(), &spec.name, spec.attempt, Limits::default())
-            .map_err(|error| described("log of the container", &error))?;
-        crate::sys::failpoint::failpoint!(LogMade);
         let Plumbing { streams, stdin, outputs } = plumb(spec.tty, spec.stdin)?;
         let stdin = stdin.map(Stdin::new).transpose()?;
         let order = Order { terminal: matches!(streams, Streams::Terminal(_)), counts, spec };
-        let fds = fds.into_iter().chain(streams.into_fds()).collect();
+        let streams = streams.into_fds();
+        let all = || fds.iter().chain(&streams).map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
         let ordered = match namespace {
-            None => self.order(&order.spec.resources, &order, fds),
+            None => self.order(&order.spec.resources, &order, all().step("copies of descriptors")?),
             // The spare has a namespace of its own.
-            Some(_) => Err(fds),
+            Some(_) => None,
         };
-        let Spare { child, leaf, channel } = match ordered {
-            Ok(spare) => spare,
-            Err(fds) => self.fork_stub(&order, fds, namespace.as_ref())?,
+        let mut spare = match ordered {
+            Some(spare) => spare,
+            None => self.fork_stub(&order, all().step("copies of descriptors")?, namespace.as_ref())?,
         };
+        let log = self.let_proceed(&mut spare, &order.spec).inspect_err(|_| self.dismiss(&spare))?;
+        let Spare { child, leaf, channel } = spare;
         let container = Container {
             spec: Rc::new(order.spec),
             leaf,
@@ -122,12 +122,26 @@ impl Shim {
             first_byte: false,
             attached: Vec::new(),
             paused: false,
+            mounts: fds,
         };
         let key = self.enrol(child, channel, waiter, Role::Init(Box::new(container)))?;
         for (fd, stream) in outputs {
             self.watch_output(key, fd, stream)?;
         }
         Ok(())
+    }
+
+    /// Makes the container's log, while the stub makes its root, and only then lets it execute its program.
+    fn let_proceed(&self, spare: &mut Spare, spec: &ContainerSpec) -> Result<LogWriter, Refusal> {
+        let Some(configured) = &self.configured else {
+            return Err(Refusal::Invalid { message: "the sandbox is not configured".into() });
+        };
+        let log = LogWriter::create(configured.logs.as_fd(), &spec.name, spec.attempt, Limits::default())
+            .map_err(|error| described("log of the container", &error))?;
+        crate::sys::failpoint::failpoint!(LogMade);
+        // A stub that has ended meanwhile has said why, or is told of by its end.
+        let _ = spare.channel.send(&Proceed, vec![]);
+        Ok(log)
     }
 
     /// The PID namespace that a container joins: its target's, or the one that all share.
@@ -425,7 +439,7 @@ fn in_pid_namespace<T>(namespace: &OwnedFd, fork: impl FnOnce() -> T) -> Result<
 
 /// PID 1 of a shared PID namespace: powerless, reaps orphans for ever.
 fn pod_init(user: Option<&OwnedFd>) -> i32 {
-    let powerless = process::reset_signals().is_ok()
+    let powerless = process::restore_signals().is_ok()
         && identity::enter_user_namespace(user).is_ok()
         && identity::assume(
             &User::default(),

@@ -40,6 +40,7 @@ impl Shim {
         if read != Read::Bytes {
             return (read, None);
         }
+        let read_ns = clock::boottime_ns();
         let before = container.log.written_bytes();
         // What the disk refuses is lost; the log counts it and says so when it can.
         let _ = container.log.write_read(&mut self.buffers, stream, clock::wall_ns());
@@ -48,7 +49,7 @@ impl Shim {
         let due = container.rate.take(written.max(self.buffers.bytes().len() as u64), now);
         if !std::mem::replace(&mut container.first_byte, true) {
             let (container, attempt) = (container.spec.name.clone(), container.spec.attempt);
-            self.record(SandboxEvent::FirstByte { container, attempt, boottime_ns: now });
+            self.record(SandboxEvent::FirstByte { container, attempt, boottime_ns: read_ns });
         }
         self.pass_on(process, stream);
         (read, due)

@@ -7,21 +7,20 @@
 //! A sandbox without a user namespace has the three all the same (unless it is to have the host's), owned by the host's
 //! user namespace. Its ids are the host's.
 
-use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::process::{Signal, WaitOptions, pidfd_send_signal, waitpid};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::own_root;
 use super::stub::report::Step;
 use crate::ids::Ids;
 use crate::protocol::Refusal;
 use crate::spec::Namespaces;
-use crate::sys::{clone, link, mount};
+use crate::sys::clone::{self, Child};
+use crate::sys::{link, mount};
 
 /// Size of the pod's shared memory.
 const SHM_SIZE: &str = "65536k";
@@ -76,11 +75,16 @@ fn make_unowned(namespaces: &Namespaces) -> Result<OwnedFd, Refusal> {
 
 /// A user namespace and those that it owns.
 fn make_owned(ids: &Ids) -> Result<(OwnedFd, OwnedFd), Refusal> {
-    let (mut ours, mut theirs) = UnixStream::pair().step("channel to the namespaces' maker")?;
-    let child = clone::fork_with(clone::NEWUSER, None, || maker(&mut theirs)).step("user namespace")?;
-    drop(theirs);
+    let spaces = clone::NEWUSER | clone::NEWNET | clone::NEWIPC | clone::NEWUTS;
+    // The kernel makes the user namespace first, and then the others as its own.
+    let child = clone::fork_with(spaces, None, || {
+        loop {
+            nix::unistd::pause()
+        }
+    })
+    .step("namespaces of the sandbox")?;
     crate::sys::failpoint::failpoint!(MakerForked);
-    let made = adopt(&mut ours, child.pid, ids);
+    let made = adopt(&child, ids);
     // It has done its work; its namespaces live on in our descriptors.
     pidfd_send_signal(&child.pidfd, Signal::KILL).step("end of the namespaces' maker")?;
     waitpid(Some(child.pid), WaitOptions::empty()).step("end of the namespaces' maker")?;
@@ -103,44 +107,21 @@ fn keep_shared(base: u32, shm: Option<OwnedFd>) -> Result<(), Refusal> {
     own_root::keep(&empty, own_root::EMPTY)
 }
 
-/// The child: waits for its id mapping, makes the namespaces as root of the user namespace, waits to be killed.
-fn maker(channel: &mut UnixStream) -> i32 {
-    let mut byte = [0];
-    if channel.read_exact(&mut byte).is_err() {
-        return 1;
-    }
-    let spaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-    let made = nix::sched::unshare(spaces).map_or_else(|errno| errno as i32, |()| 0);
-    if channel.write_all(&[u8::try_from(made).unwrap_or(255)]).is_err() {
-        return 1;
-    }
-    let _ = channel.read_exact(&mut byte);
-    0
-}
-
-fn adopt(channel: &mut UnixStream, maker: Pid, ids: &Ids) -> Result<(OwnedFd, OwnedFd), Refusal> {
-    let process = format!("/proc/{}", maker.as_raw_nonzero());
+/// Maps the ids of the child's user namespace, and enters the namespaces that this one owns.
+fn adopt(maker: &Child, ids: &Ids) -> Result<(OwnedFd, OwnedFd), Refusal> {
+    let process = format!("/proc/{}", maker.pid.as_raw_nonzero());
     let mapping = ids.mapping();
     std::fs::write(format!("{process}/uid_map"), &mapping).step("user id mapping")?;
     std::fs::write(format!("{process}/gid_map"), &mapping).step("group id mapping")?;
     crate::sys::failpoint::failpoint!(IdsMapped);
-    let mut byte = [1];
-    channel.write_all(&byte).step("word to the namespaces' maker")?;
-    channel.read_exact(&mut byte).step("answer of the namespaces' maker")?;
-    if byte[0] != 0 {
-        let error = std::io::Error::from_raw_os_error(i32::from(byte[0]));
-        return Err(Refusal::failed("network, IPC and UTS namespaces", &error));
-    }
     let open = |name: &str| {
         openat(CWD, format!("{process}/ns/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .step(format!("open of the {name} namespace"))
     };
-    let (user, net, ipc, uts) = (open("user")?, open("net")?, open("ipc")?, open("uts")?);
-    let enter = |fd: &OwnedFd, kind, name: &str| {
-        move_into_link_name_space(fd.as_fd(), Some(kind)).step(format!("entering the {name} namespace"))
-    };
-    enter(&net, LinkNameSpaceType::Network, "network")?;
-    enter(&ipc, LinkNameSpaceType::InterProcessCommunication, "IPC")?;
-    enter(&uts, LinkNameSpaceType::HostNameAndNISDomainName, "UTS")?;
+    let (user, net) = (open("user")?, open("net")?);
+    let spaces = ThreadNameSpaceType::NETWORK
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
+    move_into_thread_name_spaces(maker.pidfd.as_fd(), spaces).step("entering network, IPC and UTS namespaces")?;
     Ok((user, net))
 }

@@ -56,33 +56,23 @@ impl Shim {
     }
 
     /// The spare with these limits and this order given, if there is one that can take them.
-    pub(super) fn order(
-        &mut self,
-        resources: &Resources,
-        order: &Order,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Spare, Vec<OwnedFd>> {
+    pub(super) fn order(&mut self, resources: &Resources, order: &Order, fds: Vec<OwnedFd>) -> Option<Spare> {
         if order.spec.security.host_devices {
             // Its /dev and its device rules are the usual ones.
-            return Err(fds);
+            return None;
         }
-        let Some(mut spare) = self.spare.take() else { return Err(fds) };
+        let mut spare = self.spare.take()?;
         // The stub lives on memory of the leaf already: a limit below that is for a fresh leaf to take.
         if spare.leaf.apply(resources).is_err() {
             self.dismiss(&spare);
-            return Err(fds);
+            return None;
         }
-        let copies: Result<Vec<OwnedFd>, _> = fds.iter().map(OwnedFd::try_clone).collect();
-        match copies.map(|copies| spare.channel.send(order, copies)) {
-            Ok(Ok(())) => {
-                crate::sys::failpoint::failpoint!(StubOrdered);
-                Ok(spare)
-            }
-            _ => {
-                self.dismiss(&spare);
-                Err(fds)
-            }
+        if spare.channel.send(order, fds).is_err() {
+            self.dismiss(&spare);
+            return None;
         }
+        crate::sys::failpoint::failpoint!(StubOrdered);
+        Some(spare)
     }
 
     /// Ends the spare, for a sandbox that will not need it.
@@ -92,7 +82,8 @@ impl Shim {
         }
     }
 
-    fn dismiss(&self, spare: &Spare) {
+    /// Ends a stub and removes its leaf.
+    pub(super) fn dismiss(&self, spare: &Spare) {
         let _ = pidfd_send_signal(&spare.child.pidfd, Signal::KILL);
         let _ = waitpid(Some(spare.child.pid), WaitOptions::empty());
         self.remove_spare_leaf(spare);

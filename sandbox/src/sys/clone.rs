@@ -13,8 +13,15 @@ pub const NEWNS: u64 = libc::CLONE_NEWNS as u64;
 pub const NEWPID: u64 = libc::CLONE_NEWPID as u64;
 /// `CLONE_NEWUSER`.
 pub const NEWUSER: u64 = libc::CLONE_NEWUSER as u64;
+/// `CLONE_NEWNET`.
+pub const NEWNET: u64 = libc::CLONE_NEWNET as u64;
+/// `CLONE_NEWIPC`.
+pub const NEWIPC: u64 = libc::CLONE_NEWIPC as u64;
+/// `CLONE_NEWUTS`.
+pub const NEWUTS: u64 = libc::CLONE_NEWUTS as u64;
 
 const CLONE_PIDFD: u64 = libc::CLONE_PIDFD as u64;
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// A child process.
@@ -27,7 +34,7 @@ pub struct Child {
 }
 
 /// Forks a child with `flags` (namespaces), into `cgroup` (a v2 directory) where given, which runs `body` and exits
-/// with what it returns.
+/// with what it returns. It has none of the parent's signal handlers; what the parent ignores it ignores.
 ///
 /// Only for single-threaded processes: the child has the memory of the parent as it is, and no other thread to unlock
 /// what was locked. The shim and the keeper are such; anything else gets [`io::ErrorKind::Unsupported`].
@@ -37,7 +44,7 @@ pub fn fork_with(flags: u64, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce()
     }
     let mut pidfd: RawFd = -1;
     let mut args = libc::clone_args {
-        flags: flags | CLONE_PIDFD,
+        flags: flags | CLONE_PIDFD | CLONE_CLEAR_SIGHAND,
         pidfd: std::ptr::from_mut(&mut pidfd) as u64,
         child_tid: 0,
         parent_tid: 0,

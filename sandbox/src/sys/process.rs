@@ -13,7 +13,21 @@ pub fn close_from(first: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Default disposition for every signal, none blocked.
+/// Undoes, in a forked child, what this program does to signals: SIGPIPE, which Rust's runtime ignores, and the mask.
+pub fn restore_signals() -> io::Result<()> {
+    // SAFETY: SIG_DFL is always a valid disposition; sigset_t is plain data, initialised by sigemptyset before use.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        if libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Default disposition for every signal, none blocked: whatever whoever started this program did to them.
 pub fn reset_signals() -> io::Result<()> {
     // SAFETY: sigset_t is plain data; sigemptyset initialises it before use, and SIG_DFL is always a valid disposition.
     // KILL and STOP, and numbers that libc keeps for itself, answer EINVAL, which is of no consequence.

@@ -35,7 +35,7 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
 use self::mounts::CgroupView;
-use self::report::{Report, Step};
+use self::report::{Proceed, Report, Step};
 use self::stage::Stage;
 use crate::cgroup::Group;
 use crate::ids::Ids;
@@ -202,6 +202,8 @@ fn make_container(
         rootfs::pivot(tree)?
     }
     crate::sys::failpoint::failpoint!(RootEntered);
+    // Without the shim there is nobody for whom to run.
+    let Ok((Proceed, _)) = report.receive() else { process::exit_now(0) };
     connect(&parts.streams, terminal.as_deref(), owner, report)?;
     let entered;
     let shared = if spec.security.writable_kernel && shared.user.is_some() {
@@ -262,7 +264,7 @@ fn join_steps(
 
 /// First steps of every stub, while the host's paths to /proc and the control groups are still there.
 fn begin(leaf: &Group) -> Result<(), Refusal> {
-    process::reset_signals().step("reset of signals")?;
+    process::restore_signals().step("reset of signals")?;
     rustix::process::setsid().step("own session")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     if leaf.clone_into().is_none() {

@@ -1,4 +1,4 @@
-//! What a stub tells its shim before its program takes over.
+//! What a stub tells its shim before its program takes over, and the one thing that it is told.
 //!
 //! The channel is a socket that closes at `execve`. `Executing` and then the end of the channel is success; `Failed`
 //! is not; the end without `Executing` means that the stub was killed on the way.
@@ -28,6 +28,10 @@ pub(crate) enum Report {
         refusal: Refusal,
     },
 }
+
+/// What the shim says once all that the program needs is there: it may be executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Proceed;
 
 /// Names the step that failed.
 pub(crate) trait Step<T> {
