@@ -191,8 +191,10 @@ impl Drop for SmallDisk {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn privileged_a_full_disk_stops_no_container_and_is_told_in_the_log() {
     privileged!("privileged_a_full_disk_stops_no_container_and_is_told_in_the_log");
+    // Not in the host's own directory, which is removed first.
+    let place = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::new(place.path().join("disk"));
     let host = Host::new().await;
-    let disk = SmallDisk::new(host.path().join("disk"));
     let id = host.sandbox_with("full", |spec| spec.log_dir = disk.0.join("logs")).await;
     let mut events = host.sandboxes().events(&id).await.unwrap();
     let echo = ContainerSpec { stdin: true, ..host.shell("echo", "exec cat") };
