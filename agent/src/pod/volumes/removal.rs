@@ -115,6 +115,8 @@ fn names(directory: &OwnedFd) -> io::Result<Option<Vec<std::ffi::OsString>>> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -184,30 +186,29 @@ mod tests {
         for number in 0..50 {
             fs::write(decoy.join(format!("file{number}")), "mine").unwrap();
         }
-        let over = std::sync::atomic::AtomicBool::new(false);
-        let (mut exchanged, mut removed) = (0_u32, 0);
+        let (over, exchanged) = (AtomicBool::new(false), AtomicU32::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                while removed < 200 {
-                    fs::create_dir_all(tree.join("a/b")).unwrap_or_default();
-                    fs::write(tree.join("a/b/file0"), "").unwrap_or_default();
-                    symlink(&decoy, tree.join("a/link")).unwrap_or_default();
-                    symlink(&decoy, tree.join("link")).unwrap_or_default();
-                    // The racer may put things back between two looks.
-                    if remove_tree(&tree).is_ok() {
-                        removed += 1;
+                while !over.load(Ordering::Relaxed) {
+                    for (a, b) in [("a/b", "a/link"), ("a", "link")] {
+                        let done = renameat_with(CWD, tree.join(a), CWD, tree.join(b), RenameFlags::EXCHANGE);
+                        exchanged.fetch_add(u32::from(done.is_ok()), Ordering::Relaxed);
                     }
                 }
-                over.store(true, std::sync::atomic::Ordering::Relaxed);
             });
-            while !over.load(std::sync::atomic::Ordering::Relaxed) {
-                for (a, b) in [("a/b", "a/link"), ("a", "link")] {
-                    let done = renameat_with(CWD, tree.join(a), CWD, tree.join(b), RenameFlags::EXCHANGE);
-                    exchanged += u32::from(done.is_ok());
-                }
+            let mut removed = 0;
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while (removed < 200 || exchanged.load(Ordering::Relaxed) < 20) && Instant::now() < deadline {
+                fs::create_dir_all(tree.join("a/b")).unwrap_or_default();
+                fs::write(tree.join("a/b/file0"), "").unwrap_or_default();
+                symlink(&decoy, tree.join("a/link")).unwrap_or_default();
+                symlink(&decoy, tree.join("link")).unwrap_or_default();
+                // The racer may put things back between two looks.
+                removed += u32::from(remove_tree(&tree).is_ok());
             }
+            over.store(true, Ordering::Relaxed);
         });
-        assert!(exchanged > 0, "nothing raced");
+        assert!(exchanged.into_inner() >= 20, "nothing raced");
         assert_eq!(fs::read_dir(&decoy).unwrap().count(), 50);
     }
 }
