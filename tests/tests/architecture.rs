@@ -277,7 +277,7 @@ fn every_attack_has_its_defence_and_its_test_and_every_attacking_test_its_attack
             named.insert(test);
         }
     }
-    for kind in ["surface", "evaluate", "neighbours"] {
+    for kind in ["escape", "surface", "evaluate", "neighbours"] {
         let start = format!("fn privileged_{kind}_");
         for found in sources.split(&start).skip(1).filter_map(|rest| rest.split_once('(')).map(|(name, _)| name) {
             // A name, not this test's own words.
