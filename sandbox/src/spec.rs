@@ -248,7 +248,7 @@ pub struct Security {
     pub no_new_privileges: bool,
     /// The seccomp filter.
     pub seccomp: Seccomp,
-    /// Paths hidden.
+    /// Paths hidden; a `*` stands for any part of one name.
     pub masked_paths: Vec<String>,
     /// Paths made read-only.
     pub readonly_paths: Vec<String>,
@@ -330,7 +330,7 @@ pub const ALL_CAPABILITIES: [&str; 41] = [
 ];
 
 /// Paths masked by default: the union of what containerd, podman, CRI-O and the kubelet hide.
-pub const DEFAULT_MASKED_PATHS: [&str; 13] = [
+pub const DEFAULT_MASKED_PATHS: [&str; 14] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -341,6 +341,7 @@ pub const DEFAULT_MASKED_PATHS: [&str; 13] = [
     "/proc/scsi",
     "/proc/timer_list",
     "/proc/timer_stats",
+    "/sys/devices/system/cpu/cpu*/thermal_throttle",
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
     "/sys/fs/selinux",

@@ -22,12 +22,10 @@ async fn answers(host: &Host, id: &SandboxId, args: &[&str]) -> String {
     log
 }
 
-/// Whether `name` is the pattern, whose last character may be a `*` for one more component.
+/// Whether `name` is the pattern, in which a `*` is one component.
 fn is(pattern: &str, name: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(start) => name.strip_prefix(start).is_some_and(|rest| !rest.is_empty() && !rest.contains('/')),
-        None => pattern == name,
-    }
+    let (pattern, name): (Vec<&str>, Vec<&str>) = (pattern.split('/').collect(), name.split('/').collect());
+    pattern.len() == name.len() && pattern.iter().zip(&name).all(|(wanted, found)| *wanted == "*" || wanted == found)
 }
 
 #[tokio::test]
@@ -122,6 +120,24 @@ async fn privileged_evaluate_a_read_only_root_leaves_only_what_is_in_memory_and_
     let log = host.log(&id, "main", 0);
     let writable: Vec<&str> = log.lines().filter_map(|line| line.strip_prefix("writable ")).collect();
     assert_eq!(writable, ["/dev/", "/dev/mqueue/", "/dev/pts/", "/dev/shm/", "/rw/", "/rw/file"]);
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_evaluate_what_is_hidden_by_a_pattern_is_hidden_wherever_it_is() {
+    attack!("privileged_evaluate_what_is_hidden_by_a_pattern_is_hidden_wherever_it_is");
+    // As each CPU's thermal_throttle is, which virtual machines do not have.
+    let host = Host::new().await;
+    let id = host.sandbox("pattern").await;
+    let script = "for d in /sys/devices/system/cpu/cpu[0-9]*/topology; do echo $d; ls $d; done";
+    let (_, before) = host.script(&id, "before", script).await;
+    let mut spec = host.shell("after", script);
+    spec.security.masked_paths.push("/sys/devices/system/cpu/cpu*/topology".to_owned());
+    host.run(&id, &spec).await;
+    let after = host.log(&id, "after", 0);
+    let places = |text: &str| text.lines().filter(|line| line.starts_with('/')).count();
+    assert!(places(&before) > 0 && before.lines().count() > places(&before), "{before}");
+    assert_eq!((after.lines().count(), places(&after)), (places(&before), places(&before)), "{after}");
     host.close().await;
 }
 

@@ -447,6 +447,8 @@ fn pod_init(user: Option<&OwnedFd>) -> i32 {
             None,
         )
         .is_ok()
+        // It has the shim's memory and root. A change of ids sets this anew, by a setting of the host's.
+        && rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).is_ok()
         && process::close_from(0).is_ok();
     if !powerless {
         process::exit_now(1);

@@ -23,6 +23,7 @@ pub(crate) const MOUNTS: &[(&str, &str, &str, &str)] = &[
     ("/proc/timer_list", "tmpfs", "/null", "rw,nosuid"),
     ("/proc/timer_stats", "tmpfs", "/null", "rw,nosuid"),
     ("/sys", "sysfs", "/", "ro,nosuid,nodev,noexec"),
+    ("/sys/devices/system/cpu/*/thermal_throttle", "tmpfs", "/", "ro,nosuid,nodev,noexec"),
     ("/sys/devices/virtual/powercap", "tmpfs", "/", "ro,nosuid,nodev,noexec"),
     ("/sys/firmware", "tmpfs", "/", "ro,nosuid,nodev,noexec"),
     ("/sys/fs/selinux", "tmpfs", "/", "ro,nosuid,nodev,noexec"),

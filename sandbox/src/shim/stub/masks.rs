@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FileType, OFlags, fstat, major, minor};
+use rustix::fs::{Dir, FileType, OFlags, fstat, major, minor};
 use rustix::io::Errno;
 
 use super::super::own_root;
@@ -14,14 +14,14 @@ use crate::protocol::Refusal;
 use crate::sys::mount;
 use crate::sys::paths::{self, Kind};
 
-/// Hides each path that exists.
+/// Hides each path that exists. One component may hold a `*`, which stands for any part of a name.
 pub(crate) fn hide(root: &OwnedFd, dev: &OwnedFd, masked: &[String]) -> Result<(), Refusal> {
     if masked.is_empty() {
         return Ok(());
     }
     let null = null_device(dev)?;
     let empty = own_root::directory(own_root::EMPTY)?;
-    for path in masked {
+    for path in masked.iter().map(|path| meant(root, path)).collect::<Result<Vec<_>, _>>()?.iter().flatten() {
         let Some(target) = existing(root, path)? else { continue };
         let directory = paths::kind_of(&target).step(format!("kind of masked path {path}"))? == Kind::Directory;
         let cover = if directory { empty.as_fd() } else { null.as_fd() };
@@ -42,6 +42,37 @@ pub(crate) fn protect(root: &OwnedFd, read_only: &[String]) -> Result<(), Refusa
     Ok(())
 }
 
+/// A path with a `*`: the directory that is searched, what a name begins and ends with, and the rest of the path.
+fn pattern(path: &str) -> Option<(&str, &str, &str, &str)> {
+    let (before, after) = path.split_once('*')?;
+    let (directory, start) = before.rsplit_once('/')?;
+    let (end, rest) = after.split_at(after.find('/').unwrap_or(after.len()));
+    Some((directory, start, end, rest))
+}
+
+/// The paths that are meant: the path itself, or those that a `*` stands for.
+fn meant(root: &OwnedFd, path: &str) -> Result<Vec<String>, Refusal> {
+    let Some((directory, start, end, rest)) = pattern(path) else { return Ok(vec![path.to_owned()]) };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = match paths::open_in(root, directory, flags) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
+        other => other.step(format!("search for {path}"))?,
+    };
+    let mut found = Vec::new();
+    for entry in Dir::read_from(opened).step(format!("search for {path}"))? {
+        let entry = entry.step(format!("search for {path}"))?;
+        if let Ok(name) = entry.file_name().to_str()
+            && name.len() >= start.len() + end.len()
+            && name.starts_with(start)
+            && name.ends_with(end)
+            && !matches!(name, "." | "..")
+        {
+            found.push(format!("{directory}/{name}{rest}"));
+        }
+    }
+    Ok(found)
+}
+
 fn existing(root: &OwnedFd, path: &str) -> Result<Option<OwnedFd>, Refusal> {
     match paths::open_in(root, path, OFlags::PATH) {
         Ok(fd) => Ok(Some(fd)),
@@ -56,4 +87,26 @@ fn null_device(dev: &OwnedFd) -> Result<OwnedFd, Refusal> {
     let genuine = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
         && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3);
     if genuine { Ok(null) } else { Err(Refusal::Invalid { message: "/dev/null is not the null device".into() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_part_of_one_name_may_be_anything() {
+        assert_eq!(pattern("/proc/keys"), None);
+        assert_eq!(pattern("/sys/cpu/cpu*/throttle"), Some(("/sys/cpu", "cpu", "", "/throttle")));
+        assert_eq!(pattern("/a/*.b"), Some(("/a", "", ".b", "")));
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["cpu0", "cpu1", "cpuidle", "other"] {
+            std::fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        let root = rustix::fs::open(directory.path(), OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        let mut found = meant(&root, "/cpu*/x").unwrap();
+        found.sort();
+        assert_eq!(found, ["/cpu0/x", "/cpu1/x", "/cpuidle/x"]);
+        assert_eq!(meant(&root, "/absent/cpu*").unwrap(), Vec::<String>::new());
+        assert_eq!(meant(&root, "/plain").unwrap(), ["/plain"]);
+    }
 }
