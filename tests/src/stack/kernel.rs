@@ -10,6 +10,9 @@ use super::Stack;
 /// The leaf of a sandbox's control group that its shim is in.
 const SHIM_LEAF: &str = "shim";
 
+/// How the command line of a shim, and of each stub that it has forked, begins.
+const STUB: &[u8] = b"nodeless-shim\0shim\0";
+
 impl Stack {
     /// Where sandboxes are while they are held: one directory each, named as in the bill.
     pub fn sandboxes(&self) -> PathBuf {
@@ -51,12 +54,16 @@ pub fn cgroup_of(parent: &Path, sandbox: &Path) -> Option<PathBuf> {
     Some(parent.join(slot["name"].as_str()?))
 }
 
-/// Whether a container's process is in a sandbox's control group.
+/// Whether a container's process is in a sandbox's control group. A stub that stands by there, or is on its way to becoming
+/// a container's process, is none yet: its command line is still its shim's.
 pub fn has_container_processes(cgroup: &Path) -> bool {
     let Ok(leaves) = std::fs::read_dir(cgroup) else { return false };
-    leaves.flatten().any(|leaf| {
-        leaf.file_name() != SHIM_LEAF
-            && std::fs::read(leaf.path().join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty())
+    leaves.flatten().filter(|leaf| leaf.file_name() != SHIM_LEAF).any(|leaf| {
+        let members = std::fs::read_to_string(leaf.path().join("cgroup.procs")).unwrap_or_default();
+        members.lines().any(|pid| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            !command.is_empty() && !command.starts_with(STUB)
+        })
     })
 }
 
