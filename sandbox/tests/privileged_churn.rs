@@ -8,7 +8,10 @@ mod support;
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use churn::oracle::Pod;
+use churn::place::{self, Place};
 use churn::rounds::{Rounds, number};
+use churn::words::Question;
 use sandbox::sys::failpoint::{Point, VARIABLE};
 
 /// Kills of a run that is not told otherwise.
@@ -63,4 +66,33 @@ fn privileged_the_shipped_shim_has_no_step_at_which_it_could_be_killed() {
     if let Ok(program) = support::shim::churn_agent() {
         assert!(holds(program), "and the churn tests' program has");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileged_keeper_and_shims_go_on_when_nobody_hears_them() {
+    privileged!("privileged_keeper_and_shims_go_on_when_nobody_hears_them");
+    if let Err(reason) = support::shim::churn_agent() {
+        eprintln!("SKIPPED privileged_keeper_and_shims_go_on_when_nobody_hears_them: {reason}");
+        return;
+    }
+    // A pipe that nobody reads.
+    let (_, unheard) = std::io::pipe().unwrap();
+    let rounds = Rounds::begin_with(1, unheard).await;
+    let (agent, maker, set_up) = (&rounds.agent, &rounds.maker, &rounds.set_up);
+    let pods = [maker.pod(), maker.pod()];
+    for pod in &pods {
+        agent.must(Question::Prepare(pod.id.clone())).await;
+        agent.must(Question::Configure(pod.id.clone(), pod.spec.clone())).await;
+    }
+    let (place, keepers) = (Place::look(set_up), place::keepers(set_up));
+    let slot = |pod: &Pod| place.sandboxes[&pod.id.0].clone().unwrap();
+    // The one shim says that its stub has ended, the keeper that the other has.
+    assert!(place::kill_stub(set_up, &slot(&pods[0])));
+    assert!(place::kill_shim(set_up, &slot(&pods[1])));
+    support::until("the stub's end is seen", || place::stub_leaf(set_up, &slot(&pods[0])).is_none()).await;
+    let container = maker.container(false);
+    agent.must(Question::Start(pods[0].id.clone(), container.spec.clone())).await;
+    agent.must(Question::Destroy(pods[1].id.clone())).await;
+    assert_eq!(place::keepers(set_up), keepers, "the keeper is the one that it was");
+    rounds.end().await;
 }

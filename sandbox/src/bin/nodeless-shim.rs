@@ -10,9 +10,7 @@ fn main() -> ExitCode {
                 let argument = arguments.next().and_then(|argument| argument.into_string().ok()).unwrap_or_default();
                 sandbox::shim::run(&argument).map_err(Into::into)
             }
-            Some("keeper") => sandbox::keeper::Config::parse(arguments)
-                .and_then(|config| sandbox::keeper::run(&config))
-                .map_err(Into::into),
+            Some("keeper") => keeper(arguments).map_err(Into::into),
             Some("--version") => {
                 println!("nodeless-shim {}", env!("CARGO_PKG_VERSION"));
                 return ExitCode::SUCCESS;
@@ -29,6 +27,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn keeper(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<(), sandbox::keeper::KeeperError> {
+    let config = sandbox::keeper::Config::parse(arguments)?;
+    sandbox::keeper::forget_inherited()?;
+    sandbox::keeper::run(&config)
 }
 
 /// An error and what caused it, on one line.

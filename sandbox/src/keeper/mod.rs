@@ -110,11 +110,16 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
 /// The whole of `nodeless-shim keeper ARGUMENTS…`: logs to standard error, serves, and comes back when told to end.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), KeeperError> {
     let config = Config::parse(arguments)?;
-    // Whatever whoever started it forgot to close would be held for as long as the host is up.
-    crate::sys::process::close_from(3).step("closing of inherited descriptors")?;
+    forget_inherited()?;
     // Somebody who set one up already knows better.
-    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).try_init();
+    let _ = tracing_subscriber::fmt().with_writer(|| crate::sys::say::Unfailing).with_ansi(false).try_init();
     run(&config)
+}
+
+/// Closes what whoever started the process forgot to close: a keeper would hold it for as long as the host is up. Nothing
+/// may be open yet but the standard streams.
+pub fn forget_inherited() -> Result<(), KeeperError> {
+    crate::sys::process::close_from(3).step("closing of inherited descriptors")
 }
 
 /// Runs a keeper until it is told to end (SIGTERM or SIGINT). The process must have one thread.

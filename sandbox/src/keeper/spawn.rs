@@ -48,7 +48,7 @@ impl Spawner {
         clone::fork_with(spaces, cgroup, || {
             // Only its failure returns.
             let Err((step, error)) = self.become_shim(&roles, &arguments);
-            eprintln!("nodeless-shim: {step} failed: {error}");
+            crate::sys::say::say!("nodeless-shim: {step} failed: {error}");
             NOT_EXECUTED
         })
         .map_err(|error| Refusal::failed("clone of a shim", &error))

@@ -206,7 +206,7 @@ impl Shim {
                 return self.flush_input(process);
             }
             Err(Errno::AGAIN | Errno::INTR) => return,
-            Err(errno) => eprintln!("an attacher's input cannot be read: {errno}"),
+            Err(errno) => crate::sys::say::say!("an attacher's input cannot be read: {errno}"),
         }
         if let Some(end) = container.attached[index].input.take() {
             forget(&self.poller, &mut self.sources, end);
@@ -248,7 +248,7 @@ impl Shim {
         }
         for end in container.attached.iter().filter_map(|attacher| attacher.input.as_ref()) {
             if let Err(errno) = self.poller.add(&end.fd, end.key) {
-                eprintln!("an attacher's input is not read any more: {errno}");
+                crate::sys::say::say!("an attacher's input is not read any more: {errno}");
             }
         }
     }

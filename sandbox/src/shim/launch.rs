@@ -277,7 +277,7 @@ impl Shim {
             while let Ok(Some((message, mut fds))) = report.next_message::<Report>() {
                 match message {
                     Report::Terminal => *master = fds.pop(),
-                    Report::Degraded { what } => eprintln!("{what}"),
+                    Report::Degraded { what } => crate::sys::say::say!("{what}"),
                     Report::Executing => *executing = true,
                     Report::Failed { refusal: why } => *refusal = Some(why),
                 }
@@ -340,7 +340,7 @@ impl Shim {
                         container.stdin = master.try_clone().ok().and_then(|master| Stdin::new(master).ok());
                     }
                     if let Err(refusal) = self.watch_output(key, master, Stream::Stdout) {
-                        eprintln!("the terminal's output is lost: {refusal:?}");
+                        crate::sys::say::say!("the terminal's output is lost: {refusal:?}");
                     }
                 }
                 self.record(event);

@@ -34,7 +34,7 @@ impl Shim {
         let output = &container.outputs[index];
         let stream = output.stream;
         let read = self.buffers.read(&output.fd).unwrap_or_else(|error| {
-            eprintln!("{error}: {:?}", std::error::Error::source(&error));
+            crate::sys::say::say!("{error}: {:?}", std::error::Error::source(&error));
             Read::Ended
         });
         if read != Read::Bytes {
@@ -78,7 +78,7 @@ impl Shim {
             let Some(container) = init_of(&mut self.processes, process) else { continue };
             for output in &container.outputs {
                 if let Err(errno) = self.poller.add(&output.fd, output.key) {
-                    eprintln!("an output is not read any more: {errno}");
+                    crate::sys::say::say!("an output is not read any more: {errno}");
                 }
             }
         }
@@ -101,7 +101,7 @@ impl Shim {
         self.poller.remove(&output.fd);
         self.sources.remove(&output.key);
         if let Err(error) = container.log.finish(&mut self.buffers, output.stream, clock::wall_ns()) {
-            eprintln!("log cannot be finished: {error}");
+            crate::sys::say::say!("log cannot be finished: {error}");
         }
         self.close_sinks(process, output.stream);
     }

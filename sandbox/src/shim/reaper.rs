@@ -46,7 +46,7 @@ impl Shim {
                 exit.oom_killed = oom_kills > 0;
                 self.note_oom_kills(container, oom_kills);
                 if let Err(error) = self.pod.remove_leaf(container.leaf.name(), LEAF_DEADLINE) {
-                    eprintln!("control group of a dead container stays for now: {error}");
+                    crate::sys::say::say!("control group of a dead container stays for now: {error}");
                 }
                 crate::sys::failpoint::failpoint!(ContainerLeafRemoved);
                 if running {
@@ -86,7 +86,7 @@ impl Shim {
         if let Some(configured) = &mut self.configured
             && configured.pod_init.as_ref().is_some_and(|init| init.pid == pid)
         {
-            eprintln!("the pod's first process has ended");
+            crate::sys::say::say!("the pod's first process has ended");
         }
     }
 }

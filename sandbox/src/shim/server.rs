@@ -223,7 +223,7 @@ impl Shim {
     /// Records an event, then tells it.
     pub(super) fn record(&mut self, event: SandboxEvent) {
         if let Err(error) = self.history.push(event.clone()) {
-            eprintln!("event record cannot be written: {error}");
+            crate::sys::say::say!("event record cannot be written: {error}");
         }
         self.clients.publish(&self.poller, &event);
     }

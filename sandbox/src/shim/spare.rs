@@ -39,7 +39,7 @@ impl Shim {
             Ok(spare) => self.spare = Some(spare),
             Err(refusal) => {
                 let _ = self.pod.remove_leaf(LEAF, LEAF_DEADLINE);
-                eprintln!("no stub stands by: {refusal:?}");
+                crate::sys::say::say!("no stub stands by: {refusal:?}");
             }
         }
     }
@@ -93,7 +93,7 @@ impl Shim {
     pub(super) fn spare_ended(&mut self, pid: Pid) -> bool {
         let ended = self.spare.take_if(|spare| spare.child.pid == pid);
         if let Some(spare) = &ended {
-            eprintln!("the stub that stood by has ended");
+            crate::sys::say::say!("the stub that stood by has ended");
             self.remove_spare_leaf(spare);
         }
         ended.is_some()
@@ -101,7 +101,7 @@ impl Shim {
 
     fn remove_spare_leaf(&self, spare: &Spare) {
         if let Err(error) = self.pod.remove_leaf(spare.leaf.name(), LEAF_DEADLINE) {
-            eprintln!("control group of a stub stays for now: {error}");
+            crate::sys::say::say!("control group of a stub stays for now: {error}");
         }
     }
 }
@@ -113,7 +113,7 @@ pub(super) fn furnish(leaf: &Group, rules: &[DeviceRule]) -> Result<(), Refusal>
     match leaf.allow_devices(rules).map_err(|error| cgroup_refusal("devices of a container", &error))? {
         Enforcement::Kernel => {}
         Enforcement::None => {
-            eprintln!("this kernel controls no devices by control group: only missing nodes and nodev do")
+            crate::sys::say::say!("this kernel controls no devices by control group: only missing nodes and nodev do")
         }
     }
     Ok(())

@@ -12,6 +12,7 @@
 //! * `loop_device`: binding a file to a block device.
 //! * [`link`]: bringing the loopback interface up.
 //! * [`process`]: descriptors and signals before `execve`.
+//! * `say`: words on standard error that can neither fail nor wait.
 //! * [`spread`]: where a file system puts the directories of a directory.
 //! * `watch`: descriptors for tokio.
 //! * [`clock`]: the two clocks of the contract.
@@ -28,5 +29,6 @@ pub mod mount;
 pub(crate) mod owner;
 pub mod paths;
 pub mod process;
+pub(crate) mod say;
 pub mod spread;
 pub(crate) mod watch;

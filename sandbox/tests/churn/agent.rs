@@ -42,7 +42,11 @@ pub struct Agent {
 impl Agent {
     /// Starts it; [`Agent::opened`] says how that went.
     pub fn start(set_up: &SetUp, log: &Path) -> Self {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        Self::start_with(set_up, std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap())
+    }
+
+    /// Starts it with this standard error.
+    pub fn start_with(set_up: &SetUp, log: impl Into<Stdio>) -> Self {
         let mut child = Command::new(&set_up.program)
             .arg("agent")
             .arg(serde_json::to_string(set_up).unwrap())

@@ -126,14 +126,34 @@ impl Place {
     }
 }
 
+/// The keeper, and its children that have not become shims yet.
+pub fn keepers(set_up: &SetUp) -> Vec<Pid> {
+    let run = set_up.run_dir.display().to_string();
+    let all = commands().into_iter();
+    all.filter(|(_, command)| command.contains("keeper\0--run-dir") && command.contains(&run))
+        .map(|(pid, _)| pid)
+        .collect()
+}
+
 /// Kills the keeper, if there is one.
 pub fn kill_keeper(set_up: &SetUp) {
-    let run = set_up.run_dir.display().to_string();
-    for (pid, command) in commands() {
-        if command.contains("keeper\0--run-dir") && command.contains(&run) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
+    for pid in keepers(set_up) {
+        let _ = kill_process(pid, Signal::KILL);
     }
+}
+
+/// The cgroup in which a slot's stub stands by.
+pub fn stub_leaf(set_up: &SetUp, slot: &str) -> Option<PathBuf> {
+    let mut leaves = group_parents(set_up).into_iter().map(|parent| parent.join(slot).join("first"));
+    leaves.find(|leaf| leaf.is_dir())
+}
+
+/// Kills a slot's stub that stands by.
+pub fn kill_stub(set_up: &SetUp, slot: &str) -> bool {
+    let Some(leaf) = stub_leaf(set_up, slot) else { return false };
+    let members = std::fs::read_to_string(leaf.join("cgroup.procs")).unwrap_or_default();
+    let stub = members.lines().find_map(|pid| Pid::from_raw(pid.parse().ok()?));
+    stub.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
 }
 
 /// Kills a slot's shim: the first process of its PID namespace, one below the host's.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -53,8 +54,8 @@ pub struct Rounds {
     pub set_up: SetUp,
     pub plan: Arc<Plan>,
     _directory: tempfile::TempDir,
-    maker: Arc<Maker>,
-    agent: Arc<Agent>,
+    pub maker: Arc<Maker>,
+    pub agent: Arc<Agent>,
     pods: Vec<Pod>,
     random: Random,
     bag: Vec<Point>,
@@ -66,6 +67,15 @@ pub struct Rounds {
 
 impl Rounds {
     pub async fn begin(seed: u64) -> Self {
+        Self::begin_in(seed, |set_up| Agent::start(set_up, &log_of(set_up))).await
+    }
+
+    /// With another standard error than a log for what the first agent starts, the keeper and its shims too.
+    pub async fn begin_with(seed: u64, heard: impl Into<Stdio>) -> Self {
+        Self::begin_in(seed, |set_up| Agent::start_with(set_up, heard)).await
+    }
+
+    async fn begin_in(seed: u64, start: impl FnOnce(&SetUp) -> Agent) -> Self {
         let directory = tempfile::Builder::new().prefix("nodeless-churn-").tempdir().unwrap();
         let set_up = SetUp {
             run_dir: directory.path().join("run"),
@@ -77,7 +87,7 @@ impl Rounds {
         std::fs::create_dir_all(&set_up.run_dir).unwrap();
         let plan = Arc::new(Plan::create(&set_up.run_dir));
         let maker = Arc::new(Maker::new(directory.path().to_owned()));
-        let agent = Arc::new(Agent::start(&set_up, &log_of(&set_up)));
+        let agent = Arc::new(start(&set_up));
         assert_eq!(agent.opened().await, Outcome::Answered(Answer::Done));
         Self {
             set_up,
