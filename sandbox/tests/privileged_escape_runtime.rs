@@ -207,6 +207,25 @@ async fn privileged_escape_a_shared_process_namespace_shows_nothing_of_the_runti
     }
 }
 
+/// With the host's own ids and CAP_SYS_PTRACE a container may look into the first process of the pod: there is nothing.
+#[tokio::test]
+async fn privileged_escape_the_first_process_of_a_shared_namespace_has_an_empty_root() {
+    attack!("privileged_escape_the_first_process_of_a_shared_namespace_has_an_empty_root");
+    let host = Host::new().await;
+    let shared = |spec: &mut sandbox::spec::SandboxSpec| {
+        spec.namespaces.user = false;
+        spec.share_process_namespace = true;
+    };
+    let id = host.sandbox_with("first", shared).await;
+    let script =
+        "ls -a /proc/1/root/ /proc/1/cwd/; ls /proc/1/fd | wc -l; touch /proc/1/root/x 2>/dev/null && echo wrote";
+    let mut spec = host.shell("main", script);
+    spec.security.capabilities.push("CAP_SYS_PTRACE".into());
+    host.run(&id, &spec).await;
+    assert_eq!(host.log(&id, "main", 0), "/proc/1/cwd/:\n.\n..\n\n/proc/1/root/:\n.\n..\n0");
+    host.close().await;
+}
+
 /// CVE-2019-14271: no library, no configuration of name services, nothing of the image is read by the runtime.
 #[tokio::test]
 async fn privileged_escape_the_runtime_loads_nothing_of_an_image() {

@@ -437,9 +437,12 @@ fn in_pid_namespace<T>(namespace: &OwnedFd, fork: impl FnOnce() -> T) -> Result<
     Ok(result)
 }
 
-/// PID 1 of a shared PID namespace: powerless, reaps orphans for ever.
+/// PID 1 of a shared PID namespace: powerless, in an empty root, reaps orphans for ever. Without a user namespace a container
+/// with CAP_SYS_PTRACE may look into it; the shim's root is then not to be seen by way of it.
 fn pod_init(user: Option<&OwnedFd>) -> i32 {
     let powerless = process::restore_signals().is_ok()
+        && rustix::process::chroot(own_root::EMPTY).is_ok()
+        && rustix::process::chdir("/").is_ok()
         && identity::enter_user_namespace(user).is_ok()
         && identity::assume(
             &User::default(),
