@@ -309,6 +309,7 @@ fn trust(config: &Config) -> Trust {
         unsafe_sysctls: config.unsafe_sysctls.clone(),
         seccomp_profiles: config.seccomp_profiles.clone(),
         apparmor: crate::host::kernel::enforces_apparmor(),
+        apparmor_default: config.apparmor_default.clone(),
     }
 }
 

@@ -54,6 +54,8 @@ pub struct Trust {
     pub seccomp_profiles: PathBuf,
     /// The kernel enforces AppArmor.
     pub apparmor: bool,
+    /// The AppArmor profile that `RuntimeDefault` means, which the operator has loaded.
+    pub apparmor_default: Option<String>,
 }
 
 impl Trust {

@@ -254,6 +254,8 @@ pub struct Security {
     pub readonly_paths: Vec<String>,
     /// /sys and the control groups are writable, as far as the kernel lets the container's root.
     pub writable_kernel: bool,
+    /// The AppArmor profile that its programs begin in; without one that of the agent, as a rule none.
+    pub apparmor: Option<String>,
     /// Every device of the host is in /dev and may be used, as far as the kernel lets the container's root.
     pub host_devices: bool,
 }
@@ -362,6 +364,7 @@ impl Default for Security {
             readonly_paths: owned(&DEFAULT_READONLY_PATHS),
             writable_kernel: false,
             host_devices: false,
+            apparmor: None,
         }
     }
 }

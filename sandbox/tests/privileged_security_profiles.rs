@@ -121,3 +121,27 @@ async fn privileged_a_profile_of_the_operators_own_is_what_the_kernel_enforces()
     assert!(error.to_string().contains("seccomp filter"), "{error}");
     host.close().await;
 }
+
+/// Where the kernel has AppArmor a profile that is not loaded is refused, and one that is, is the program's; elsewhere any is refused.
+#[tokio::test]
+async fn privileged_an_apparmor_profile_is_enforced_or_refused_never_left_out() {
+    privileged!("privileged_an_apparmor_profile_is_enforced_or_refused_never_left_out");
+    let host = Host::new().await;
+    let id = host.sandbox("apparmor").await;
+    let mut missing = host.shell("missing", "true");
+    missing.security.apparmor = Some("nodeless-test-no-such-profile".to_owned());
+    let error = host.sandboxes().start(&id, &missing).await.unwrap_err();
+    assert!(error.to_string().contains("unable to apply apparmor profile"), "{error}");
+    let mut free = host.shell("free", "cat /proc/self/attr/apparmor/current; exec sleep 1000");
+    free.security.apparmor = Some("unconfined".to_owned());
+    let enforced =
+        std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.trim() == "Y");
+    let started = host.sandboxes().start(&id, &free).await;
+    assert_eq!(started.is_ok(), enforced, "{started:?}");
+    if enforced {
+        support::until("it has looked", || host.log(&id, "free", 0).contains("unconfined")).await;
+        let (exit, _, _) = host.exec(&id, "free", &["true"]).await;
+        assert_eq!(exit.code, 0);
+    }
+    host.close().await;
+}

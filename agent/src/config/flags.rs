@@ -132,6 +132,9 @@ pub struct RunFlags {
     /// Directory of the seccomp profiles that pods name by `localhostProfile` [default: STATE_DIR/seccomp].
     #[arg(long, env = "NODELESS_SECCOMP_PROFILE_ROOT")]
     pub seccomp_profile_root: Option<PathBuf>,
+    /// The loaded AppArmor profile that `RuntimeDefault`, and no profile at all, mean [default: none].
+    #[arg(long, env = "NODELESS_APPARMOR_DEFAULT_PROFILE")]
+    pub apparmor_default_profile: Option<String>,
     /// How log lines look [default: text].
     #[arg(long, env = "NODELESS_LOG_FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
@@ -170,6 +173,7 @@ impl RunFlags {
             allow,
             allowed_unsafe_sysctls,
             seccomp_profile_root,
+            apparmor_default_profile,
             protect_memory,
             memory_throttling_factor,
             log_format,

@@ -84,6 +84,8 @@ pub struct Config {
     pub unsafe_sysctls: Vec<String>,
     /// Below it lie the seccomp profiles that pods name.
     pub seccomp_profiles: PathBuf,
+    /// The AppArmor profile that `RuntimeDefault` means.
+    pub apparmor_default: Option<String>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Where spans are sent.
@@ -194,6 +196,7 @@ impl Config {
         Ok(Self {
             allow: flags.allow.unwrap_or_default().into_iter().collect(),
             unsafe_sysctls,
+            apparmor_default: flags.apparmor_default_profile,
             seccomp_profiles: match flags.seccomp_profile_root {
                 None => state_dir.join("seccomp"),
                 named => absolute("seccomp-profile-root", named, "")?,

@@ -7,6 +7,7 @@
 //! A document is replaced as a whole: temporary file, fsync, rename, fsync of the directory. A reader sees the old or the new one,
 //! never a mixture; a temporary file that a crash left is removed on opening. Secret material is never in here.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -120,6 +121,9 @@ pub struct PodRecord {
     /// A change of resources that waits for room.
     #[serde(default)]
     pub waiting: Option<Waiting>,
+    /// Who runs each container, by its name, once it was started.
+    #[serde(default)]
+    pub users: BTreeMap<String, sandbox::spec::User>,
 }
 
 impl PodRecord {
@@ -275,6 +279,7 @@ pub fn new_record(intent: &Intent, state: PodState, boot_id: &str) -> PodRecord 
         kept: Vec::new(),
         resizing: None,
         waiting: None,
+        users: BTreeMap::new(),
     }
 }
 

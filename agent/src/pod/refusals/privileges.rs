@@ -150,7 +150,7 @@ pub(super) fn check(pod: &Pod, spec: &PodSpec, trust: &Trust, found: &mut Found)
         }
     }
     let forbidden = sysctls::forbidden(spec, trust).map(|message| ("SysctlForbidden", message));
-    let unenforceable = apparmor::refusal(pod, trust.apparmor).map(|message| ("AppArmor", message));
+    let unenforceable = apparmor::refusal(pod, trust).map(|message| ("AppArmor", message));
     found.verdict = forbidden.or(unenforceable);
 }
 

@@ -2,6 +2,8 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 
+use crate::trust::Trust;
+
 /// The annotation that named a profile before there were fields; the container's name follows.
 const ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
 
@@ -50,17 +52,37 @@ fn annotation(text: &str) -> Result<Profile, String> {
     }
 }
 
-/// Why the pod cannot run here, in a kubelet's words. `enforced`: the kernel enforces AppArmor.
-pub fn refusal(pod: &Pod, enforced: bool) -> Option<String> {
+/// Why the pod cannot run here, in a kubelet's words.
+pub fn refusal(pod: &Pod, trust: &Trust) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
     let profiles: Result<Vec<_>, String> = containers.map(|container| profile(pod, container)).collect();
-    match profiles {
-        Err(problem) => Some(format!("Cannot enforce AppArmor: {problem}")),
+    let problem = match profiles {
+        Err(problem) => Some(problem),
         Ok(profiles) => {
-            let asked = profiles.into_iter().flatten().any(|profile| profile != Profile::Unconfined);
-            (asked && !enforced).then(|| "Cannot enforce AppArmor: AppArmor is not enabled on the host".to_owned())
+            let asked = || profiles.iter().flatten();
+            if asked().any(|profile| *profile != Profile::Unconfined) && !trust.apparmor {
+                Some("AppArmor is not enabled on the host".to_owned())
+            } else if asked().any(|profile| *profile == Profile::RuntimeDefault) && trust.apparmor_default.is_none() {
+                Some("the host has no default profile (--apparmor-default-profile)".to_owned())
+            } else {
+                None
+            }
         }
+    };
+    problem.map(|problem| format!("Cannot enforce AppArmor: {problem}"))
+}
+
+/// What the kernel is told for an admitted container; `None` leaves it as the agent is.
+pub fn enforced(pod: &Pod, container: &Container, trust: &Trust) -> Option<String> {
+    let privileged = container.security_context.as_ref().and_then(|c| c.privileged) == Some(true);
+    if !trust.apparmor || privileged {
+        return None;
+    }
+    match profile(pod, container).ok().flatten() {
+        None | Some(Profile::RuntimeDefault) => trust.apparmor_default.clone(),
+        Some(Profile::Localhost(name)) => Some(name),
+        Some(Profile::Unconfined) => Some("unconfined".to_owned()),
     }
 }
 
@@ -103,11 +125,33 @@ mod tests {
     #[test]
     fn without_apparmor_only_unconfined_runs() {
         let null = serde_json::Value::Null;
+        let (without, with) = (Trust::default(), Trust { apparmor: true, ..Trust::default() });
+        let full = Trust { apparmor_default: Some("pods".into()), ..with.clone() };
         let words = Some("Cannot enforce AppArmor: AppArmor is not enabled on the host".to_owned());
-        assert_eq!(refusal(&pod(Some("RuntimeDefault"), null.clone(), None), false), words);
-        assert_eq!(refusal(&pod(Some("RuntimeDefault"), null.clone(), None), true), None);
-        assert_eq!(refusal(&pod(Some("RuntimeDefault"), null.clone(), Some("unconfined")), false), None);
-        assert_eq!(refusal(&pod(None, null.clone(), None), false), None);
-        assert!(refusal(&pod(None, null, Some("nonsense")), true).unwrap().contains("nonsense"));
+        let default = pod(Some("RuntimeDefault"), null.clone(), None);
+        assert_eq!(refusal(&default, &without), words);
+        assert!(refusal(&default, &with).unwrap().contains("--apparmor-default-profile"));
+        assert_eq!(refusal(&default, &full), None);
+        assert_eq!(refusal(&pod(Some("RuntimeDefault"), null.clone(), Some("unconfined")), &without), None);
+        assert_eq!(refusal(&pod(None, null.clone(), None), &without), None);
+        assert_eq!(refusal(&pod(None, null.clone(), Some("localhost/mine")), &without), words);
+        assert!(refusal(&pod(None, null, Some("nonsense")), &full).unwrap().contains("nonsense"));
+    }
+
+    #[test]
+    fn the_kernel_is_told_the_profile_that_counts() {
+        let told = |pod: Pod, trust: &Trust| enforced(&pod, &pod.spec.as_ref().unwrap().containers[0], trust);
+        let null = || serde_json::Value::Null;
+        let full = Trust { apparmor: true, apparmor_default: Some("pods".into()), ..Trust::default() };
+        let bare = Trust { apparmor_default: None, ..full.clone() };
+        assert_eq!(told(pod(None, null(), None), &full), Some("pods".into()));
+        assert_eq!(told(pod(None, null(), None), &bare), None);
+        assert_eq!(told(pod(Some("RuntimeDefault"), null(), None), &full), Some("pods".into()));
+        assert_eq!(told(pod(None, null(), Some("localhost/mine")), &full), Some("mine".into()));
+        assert_eq!(told(pod(Some("Unconfined"), null(), None), &full), Some("unconfined".into()));
+        assert_eq!(told(pod(Some("RuntimeDefault"), null(), None), &Trust { apparmor: false, ..full.clone() }), None);
+        let mut privileged = pod(None, null(), None);
+        privileged.spec.as_mut().unwrap().containers[0].security_context.as_mut().unwrap().privileged = Some(true);
+        assert_eq!(told(privileged, &full), None);
     }
 }

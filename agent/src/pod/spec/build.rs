@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Container;
-use sandbox::spec::{ContainerSpec, LOG_BYTES_PER_SECOND, Mount, Rootfs, SandboxSpec};
+use sandbox::spec::{ContainerSpec, LOG_BYTES_PER_SECOND, Mount, Rootfs, SandboxSpec, Security};
 
 use super::expand::expand;
-use super::{Context, SpecError, env, resources, security, signal, sysctls, user};
+use super::{Context, SpecError, apparmor, env, resources, security, signal, sysctls, user};
 use crate::ports::ReadyImage;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -97,7 +97,7 @@ pub fn container(
         return Err(SpecError::WorkingDirectory { path: cwd });
     }
     let (hostname, _) = hostname(context);
-    let security = container.security_context.as_ref();
+    let own_context = container.security_context.as_ref();
     let malformed = |source| SpecError::Quantity { container: name.clone(), source };
     Ok(ContainerSpec {
         attempt,
@@ -106,11 +106,14 @@ pub fn container(
         cwd,
         user: identity.user,
         rootfs: Rootfs { layers: image.layers.clone(), writable: Some(writable) },
-        readonly_rootfs: security.and_then(|s| s.read_only_root_filesystem).unwrap_or(false),
+        readonly_rootfs: own_context.and_then(|s| s.read_only_root_filesystem).unwrap_or(false),
         mounts,
         resources: resources::of_container(spec, container, context.host.capacity.memory, &context.host.policy)
             .map_err(malformed)?,
-        security: security::of_container(spec, container),
+        security: Security {
+            apparmor: apparmor::enforced(context.pod, container, &context.host.trust),
+            ..security::of_container(spec, container)
+        },
         stop_signal: stop_signal(container, image)?,
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, EphemeralContainer, VolumeMountStatus,
+    ContainerStatus, ContainerUser, EphemeralContainer, LinuxContainerUser, VolumeMountStatus,
 };
 
 use super::{View, time};
@@ -83,6 +83,7 @@ fn one(
     } else {
         latest.filter(|e| e.started_wall_ns != 0).map(|e| container_id(view, &planned.name, e.incarnation, e.attempt))
     };
+    let identity = view.users.get(&planned.name).filter(|_| id.is_some()).map(user);
     let (image, image_id) = match &container.image {
         Picture::Ready(facts) if container.created => (facts.reference.clone(), facts.image_id.clone()),
         Picture::Ready(facts) => (facts.reference.clone(), String::new()),
@@ -109,8 +110,16 @@ fn one(
             .filter(|r| r.limits.is_some() || r.requests.is_some())
             .filter(|_| running),
         volume_mounts: spec.and_then(mounts),
+        user: identity,
         ..ContainerStatus::default()
     }
+}
+
+/// As a runtime reports it: the ids that the first process began with.
+fn user(user: &sandbox::spec::User) -> ContainerUser {
+    let groups = user.additional_gids.iter().map(|gid| i64::from(*gid)).collect();
+    let linux = LinuxContainerUser { uid: user.uid.into(), gid: user.gid.into(), supplemental_groups: Some(groups) };
+    ContainerUser { linux: Some(linux) }
 }
 
 /// An attempt counts once it has been made.

@@ -5,9 +5,13 @@ mod containers;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{HostIP, Pod, PodCondition, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use sandbox::spec::User;
 
 use super::plan::{Plan, Role};
 use super::resize::{Resizing, Waiting};
@@ -33,6 +37,8 @@ pub struct View<'a> {
     pub resizing: Option<&'a Resizing>,
     /// A change of resources that waits for room.
     pub waiting: Option<&'a Waiting>,
+    /// Who runs each container, once it was started.
+    pub users: &'a BTreeMap<String, User>,
     /// CLOCK_REALTIME nanoseconds: when something changed just now.
     pub wall_ns: u64,
 }

@@ -23,6 +23,7 @@ struct Rig {
     conditions: Vec<PodCondition>,
     resizing: Option<Resizing>,
     waiting: Option<Waiting>,
+    users: BTreeMap<String, User>,
     now: Now,
 }
 
@@ -34,7 +35,7 @@ impl Rig {
         .unwrap();
         let plan = Plan::of(&pod);
         let state = PodState::new(plan.slots.len());
-        Self { pod, plan, state, conditions: vec![], resizing: None, waiting: None, now: at(0) }
+        Self { pod, plan, state, conditions: vec![], resizing: None, waiting: None, users: BTreeMap::new(), now: at(0) }
     }
 
     fn step(&mut self, seconds: u64, event: Event) {
@@ -81,6 +82,7 @@ impl Rig {
             previous: &self.conditions,
             resizing: self.resizing.as_ref(),
             waiting: self.waiting.as_ref(),
+            users: &self.users,
             wall_ns: self.now.wall_ns,
         });
         self.conditions = status.conditions.clone().unwrap_or_default();
@@ -276,4 +278,17 @@ fn an_evicted_pod_has_failed_with_the_reason_and_only_for_the_nodes_sake_is_it_a
             disrupted.then_some((&"True".into(), &"TerminationByKubelet".into()))
         );
     }
+}
+
+#[test]
+fn who_runs_a_container_is_told_once_it_was_started() {
+    let mut rig = Rig::new(one_container());
+    rig.users.insert("c".to_owned(), User { uid: 1000, gid: 0, additional_gids: vec![0, 1_000_650_000] });
+    rig.up();
+    assert!(rig.status()["containerStatuses"][0].get("user").is_none(), "nobody runs it yet");
+    rig.started(2, 0);
+    let user = serde_json::json!({"linux": {"uid": 1000, "gid": 0, "supplementalGroups": [0, 1_000_650_000]}});
+    assert_eq!(rig.status()["containerStatuses"][0]["user"], user);
+    rig.exited(3, 0, 0, false);
+    assert_eq!(rig.status()["containerStatuses"][0]["user"], user, "it ran as that");
 }

@@ -166,6 +166,7 @@ impl PodTask {
             ip: self.record.state.ip,
             image,
             wish,
+            outcomes: self.outcomes.clone(),
         };
         let outcomes = self.outcomes.clone();
         let span = tracing::info_span!(parent: &self.start_span, "container.start", container = planned.name, attempt);

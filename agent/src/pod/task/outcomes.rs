@@ -1,6 +1,7 @@
 //! What effects and the sandbox send back, and what each answer means to the pod.
 
 use sandbox::contract::{SandboxEvent, Started};
+use sandbox::spec::User;
 
 use super::PodTask;
 use crate::pod::state::{Event, ExitFacts, ImageFacts, StartFailure};
@@ -13,6 +14,7 @@ pub(super) enum Outcome {
     Configured { at: u64 },
     Image { slot: usize, reference: String, result: Box<Result<ReadyImage, ImageFailure>> },
     Started { slot: usize, attempt: u32, result: Result<Started, StartFailure> },
+    Identified { container: String, user: User },
     Sandbox { incarnation: u32, event: SandboxEvent },
     Exited { slot: usize, attempt: u32, exit: ExitFacts },
     Released { metered: Option<Metered> },
@@ -65,6 +67,8 @@ impl PodTask {
                 };
                 self.happened(event).await;
             }
+            // Told with the container's start, which comes next.
+            Outcome::Identified { container, user } => drop(self.record.users.insert(container, user)),
             Outcome::Sandbox { incarnation, event } => {
                 if incarnation == self.record.state.incarnation {
                     self.sandbox_event(event).await;

@@ -19,6 +19,7 @@ impl PodTask {
             previous: &self.record.conditions,
             resizing: self.record.resizing.as_ref(),
             waiting: self.record.waiting.as_ref(),
+            users: &self.record.users,
             wall_ns: Now::read().wall_ns,
         });
         self.record.conditions = status.conditions.clone().unwrap_or_default();

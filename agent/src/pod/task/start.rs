@@ -270,6 +270,7 @@ pub(super) struct Launch {
     pub(super) ip: Option<IpAddr>,
     pub(super) image: Option<ReadyImage>,
     pub(super) wish: ImageWish,
+    pub(super) outcomes: mpsc::UnboundedSender<Outcome>,
 }
 
 impl Launch {
@@ -281,7 +282,7 @@ impl Launch {
             // Held by its layers since an agent restart; what it says about running it is asked for now.
             None => self.world.images.ensure(&self.wish).await.map_err(|e| config(e.message))?,
         };
-        let (world, sandbox) = (self.world.clone(), self.sandbox.clone());
+        let (world, sandbox, outcomes) = (self.world.clone(), self.sandbox.clone(), self.outcomes.clone());
         let built = tokio::task::spawn_blocking(move || {
             // The image is held until its layers are mounted.
             self.build(&intent, &image).map(|spec| (spec, image))
@@ -290,6 +291,7 @@ impl Launch {
             Ok(built) => built?,
             Err(error) => return Err(config(error.to_string())),
         };
+        let _ = outcomes.send(Outcome::Identified { container: spec.name.clone(), user: spec.user.clone() });
         match world.sandboxes.start(&sandbox, &spec).instrument(tracing::info_span!("container.launch")).await {
             Ok(started) => Ok(started),
             Err(SandboxError::Exec { message, .. }) => Err(StartFailure::Run { code: START_ERROR, message }),

@@ -12,6 +12,7 @@
 //! Network, IPC and UTS namespaces it has from the shim, which lives in the sandbox's own. It is a fork of the shim: not
 //! dumpable, so nothing in the container's PID namespace can look into it before `execve`.
 
+pub(crate) mod apparmor;
 pub(crate) mod host_devices;
 pub(crate) mod identity;
 pub(crate) mod masks;
@@ -360,6 +361,9 @@ fn become_program(
     report: &mut Connection,
 ) -> Result<Infallible, Refusal> {
     identity::limit_resources()?;
+    if let Some(profile) = &security.apparmor {
+        apparmor::begin_in(profile)?;
+    }
     if shared.filter.is_none() || matches!(security.seccomp, Seccomp::Custom(_)) {
         // Its filter may allow what reads keys: those of the shim's session are not its.
         crate::sys::keyring::leave_session().step("session keyring")?;
