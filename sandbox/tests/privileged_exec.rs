@@ -131,3 +131,37 @@ async fn privileged_exec_with_a_terminal_has_size_and_resize() {
     assert_eq!(text.replace('\r', ""), "go\n50 120\n/dev/pts/0\n");
     host.close().await;
 }
+
+#[tokio::test]
+async fn privileged_execs_come_again_and_leave_nothing_in_the_containers_sight() {
+    privileged!("privileged_execs_come_again_and_leave_nothing_in_the_containers_sight");
+    let host = Host::new().await;
+    let id = sleeper(&host, "exec-again").await;
+    for _ in 0..3 {
+        let (exit, out, _) = host.exec(&id, "main", &["ps", "-o", "pid,comm"]).await;
+        assert_eq!(exit.code, 0);
+        let seen: Vec<&str> = out.lines().skip(1).map(|line| line.split_whitespace().nth(1).unwrap()).collect();
+        assert_eq!(seen, ["sleep", "ps"], "nothing else is in its PID namespace");
+    }
+    // Where joining a control group is slow, a process waits in it; whatever the shim has open it has not.
+    let waiting = || -> Vec<rustix::process::Pid> {
+        let all = host.processes_with("nodeless-shim\0shim");
+        let shim = host.shim_pid(&id);
+        all.into_iter().filter(|pid| *pid != shim).collect()
+    };
+    for pid in waiting() {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap().count();
+        assert!(open <= 6, "{open} descriptors");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    support::until("it is gone", || waiting().is_empty()).await;
+    let (exit, out, _) = host.exec(&id, "main", &["echo", "after"]).await;
+    assert_eq!((exit.code, out.as_str()), (0, "after\n"));
+    let mut with_terminal = exec_spec("main", &["tty"]);
+    with_terminal.tty = Some((80, 24));
+    let mut process = host.sandboxes().exec(&id, &with_terminal, Stdio::default()).await.unwrap();
+    assert_eq!(process.wait().await.unwrap().code, 0);
+    host.sandboxes().signal(&id, "main", 9, false).await.unwrap();
+    support::until("it ends with the container", || waiting().is_empty()).await;
+    host.close().await;
+}

@@ -95,6 +95,8 @@ pub(crate) struct Container {
     pub(crate) attached: Vec<Attacher>,
     /// Its leaf is frozen.
     pub(crate) paused: bool,
+    /// Forks what joins it, once something has.
+    pub(crate) joiner: Option<super::joiner::Joiner>,
     /// The mounts that it was made of, until it has ended. Whoever closes the last descriptor of a detached mount waits for
     /// an RCU grace period; without these that would be the stub, on its way to the program.
     #[expect(dead_code, reason = "held, not used")]

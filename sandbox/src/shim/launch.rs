@@ -17,7 +17,7 @@ use super::requests::{cgroup_refusal, described};
 use super::server::{PodInit, Shim, Source};
 use super::spare::{Spare, furnish};
 use super::stub::report::{Proceed, Report, Step};
-use super::stub::{self, Joining, Order, Shared, Streams, host_devices, identity, mounts};
+use super::stub::{self, Joining, Order, Shared, host_devices, identity, mounts};
 use crate::cgroup::{DEFAULT_DEVICES, EVERY_DEVICE};
 use crate::contract::{SandboxEvent, Started};
 use crate::ids::Ids;
@@ -97,8 +97,7 @@ impl Shim {
         let rate = Rate::new(configured.spec.log_bytes_per_second);
         let Plumbing { streams, stdin, outputs } = plumb(spec.tty, spec.stdin)?;
         let stdin = stdin.map(Stdin::new).transpose()?;
-        let order = Order { terminal: matches!(streams, Streams::Terminal(_)), counts, spec };
-        let streams = streams.into_fds();
+        let order = Order { counts, spec };
         let all = || fds.iter().chain(&streams).map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
         let ordered = match namespace {
             None => self.order(&order.spec.resources, &order, all().step("copies of descriptors")?),
@@ -122,6 +121,7 @@ impl Shim {
             first_byte: false,
             attached: Vec::new(),
             paused: false,
+            joiner: None,
             mounts: fds,
         };
         let key = self.enrol(child, channel, waiter, Role::Init(Box::new(container)))?;
@@ -190,18 +190,17 @@ impl Shim {
     }
 
     fn exec_new(&mut self, waiter: Waiter, spec: ExecSpec, stdio: [bool; 3], fds: Vec<OwnedFd>) -> Result<(), Refusal> {
-        self.not_paused(self.running_key(&spec.container)?.0)?;
-        let (init, container) = self.running(&spec.container)?;
+        let (joined, _) = self.running_key(&spec.container)?;
+        self.not_paused(joined)?;
+        let (_, container) = self.running(&spec.container)?;
+        let mut fds = fds.into_iter();
+        let mut next = |present: bool| match present {
+            true => fds.next().ok_or_else(|| Refusal::Invalid { message: "a stream is missing".into() }),
+            false => own_root::null(),
+        };
         let streams = match spec.tty {
-            Some(size) => Streams::Terminal(Some(size)),
-            None => {
-                let mut fds = fds.into_iter();
-                let mut next = |present: bool| match present {
-                    true => fds.next().ok_or_else(|| Refusal::Invalid { message: "a stream is missing".into() }),
-                    false => own_root::null(),
-                };
-                Streams::Plain([next(stdio[0])?, next(stdio[1])?, next(stdio[2])?])
-            }
+            Some(_) => Vec::new(),
+            None => stdio.into_iter().map(&mut next).collect::<Result<Vec<_>, _>>()?,
         };
         let mut env = container.spec.env.clone();
         for (name, value) in &spec.env {
@@ -209,27 +208,39 @@ impl Shim {
             env.push((name.clone(), value.clone()));
         }
         let joining = Joining {
-            init: &init.pidfd,
-            user: &container.spec.user,
-            security: &container.spec.security,
-            cwd: spec.cwd.as_deref().unwrap_or(&container.spec.cwd),
-            args: &spec.args,
-            env: &env,
+            user: container.spec.user.clone(),
+            security: container.spec.security.clone(),
+            cwd: spec.cwd.clone().unwrap_or_else(|| container.spec.cwd.clone()),
+            args: spec.args.clone(),
+            env,
             oom_score_adj: container.spec.resources.oom_score_adj,
+            terminal: spec.tty,
         };
         let (ours, theirs) = report_channel()?;
-        let shared = self.shared(joining.security);
-        let namespace = open_pid_namespace(init.pid)?;
-        let leaf = &container.leaf;
-        let stub = || stub::join(&shared, &joining, streams, leaf, theirs);
-        let child =
-            in_pid_namespace(&namespace, || fork_with(0, leaf.clone_into(), stub))?.step("fork of the process")?;
+        let fds: Vec<OwnedFd> = std::iter::once(theirs).chain(streams).collect();
+        let copies = fds.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
+        let forked = self.fork_by_joiner(joined, &joining, copies.step("copies of descriptors")?);
+        let child = match forked {
+            Some(forked) => forked?,
+            None => self.fork_joining(&spec.container, &joining, fds)?,
+        };
         crate::sys::failpoint::failpoint!(ExecForked);
+        let (_, container) = self.running(&spec.container)?;
         let oom_kills = OomKills { before: container.leaf.oom_kills().unwrap_or(0), at_end: None };
         let exec = self.new_key();
         let role = Role::Exec { exec, spec, client: waiter.client, oom_kills };
         self.enrol(child, Connection::new(ours), waiter, role)?;
         Ok(())
+    }
+
+    /// A process that joins a container by itself.
+    fn fork_joining(&self, container: &str, joining: &Joining, fds: Vec<OwnedFd>) -> Result<Child, Refusal> {
+        let (init, container) = self.running(container)?;
+        let shared = self.shared(&joining.security);
+        let namespace = open_pid_namespace(init.pid)?;
+        let leaf = &container.leaf;
+        let stub = || stub::join(&shared, &init.pidfd, joining, fds, leaf);
+        in_pid_namespace(&namespace, || fork_with(0, leaf.clone_into(), stub))?.step("fork of the process")
     }
 
     fn shared(&self, security: &Security) -> Shared<'_> {
@@ -394,14 +405,15 @@ fn check_descriptors(spec: &ContainerSpec, counts: StartFds, fds: &[OwnedFd]) ->
 }
 
 struct Plumbing {
-    streams: Streams,
+    /// What the program gets, unless it gets a terminal.
+    streams: Vec<OwnedFd>,
     stdin: Option<OwnedFd>,
     outputs: Vec<(OwnedFd, Stream)>,
 }
 
 fn plumb(tty: bool, open_stdin: bool) -> Result<Plumbing, Refusal> {
     if tty {
-        return Ok(Plumbing { streams: Streams::Terminal(None), stdin: None, outputs: Vec::new() });
+        return Ok(Plumbing { streams: Vec::new(), stdin: None, outputs: Vec::new() });
     }
     let pipe = || pipe_with(PipeFlags::CLOEXEC).step("pipe");
     let (stdin_read, stdin) = if open_stdin {
@@ -413,7 +425,7 @@ fn plumb(tty: bool, open_stdin: bool) -> Result<Plumbing, Refusal> {
     let (out_read, out) = pipe()?;
     let (err_read, err) = pipe()?;
     let outputs = vec![(out_read, Stream::Stdout), (err_read, Stream::Stderr)];
-    Ok(Plumbing { streams: Streams::Plain([stdin_read, out, err]), stdin, outputs })
+    Ok(Plumbing { streams: vec![stdin_read, out, err], stdin, outputs })
 }
 
 pub(super) fn report_channel() -> Result<(OwnedFd, OwnedFd), Refusal> {
@@ -422,7 +434,7 @@ pub(super) fn report_channel() -> Result<(OwnedFd, OwnedFd), Refusal> {
     Ok((ours, theirs))
 }
 
-fn open_pid_namespace(pid: rustix::process::Pid) -> Result<OwnedFd, Refusal> {
+pub(super) fn open_pid_namespace(pid: rustix::process::Pid) -> Result<OwnedFd, Refusal> {
     let file = std::fs::File::open(format!("/proc/{}/ns/pid", pid.as_raw_nonzero())).step("open of a PID namespace")?;
     Ok(file.into())
 }

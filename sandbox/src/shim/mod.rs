@@ -25,6 +25,7 @@ mod attach;
 mod clients;
 mod container;
 pub(crate) mod history;
+mod joiner;
 mod launch;
 pub mod log;
 mod output;

@@ -39,6 +39,16 @@ pub struct Child {
 /// Only for single-threaded processes: the child has the memory of the parent as it is, and no other thread to unlock
 /// what was locked. The shim and the keeper are such; anything else gets [`io::ErrorKind::Unsupported`].
 pub fn fork_with(flags: u64, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> io::Result<Child> {
+    fork(flags, libc::SIGCHLD, cgroup, body)
+}
+
+/// As [`fork_with`], but the child is the caller's sibling: its parent is the caller's.
+pub fn fork_beside(body: impl FnOnce() -> i32) -> io::Result<Child> {
+    // The signal at its end is the one at the caller's own.
+    fork(libc::CLONE_PARENT as u64, 0, None, body)
+}
+
+fn fork(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> io::Result<Child> {
     if !single_threaded() {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "fork from a process with several threads"));
     }
@@ -48,7 +58,7 @@ pub fn fork_with(flags: u64, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce()
         pidfd: std::ptr::from_mut(&mut pidfd) as u64,
         child_tid: 0,
         parent_tid: 0,
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal: u64::from(exit_signal.unsigned_abs()),
         stack: 0,
         stack_size: 0,
         tls: 0,

@@ -59,33 +59,12 @@ pub(crate) struct Shared<'a> {
     pub(crate) filter: Option<Program>,
 }
 
-/// Standard streams.
-#[derive(Debug)]
-pub(crate) enum Streams {
-    /// These three.
-    Plain([OwnedFd; 3]),
-    /// A new terminal of this size (columns, rows).
-    Terminal(Option<(u16, u16)>),
-}
-
-impl Streams {
-    /// The descriptors that go along with an [`Order`].
-    pub(crate) fn into_fds(self) -> Vec<OwnedFd> {
-        match self {
-            Self::Plain(fds) => fds.into(),
-            Self::Terminal(_) => Vec::new(),
-        }
-    }
-}
-
 /// Which container to become. Descriptors: those of its `Start`, then standard input, output and error unless it gets a
 /// terminal.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) spec: ContainerSpec,
     pub(crate) counts: StartFds,
-    /// It gets a new terminal.
-    pub(crate) terminal: bool,
 }
 
 /// A container's root, volumes and streams.
@@ -94,23 +73,17 @@ struct Parts {
     layers: Vec<OwnedFd>,
     writable: Option<OwnedFd>,
     volumes: Vec<OwnedFd>,
-    streams: Streams,
+    /// None when it gets a terminal.
+    streams: Vec<OwnedFd>,
 }
 
 impl Parts {
-    fn of(order: &Order, fds: Vec<OwnedFd>) -> Result<Self, Refusal> {
+    fn of(order: &Order, fds: Vec<OwnedFd>) -> Self {
         let mut fds = fds.into_iter();
         let layers = fds.by_ref().take(order.counts.layers).collect();
         let writable = if order.counts.writable == 1 { fds.next() } else { None };
         let volumes = fds.by_ref().take(order.counts.mounts).collect();
-        let missing = || Refusal::Invalid { message: "a stream is missing".into() };
-        let streams = if order.terminal {
-            Streams::Terminal(None)
-        } else {
-            let plain: Vec<OwnedFd> = fds.collect();
-            Streams::Plain(plain.try_into().map_err(|_| missing())?)
-        };
-        Ok(Self { layers, writable, volumes, streams })
+        Self { layers, writable, volumes, streams: fds.collect() }
     }
 }
 
@@ -165,7 +138,7 @@ fn make_container(
     report: &mut Connection,
 ) -> Result<Infallible, Refusal> {
     let spec = &order.spec;
-    let parts = ManuallyDrop::new(Parts::of(order, fds)?);
+    let parts = ManuallyDrop::new(Parts::of(order, fds));
     crate::sys::failpoint::failpoint!(StubCommanded);
     set_oom_score(spec.resources.oom_score_adj, report)?;
     // Not dropped by a failing step: their numbers are closed, or given to others, before the last ones.
@@ -184,13 +157,12 @@ fn make_container(
         crate::sys::mount::set(tree, crate::sys::mount::RDONLY, false).step("read-only root")?;
     }
     let owner = owner_of(shared.ids, &spec.user)?;
-    let terminal = match &parts.streams {
-        Streams::Plain(_) => None,
-        Streams::Terminal(size) => {
-            let terminal = ManuallyDrop::new(terminal::open(&stage.pts, owner, shared.ids.base() + 5, *size)?);
-            terminal::bind_console(dev, &terminal.slave)?;
-            Some(terminal)
-        }
+    let terminal = if spec.tty {
+        let terminal = ManuallyDrop::new(terminal::open(&stage.pts, owner, shared.ids.base() + 5, None)?);
+        terminal::bind_console(dev, &terminal.slave)?;
+        Some(terminal)
+    } else {
+        None
     };
     if mask {
         masks::protect(tree, &spec.security.readonly_paths)?;
@@ -220,55 +192,73 @@ fn make_container(
     become_program(shared, &spec.user, &spec.security, &spec.cwd, &spec.args, &spec.env, report)
 }
 
-/// What an exec'd process is.
-#[derive(Debug)]
-pub(crate) struct Joining<'a> {
-    /// The container's first process.
-    pub(crate) init: &'a OwnedFd,
-    pub(crate) user: &'a User,
-    pub(crate) security: &'a Security,
-    pub(crate) cwd: &'a str,
-    pub(crate) args: &'a [String],
-    pub(crate) env: &'a [(String, String)],
+/// What an exec'd process is. Descriptors: its report channel, then standard input, output and error unless it gets a
+/// terminal.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Joining {
+    pub(crate) user: User,
+    pub(crate) security: Security,
+    pub(crate) cwd: String,
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
     pub(crate) oom_score_adj: Option<i32>,
+    /// It gets a new terminal of this size (columns, rows).
+    pub(crate) terminal: Option<(u16, u16)>,
 }
 
-/// Runs in the child: joins a container and executes a further program. Does not return.
-pub(crate) fn join(shared: &Shared<'_>, joining: &Joining<'_>, streams: Streams, leaf: &Group, report: OwnedFd) -> ! {
-    let streams = ManuallyDrop::new(streams);
+/// Runs in the child: joins the container whose first process `init` is, and executes a further program. Does not return.
+pub(crate) fn join(shared: &Shared<'_>, init: &OwnedFd, joining: &Joining, fds: Vec<OwnedFd>, leaf: &Group) -> ! {
+    join_in(shared, init, joining, fds, Some(leaf))
+}
+
+/// As [`join`], for a child that is in the container's control groups already.
+pub(crate) fn join_with(shared: &Shared<'_>, init: &OwnedFd, joining: &Joining, fds: Vec<OwnedFd>) -> ! {
+    join_in(shared, init, joining, fds, None)
+}
+
+fn join_in(shared: &Shared<'_>, init: &OwnedFd, joining: &Joining, fds: Vec<OwnedFd>, leaf: Option<&Group>) -> ! {
+    let mut fds = fds.into_iter();
+    let Some(report) = fds.next() else { process::exit_now(1) };
     let mut report = ManuallyDrop::new(Connection::new(report));
-    let Err(refusal) = join_steps(shared, joining, &streams, leaf, &mut report);
+    let plain: ManuallyDrop<Vec<OwnedFd>> = ManuallyDrop::new(fds.collect());
+    let Err(refusal) = join_steps(shared, init, joining, &plain, leaf, &mut report);
     fail(&mut report, refusal)
 }
 
 fn join_steps(
     shared: &Shared<'_>,
-    joining: &Joining<'_>,
-    streams: &Streams,
-    leaf: &Group,
+    init: &OwnedFd,
+    joining: &Joining,
+    plain: &[OwnedFd],
+    leaf: Option<&Group>,
     report: &mut Connection,
 ) -> Result<Infallible, Refusal> {
     begin(leaf)?;
     set_oom_score(joining.oom_score_adj, report)?;
     let spaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
-    move_into_thread_name_spaces(joining.init.as_fd(), spaces).step("joining the container's namespaces")?;
-    let owner = owner_of(shared.ids, joining.user)?;
-    let terminal = match streams {
-        Streams::Plain(_) => None,
-        Streams::Terminal(size) => {
-            Some(ManuallyDrop::new(terminal::open(&terminal::joined_pts()?, owner, shared.ids.base() + 5, *size)?))
+    move_into_thread_name_spaces(init.as_fd(), spaces).step("joining the container's namespaces")?;
+    let owner = owner_of(shared.ids, &joining.user)?;
+    let terminal = match joining.terminal {
+        None => None,
+        Some(size) => {
+            let pts = terminal::joined_pts()?;
+            Some(ManuallyDrop::new(terminal::open(&pts, owner, shared.ids.base() + 5, Some(size))?))
         }
     };
-    connect(streams, terminal.as_deref(), owner, report)?;
-    become_program(shared, joining.user, joining.security, joining.cwd, joining.args, joining.env, report)
+    connect(plain, terminal.as_deref(), owner, report)?;
+    let Joining { user, security, cwd, args, env, .. } = joining;
+    become_program(shared, user, security, cwd, args, env, report)
 }
 
 /// First steps of every stub, while the host's paths to /proc and the control groups are still there.
-fn begin(leaf: &Group) -> Result<(), Refusal> {
+/// Joins the control groups of `leaf`, unless the process is in them already.
+pub(crate) fn begin(leaf: Option<&Group>) -> Result<(), Refusal> {
     process::restore_signals().step("reset of signals")?;
     rustix::process::setsid().step("own session")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    if leaf.clone_into().is_none() {
+    if let Some(leaf) = leaf
+        && leaf.clone_into().is_none()
+    {
         leaf.attach_self().map_err(|error| Refusal::Failed {
             operation: "joining the container's control group".into(),
             message: error.to_string(),
@@ -279,7 +269,7 @@ fn begin(leaf: &Group) -> Result<(), Refusal> {
 }
 
 fn begin_container(leaf: &Group) -> Result<(), Refusal> {
-    begin(leaf)?;
+    begin(Some(leaf))?;
     crate::sys::failpoint::failpoint!(StubGrouped);
     nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).step("cgroup namespace")
 }
@@ -316,25 +306,25 @@ fn owner_of(ids: &Ids, user: &User) -> Result<u32, Refusal> {
 
 /// Puts the standard streams in place; the terminal's master goes to the shim.
 fn connect(
-    streams: &Streams,
+    plain: &[OwnedFd],
     terminal: Option<&terminal::Terminal>,
     owner: u32,
     report: &mut Connection,
 ) -> Result<(), Refusal> {
-    let fds: [&OwnedFd; 3] = match (streams, terminal) {
+    let fds: [&OwnedFd; 3] = match (plain, terminal) {
         (_, Some(terminal)) => {
             terminal::control(&terminal.slave)?;
             let master = rustix::io::fcntl_dupfd_cloexec(&terminal.master, 3).step("copy of a terminal")?;
             tell(report, &Report::Terminal, vec![master])?;
             [&terminal.slave; 3]
         }
-        (Streams::Plain(fds), None) => {
-            for fd in fds {
+        ([stdin, stdout, stderr], None) => {
+            for fd in plain {
                 own_pipe(fd, owner)?;
             }
-            [&fds[0], &fds[1], &fds[2]]
+            [stdin, stdout, stderr]
         }
-        (Streams::Terminal(_), None) => return Err(Refusal::Invalid { message: "no terminal".into() }),
+        _ => return Err(Refusal::Invalid { message: "a stream is missing".into() }),
     };
     rustix::stdio::dup2_stdin(fds[0]).step("standard input")?;
     rustix::stdio::dup2_stdout(fds[1]).step("standard output")?;
