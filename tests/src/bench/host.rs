@@ -12,6 +12,7 @@ use sandbox::namespace::{Config, NamespaceSandboxes};
 use sandbox::spec::{
     ContainerSpec, LOG_BYTES_PER_SECOND, Layer, Namespaces, Resources, Rootfs, SandboxId, SandboxSpec, Security, User,
 };
+use sandbox::sys::spread::spread_children;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
@@ -77,6 +78,12 @@ impl Host {
     async fn open(&self, pool_size: usize) -> Result<Backend> {
         let layers = self.layer.parent().context("a layer lies in a directory")?.to_owned();
         leftovers::remove(&self.shim).await?;
+        let pods = self.dir.join("pods");
+        std::fs::create_dir_all(&pods).context("make the pods' directory")?;
+        // As the agent does.
+        if let Err(error) = spread_children(&pods) {
+            eprintln!("the file system does not spread the pods' directories: {error}");
+        }
         let config = Config {
             run_dir: leftovers::run_dir(&leftovers::own_name()),
             shim_program: self.shim.clone(),

@@ -49,7 +49,7 @@ impl<'a> Instance<'a> {
         let log = std::fs::File::create(given.dir.join("containerd.log")).context("make containerd's log")?;
         let mut command = Command::new("containerd");
         command.arg("--config").arg(config).arg("--address").arg(given.socket());
-        command.arg("--root").arg(given.dir.join("root")).arg("--state").arg(given.dir.join("state"));
+        command.arg("--root").arg(given.dir.join("root")).args(["--state", "/run/containerd"]);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let daemon = command.spawn().context("execute containerd")?;
         let mut instance = Self { given, daemon, running: 0, network: false };

@@ -13,6 +13,9 @@ use crate::bench::milliseconds;
 use crate::bench::rate::per_second;
 use crate::bench::released::Namespaces;
 
+/// Where a peer's own records are: as on a host, where /run is one too, a file system in memory.
+const RUN: &str = "/dev/shm/nodeless-bench-peer";
+
 /// The container that execs are made in.
 const HELD: &str = "held";
 
@@ -24,6 +27,9 @@ impl Peer {
         if held {
             ended(self.command(&["delete", "--force", &name(HELD)]))?;
         }
+        // Absent when nothing was asked.
+        let _ = std::fs::remove_dir_all(self.state());
+        let _ = std::fs::remove_dir(RUN);
         obeyed
     }
 
@@ -121,9 +127,13 @@ impl Peer {
         command
     }
 
+    fn state(&self) -> PathBuf {
+        Path::new(RUN).join(&self.name)
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--root").arg(self.dir.join("state")).args(args);
+        command.arg("--root").arg(self.state()).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
     }
