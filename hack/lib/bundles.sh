@@ -40,7 +40,7 @@ bench_sandboxes() {
     "$NODELESS_BENCH" "$bench" --shim "$NODELESS_BIN_DIR/nodeless-shim" --layer "$dir/layers/busybox.erofs" \
         --dir "$dir/own" "${arguments[@]}" || status=$?
     # The peers leave the group that they made theirs in.
-    find /sys/fs/cgroup -depth -type d -path '*/nodeless-bench-peer*' -exec rmdir {} +
+    find /sys/fs/cgroup -maxdepth 2 -name 'nodeless-bench-peer*' -prune -exec find {} -depth -type d -exec rmdir {} + ';'
     return "$status"
 }
 
