@@ -79,9 +79,19 @@ impl Taken {
     }
 }
 
+/// How a hostile program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The kernel ends it.
+    Itself,
+    /// When it is told to.
+    Told,
+}
+
 /// One hostile pod beside a served one, window by window; `attack` is run anew, as another attempt, in each.
 async fn beside(
     what: &str,
+    end: End,
     change: fn(&mut SandboxSpec),
     attack: impl Fn(&Host) -> ContainerSpec,
 ) -> (Host, SandboxId, Vec<Exit>) {
@@ -107,8 +117,9 @@ async fn beside(
         assert_eq!(host.script(&other, "main", "echo new").await.1, "new");
         host.sandboxes().destroy(&other).await.unwrap();
         assert!(asked.elapsed() < Duration::from_secs(10), "{what}: the backend took {:?}", asked.elapsed());
-        // It may have ended by itself.
-        let _ = host.sandboxes().signal(&hostile, &spec.name, 9, true).await;
+        if end == End::Told {
+            host.sandboxes().signal(&hostile, &spec.name, 9, true).await.unwrap();
+        }
         exits.push(exit_of(&mut events, &spec.name, attempt).await);
     }
     let (alone, beside) = (Taken::medians(&quiet), Taken::medians(&loud));
@@ -122,7 +133,8 @@ async fn beside(
 #[tokio::test]
 async fn privileged_neighbours_a_fork_bomb_stays_in_its_pod() {
     attack!("privileged_neighbours_a_fork_bomb_stays_in_its_pod");
-    let (host, hostile, exits) = beside("fork bomb", ordinary, |host| host.surface("bomb", &["fork-bomb"])).await;
+    let (host, hostile, exits) =
+        beside("fork bomb", End::Told, ordinary, |host| host.surface("bomb", &["fork-bomb"])).await;
     assert!(exits.iter().all(|exit| exit.signal == Some(9)), "{exits:?}");
     // While it explodes it has what it was given, the shim included.
     let mut events = host.sandboxes().events(&hostile).await.unwrap();
@@ -144,7 +156,7 @@ async fn privileged_neighbours_a_fork_bomb_stays_in_its_pod() {
 async fn privileged_neighbours_an_eater_of_memory_is_killed_and_said_to_be() {
     attack!("privileged_neighbours_an_eater_of_memory_is_killed_and_said_to_be");
     let attack = |host: &Host| host.surface("eater", &["eat-memory"]);
-    let (host, _, exits) = beside("memory eater", ordinary, attack).await;
+    let (host, _, exits) = beside("memory eater", End::Itself, ordinary, attack).await;
     assert!(exits.iter().all(|exit| (exit.code, exit.oom_killed) == (137, true)), "{exits:?}");
     host.close().await;
 }
@@ -153,7 +165,7 @@ async fn privileged_neighbours_an_eater_of_memory_is_killed_and_said_to_be() {
 async fn privileged_neighbours_a_flood_of_files_is_its_own_pods_memory() {
     attack!("privileged_neighbours_a_flood_of_files_is_its_own_pods_memory");
     let attack = |host: &Host| host.surface("files", &["flood-inodes", "/dev/shm"]);
-    let (host, hostile, _) = beside("flood of inodes", ordinary, attack).await;
+    let (host, hostile, _) = beside("flood of inodes", End::Told, ordinary, attack).await;
     let used = host.sandboxes().stats(&hostile).await.unwrap().pod.memory_bytes;
     assert!(used <= 128 << 20, "{used} bytes");
     host.close().await;
@@ -163,7 +175,7 @@ async fn privileged_neighbours_a_flood_of_files_is_its_own_pods_memory() {
 async fn privileged_neighbours_a_flood_of_output_fills_five_files_and_no_more() {
     attack!("privileged_neighbours_a_flood_of_output_fills_five_files_and_no_more");
     let attack = |host: &Host| host.surface("talker", &["flood-log"]);
-    let (host, hostile, exits) = beside("flood of output", ordinary, attack).await;
+    let (host, hostile, exits) = beside("flood of output", End::Told, ordinary, attack).await;
     for attempt in 0..exits.len() {
         let mut bytes = 0;
         for entry in std::fs::read_dir(host.path().join("logs").join(&hostile.0).join("talker")).unwrap() {
@@ -181,7 +193,7 @@ async fn privileged_neighbours_a_flood_of_output_fills_five_files_and_no_more() 
 async fn privileged_neighbours_a_burner_of_cpus_gets_its_quota() {
     attack!("privileged_neighbours_a_burner_of_cpus_gets_its_quota");
     let attack = |host: &Host| host.surface("burner", &["burn", "8"]);
-    let (host, hostile, _) = beside("burner", ordinary, attack).await;
+    let (host, hostile, _) = beside("burner", End::Told, ordinary, attack).await;
     let mut spec = attack(&host);
     spec.attempt = 1000;
     host.sandboxes().start(&hostile, &spec).await.unwrap();
