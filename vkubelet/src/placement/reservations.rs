@@ -53,7 +53,11 @@ impl Reservations {
 
     /// A pod is on a host already: a durable placement that was read.
     pub fn hold(&self, uid: &str, host: &str, request: &Request) {
-        self.state().pods.insert(uid.to_owned(), (host.to_owned(), amounts(request)));
+        let held = (host.to_owned(), amounts(request));
+        let before = self.state().pods.insert(uid.to_owned(), held.clone());
+        if before.is_some_and(|before| before != held) {
+            self.tell();
+        }
     }
 
     /// Picks a host and reserves room there.

@@ -10,8 +10,8 @@ pub(super) const ON_THE_WAY: Duration = Duration::from_millis(400);
 /// The same when the API server has been told already that the pod is on its way.
 pub(super) const STILL_ON_THE_WAY: Duration = Duration::from_secs(10);
 
-/// A condition that is there only while it holds.
-const PASSING: &str = "PodResizePending";
+/// Conditions that are there only while they hold.
+const PASSING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 /// The waiting reason of a container on its way.
 pub(super) const CREATING: &str = "ContainerCreating";
@@ -80,8 +80,9 @@ fn conditions(before: &Value, after: &Value) -> Value {
         condition
     };
     let after = list(after);
-    let is_passing = |conditions: &[Value]| conditions.iter().any(|c| c["type"] == PASSING);
-    let passed = (is_passing(&before) && !is_passing(&after)).then(|| json!({"type": PASSING, "$patch": "delete"}));
+    let has = |conditions: &[Value], name: &str| conditions.iter().any(|c| c["type"] == name);
+    let passed = PASSING.into_iter().filter(|name| has(&before, name) && !has(&after, name));
+    let passed: Vec<Value> = passed.map(|name| json!({"type": name, "$patch": "delete"})).collect();
     after.into_iter().map(with_nulls).chain(passed).collect()
 }
 
@@ -91,11 +92,13 @@ mod tests {
 
     #[test]
     fn a_condition_that_passed_is_deleted_and_others_stay() {
-        let before = json!([{"type": PASSING, "status": "True"}, {"type": "PodScheduled", "status": "True"}]);
-        let after = json!([{"type": "Ready", "status": "True"}]);
-        let wanted = json!([{"type": "Ready", "status": "True"}, {"type": PASSING, "$patch": "delete"}]);
-        assert_eq!(conditions(&before, &after), wanted);
-        assert_eq!(conditions(&after, &after), after);
+        for passing in PASSING {
+            let before = json!([{"type": passing, "status": "True"}, {"type": "PodScheduled", "status": "True"}]);
+            let after = json!([{"type": "Ready", "status": "True"}]);
+            let wanted = json!([{"type": "Ready", "status": "True"}, {"type": passing, "$patch": "delete"}]);
+            assert_eq!(conditions(&before, &after), wanted);
+            assert_eq!(conditions(&after, &after), after);
+        }
     }
 
     #[test]

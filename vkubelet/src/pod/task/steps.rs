@@ -6,6 +6,7 @@ use agent_api::trace::traceparent;
 use tracing::{Instrument, Span};
 
 use super::{RETRY_FIRST, Task, now_ns};
+use crate::placement::Request;
 use crate::pod::agents::AgentError;
 use crate::pod::board::Applied;
 use crate::pod::intent;
@@ -57,6 +58,10 @@ impl Task {
             }
             Wanted::Delete | Wanted::Gone => Ok(intent::delete(&self.pod, self.grace_seconds(), generation)),
         };
+        if let (Wanted::Run, Some(host), Ok(request)) = (wanted, &self.host, Request::of(&self.pod.pod)) {
+            // Its resources may be others than those it was placed with.
+            self.shared.reservations.hold(self.pod.uid(), host, &request);
+        }
         match made {
             Ok(intent) => {
                 self.shared.board.update(self.pod.uid(), |entry| entry.intent = Some(Arc::new(intent)));

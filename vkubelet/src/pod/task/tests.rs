@@ -10,8 +10,8 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::desired::{PodRef, SourceKind};
-use crate::placement::HostView;
 use crate::placement::choose::Amounts;
+use crate::placement::{HostView, Request};
 use crate::pod::agents::AgentError;
 use crate::pod::{Controller, ControllerSettings};
 use crate::ports::{
@@ -234,6 +234,24 @@ async fn a_pod_without_room_waits_says_why_once_and_goes_on_when_room_appears() 
     assert_eq!(events[0].reason, "FailedScheduling");
     let reports = bench.world.reports.lock().unwrap();
     assert_eq!(reports[0].status["phase"], "Pending");
+}
+
+#[tokio::test]
+async fn a_pod_that_is_resized_holds_what_it_is_resized_to() {
+    let bench = Bench::new();
+    bench.controller.reservations().host(host("h", 1000));
+    let asks =
+        |cpu: &str| json!({"containers": [{"name": "a", "image": "i", "resources": {"requests": {"cpu": cpu}}}]});
+    bench.upsert(json!({}), asks("100m"));
+    bench.called(&["place h", "apply h"]).await;
+    bench.upsert(json!({"generation": 2}), asks("900m"));
+    bench.called(&["place h", "apply h", "apply h"]).await;
+    let kind = "namespace".to_owned();
+    let request = |milli_cpu| Request { milli_cpu, sandbox_kind: kind.clone(), ..Request::default() };
+    assert!(bench.controller.reservations().place("other", &request(200)).is_err());
+    bench.upsert(json!({"generation": 3}), asks("100m"));
+    bench.called(&["place h", "apply h", "apply h", "apply h"]).await;
+    assert_eq!(bench.controller.reservations().place("other", &request(200)).unwrap(), "h");
 }
 
 #[tokio::test]
