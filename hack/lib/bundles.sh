@@ -8,7 +8,7 @@
 # the program hides that mount from its peers.
 
 bench_sandboxes() {
-    local bench=$1 peer status=0
+    local bench=$1 peer group status=0
     shift
     local dir=$scratch/$bench
     local -a arguments=()
@@ -40,7 +40,9 @@ bench_sandboxes() {
     "$NODELESS_BENCH" "$bench" --shim "$NODELESS_BIN_DIR/nodeless-shim" --layer "$dir/layers/busybox.erofs" \
         --dir "$dir/own" "${arguments[@]}" || status=$?
     # The peers leave the group that they made theirs in.
-    find /sys/fs/cgroup -maxdepth 2 -name 'nodeless-bench-peer*' -prune -exec find {} -depth -type d -exec rmdir {} + ';'
+    for group in /sys/fs/cgroup/{,*/}nodeless-bench-peer*; do
+        [[ ! -d $group ]] || find "$group" -depth -type d -exec rmdir {} +
+    done
     return "$status"
 }
 
