@@ -89,7 +89,7 @@ async fn privileged_a_volumes_owners_are_the_pods_on_every_file_system() {
         );
         let mut member = host.shell(
             "member",
-            "cat /content/group; cat /content/data/owner; id -u >/empty/$(id -u); stat -c '%u:%g' /empty/*",
+            "exec 2>&1; cat /content/group; cat /content/data/owner; id -u >/empty/$(id -u); stat -c '%u:%g' /empty/*",
         );
         member.user = User { uid: 1000, gid: 1000, additional_gids: vec![2000] };
         member.mounts = volumes();
@@ -97,8 +97,10 @@ async fn privileged_a_volumes_owners_are_the_pods_on_every_file_system() {
         let log = host.log(&id, "member", 0);
         assert!(log.contains("group") && log.contains("/content/data/owner': Permission denied"), "{kind}: {log}");
         assert!(log.trim_end().ends_with("0:2000\n1000:2000"), "{kind}: {log}");
-        let mut other = host
-            .shell("other", "cat /content/group /content/data/owner; echo x >/empty/x; stat -c %u /content/data/owner");
+        let mut other = host.shell(
+            "other",
+            "exec 2>&1; cat /content/group /content/data/owner; echo x >/empty/x; stat -c %u /content/data/owner",
+        );
         other.user = User { uid: 1001, gid: 1001, additional_gids: Vec::new() };
         other.mounts = volumes();
         host.run(&id, &other).await;
