@@ -320,6 +320,41 @@ mod tests {
     }
 
     #[test]
+    fn privileged_every_kind_of_volume_belongs_to_the_fs_group_as_a_kubelet_gives_it() {
+        use std::os::unix::fs::MetadataExt as _;
+        if !rustix::process::geteuid().is_root() {
+            eprintln!(
+                "SKIPPED privileged_every_kind_of_volume_belongs_to_the_fs_group_as_a_kubelet_gives_it: needs root"
+            );
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = PodDirs::new(&dir.path().join("state"), &dir.path().join("run"), "u");
+        let item = serde_json::json!([{"path": "name", "mode": 0o400, "fieldRef": {"fieldPath": "metadata.name"}}]);
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {"securityContext": {"fsGroup": 2000}, "containers": [{"name": "c"}], "volumes": [
+                {"name": "e", "emptyDir": {}}, {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+                {"name": "d", "downwardAPI": {"items": item}},
+                {"name": "p", "projected": {"sources": [{"downwardAPI": {"items": item}}]}}]}
+        }))
+        .unwrap();
+        let (resolved, host) = (Resolved::default(), HostFacts::default());
+        let context = Context { pod: &pod, resolved: &resolved, host: &host, ip: None };
+        prepare(context, &dirs, &Resolver::default(), 1_700_000_000_000_000_000).unwrap();
+        for (path, mode) in [
+            (dirs.disk.join("volumes/e"), 0o2777),
+            (dirs.tmpfs.join("memory/m"), 0o2777),
+            (dirs.disk.join("volumes/d/name"), 0o440),
+            (dirs.tmpfs.join("volumes/p/name"), 0o440),
+        ] {
+            let found = fs::metadata(&path).unwrap();
+            assert_eq!((found.gid(), found.mode() & 0o7777), (2000, mode), "{path:?}");
+        }
+        remove(&dirs).unwrap();
+    }
+
+    #[test]
     fn a_volume_in_memory_holds_no_more_than_it_the_pod_or_the_host_may() {
         let size = |volume: serde_json::Value, limit: Option<&str>| {
             let resources =
