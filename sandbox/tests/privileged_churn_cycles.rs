@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use churn::census::{Census, kernel_memory};
 use churn::place::Place;
-use churn::rounds::number;
+use churn::rounds::{is_crowded, number};
 use churn::words::SetUp;
 use sandbox::contract::Sandboxes;
 use support::Host;
@@ -88,8 +88,8 @@ async fn privileged_thousands_of_sandboxes_come_and_go_and_nothing_stays() {
         let memory = kernel_memory().saturating_sub(memory_before);
         let mut left = after.more_than(&before, slack);
         left.extend(Place::look(&set_up).faults());
-        // On a run of few cycles others' memory hides ours.
-        if memory > u64::from(wanted) * CRUMBS + (64 << 20) {
+        // On a run of few cycles, or where others are at work, their memory hides ours: then it is only printed.
+        if memory > u64::from(wanted) * CRUMBS + (64 << 20) && !is_crowded() {
             left.push(format!("{memory} bytes of kernel memory"));
         }
         if left.is_empty() {

@@ -388,7 +388,7 @@ fn note(set_up: &SetUp, text: &str) {
 }
 
 /// Others keep the processors busy.
-fn is_crowded() -> bool {
+pub fn is_crowded() -> bool {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
     load > 2.0 * std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64)
