@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! PARENT/                     one a host, made by the agent (`Tree::open`)
-//!   <sandbox id>/             one a pod, carries the pod's limits; never has processes of its own
-//!     shim/                   the shim, outside every container's limit
+//!   <sandbox id>/             one a pod, carries the pod's limits
+//!     shim/                   the shim, outside every container's limit; on v1 it is in the pod's own group instead: there a
+//!                             group may have processes beside children, and each group costs kernel memory and time
 //!     <container>/            one leaf a container, carries the container's limits
 //! ```
 //!
@@ -50,5 +51,5 @@ pub use group::{Group, Handle};
 pub use layout::{Hierarchy, Layout};
 pub use tree::Tree;
 
-/// Name of the leaf that holds the shim.
+/// Name of the leaf that holds the shim, on v2.
 pub const SHIM_LEAF: &str = "shim";

@@ -88,7 +88,10 @@ impl Inner {
         let cgroup = |error: CgroupError| cgroup_failed("control group of a sandbox", &error);
         let pod = self.tree.create_pod(&SandboxId(slot.name.clone())).map_err(cgroup)?;
         crate::sys::failpoint::failpoint!(PodGroupMade);
-        let leaf = pod.create_leaf(SHIM_LEAF).map_err(cgroup)?;
+        let leaf = match pod.clone_into() {
+            Some(_) => Some(pod.create_leaf(SHIM_LEAF).map_err(cgroup)?),
+            None => None,
+        };
         crate::sys::failpoint::failpoint!(ShimLeafMade);
         let listener = listen_in(directory).map_err(failed("socket"))?;
         crate::sys::failpoint::failpoint!(SocketBound);
@@ -118,10 +121,11 @@ impl Inner {
         if slot.namespaces.host_ipc {
             lent.push((FdRole::Keep, super::sources::shared_memory()?));
         }
-        match parts.leaf.clone_into() {
+        let group = parts.leaf.as_ref().unwrap_or(&parts.pod);
+        match group.clone_into() {
             Some(directory) => lent.push((FdRole::CgroupDirectory, copy(directory)?)),
             None => {
-                for directory in parts.leaf.lend().1 {
+                for directory in group.lend().1 {
                     let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
                     let procs = rustix::fs::openat(directory, "cgroup.procs", flags, rustix::fs::Mode::empty())
                         .map_err(|errno| io_failed("open of a shim's control group", errno.into()))?;
@@ -250,7 +254,8 @@ impl Inner {
 
 struct Parts {
     pod: Group,
-    leaf: Group,
+    /// The shim's own, unless it is in the pod's.
+    leaf: Option<Group>,
     record: OwnedFd,
     listener: OwnedFd,
 }

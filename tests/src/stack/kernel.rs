@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Stack;
 
-/// The leaf of a sandbox's control group that its shim is in.
+/// The leaf of a sandbox's control group that its shim is in, on cgroup v2; on v1 it is in the group itself.
 const SHIM_LEAF: &str = "shim";
 
 /// How the command line of a shim, and of each stub that it has forked, begins.
@@ -33,7 +33,9 @@ impl Stack {
 
     /// The process id of a sandbox's shim.
     pub fn shim(&self, sandbox: &str) -> Option<u32> {
-        let procs = std::fs::read_to_string(self.cgroup(sandbox)?.join(SHIM_LEAF).join("cgroup.procs")).ok()?;
+        let pod = self.cgroup(sandbox)?;
+        let group = [pod.join(SHIM_LEAF), pod].into_iter().find(|group| group.is_dir())?;
+        let procs = std::fs::read_to_string(group.join("cgroup.procs")).ok()?;
         procs.lines().find_map(|pid| pid.parse().ok())
     }
 
