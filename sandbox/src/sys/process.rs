@@ -27,12 +27,13 @@ pub fn restore_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Default disposition for every signal, none blocked: whatever whoever started this program did to them.
+/// Default disposition for every signal but SIGPIPE, none blocked: whatever whoever started this program did to them.
+/// SIGPIPE stays as Rust's runtime has it: ignored, so that a standard error that nobody hears ends nobody.
 pub fn reset_signals() -> io::Result<()> {
     // SAFETY: sigset_t is plain data; sigemptyset initialises it before use, and SIG_DFL is always a valid disposition.
     // KILL and STOP, and numbers that libc keeps for itself, answer EINVAL, which is of no consequence.
     unsafe {
-        for signal in 1..=64 {
+        for signal in (1..=64).filter(|signal| *signal != libc::SIGPIPE) {
             libc::signal(signal, libc::SIG_DFL);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();

@@ -158,11 +158,14 @@ pub fn kill_stub(set_up: &SetUp, slot: &str) -> bool {
 
 /// Kills a slot's shim: the first process of its PID namespace, one below the host's.
 pub fn kill_shim(set_up: &SetUp, slot: &str) -> bool {
-    let (name, mark) = (format!("\"slot\":\"{slot}\""), format!("/{}/{slot}/", set_up.cgroup_parent));
+    let (name, mark) = (format!("\"slot\":\"{slot}\""), format!("/{}/{slot}", set_up.cgroup_parent));
     for (pid, command) in commands() {
         let read =
             |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", pid.as_raw_nonzero())).unwrap_or_default();
-        if !command.contains(&name) || !read("cgroup").contains(&mark) {
+        // On v2 in a leaf of it.
+        let within =
+            |line: &str| line.split_once(&mark).is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with('/'));
+        if !command.contains(&name) || !read("cgroup").lines().any(within) {
             continue;
         }
         let numbers = read("status").lines().find_map(|line| line.strip_prefix("NSpid:").map(str::to_owned));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -76,11 +76,13 @@ impl Rounds {
     }
 
     async fn begin_in(seed: u64, start: impl FnOnce(&SetUp) -> Agent) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let directory = tempfile::Builder::new().prefix("nodeless-churn-").tempdir().unwrap();
         let set_up = SetUp {
             run_dir: directory.path().join("run"),
             program: shim::churn_agent().unwrap(),
-            cgroup_parent: format!("nodeless-churn-{}", std::process::id()),
+            // Several may be at work in one process.
+            cgroup_parent: format!("nodeless-churn-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)),
             layer_dirs: vec![image::directory()],
             pool_size: 2,
         };
