@@ -223,25 +223,9 @@ const ENDINGS: &[Case] = &[
     }),
     ("what cannot be changed in a running pod is named, and its status stays true", |bed| {
         let image = bed.registry.image("changed", &[])?;
-        let mut container = shell("main", &image, "sleep 1000");
-        container["resources"] = json!({"requests": {"cpu": "10m"}});
+        let container = shell("main", &image, "sleep 1000");
         bed.pod("changed", json!({"terminationGracePeriodSeconds": 0, "containers": [container]}))?;
         bed.until("changed", "it runs", |pod| phase(pod) == "Running")?;
-        let resize = |cpu: &str| {
-            let patch = json!({"spec": {"containers": [{"name": "main", "resources": {"requests": {"cpu": cpu}}}]}});
-            bed.kubectl_says(&["patch", "pod", "changed", "--subresource", "resize", "-p", &patch.to_string()])
-        };
-        let pending = |pod: &Value| {
-            let conditions = pod["status"]["conditions"].as_array();
-            conditions.into_iter().flatten().any(|c| c["type"] == "PodResizePending" && c["reason"] == "Infeasible")
-        };
-        resize("20m")?;
-        let pod = bed.until("changed", "its resize is told as infeasible", pending)?;
-        let resources = &pod["status"]["containerStatuses"][0]["resources"];
-        same("what it has", &resources["requests"]["cpu"], &json!("10m"))?;
-        bed.until_event("changed", "UnsupportedPodChange", |text| text.contains("spec.containers[main].resources"))?;
-        resize("10m")?;
-        bed.until("changed", "nothing is pending", |pod| !pending(pod))?;
         bed.kubectl_says(&[
             "debug",
             "changed",
