@@ -1,4 +1,4 @@
-//! Starting containers and further processes: fork a stub, follow its report until its program has taken over.
+//! Starting containers: fork a stub, follow its report until its program has taken over.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::attach::Stdin;
-use super::container::{Container, Launch, OomKills, Output, Process, Role, Waiter};
+use super::container::{Container, Launch, Output, Process, Role, Waiter};
 use super::log::rate::Rate;
 use super::log::{Limits, LogWriter, Stream};
 use super::own_root;
@@ -17,14 +17,14 @@ use super::requests::{cgroup_refusal, described};
 use super::server::{PodInit, Shim, Source};
 use super::spare::{Spare, furnish};
 use super::stub::report::{Proceed, Report, Step};
-use super::stub::{self, Joining, Order, Shared, host_devices, identity, mounts};
+use super::stub::{self, Order, Shared, host_devices, identity, mounts};
 use crate::cgroup::{DEFAULT_DEVICES, EVERY_DEVICE};
 use crate::contract::{SandboxEvent, Started};
 use crate::ids::Ids;
 use crate::protocol::shim::{Reply, StartFds};
 use crate::protocol::{Connection, Fill, Refusal};
 use crate::seccomp;
-use crate::spec::{ContainerSpec, ExecSpec, Security, User};
+use crate::spec::{ContainerSpec, Security, User};
 use crate::sys::clone::{self, Child, fork_with};
 use crate::sys::{clock, process};
 
@@ -183,67 +183,7 @@ impl Shim {
         Ok(Spare { child, leaf, channel: Connection::new(ours) })
     }
 
-    pub(super) fn exec(&mut self, waiter: Waiter, spec: ExecSpec, stdio: [bool; 3], fds: Vec<OwnedFd>) {
-        if let Err(refusal) = self.exec_new(waiter, spec, stdio, fds) {
-            self.refuse(waiter, refusal);
-        }
-    }
-
-    fn exec_new(&mut self, waiter: Waiter, spec: ExecSpec, stdio: [bool; 3], fds: Vec<OwnedFd>) -> Result<(), Refusal> {
-        let (joined, _) = self.running_key(&spec.container)?;
-        self.not_paused(joined)?;
-        let (_, container) = self.running(&spec.container)?;
-        let mut fds = fds.into_iter();
-        let mut next = |present: bool| match present {
-            true => fds.next().ok_or_else(|| Refusal::Invalid { message: "a stream is missing".into() }),
-            false => own_root::null(),
-        };
-        let streams = match spec.tty {
-            Some(_) => Vec::new(),
-            None => stdio.into_iter().map(&mut next).collect::<Result<Vec<_>, _>>()?,
-        };
-        let mut env = container.spec.env.clone();
-        for (name, value) in &spec.env {
-            env.retain(|(existing, _)| existing != name);
-            env.push((name.clone(), value.clone()));
-        }
-        let joining = Joining {
-            user: container.spec.user.clone(),
-            security: container.spec.security.clone(),
-            cwd: spec.cwd.clone().unwrap_or_else(|| container.spec.cwd.clone()),
-            args: spec.args.clone(),
-            env,
-            oom_score_adj: container.spec.resources.oom_score_adj,
-            terminal: spec.tty,
-        };
-        let (ours, theirs) = report_channel()?;
-        let fds: Vec<OwnedFd> = std::iter::once(theirs).chain(streams).collect();
-        let copies = fds.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
-        let forked = self.fork_by_joiner(joined, &joining, copies.step("copies of descriptors")?);
-        let child = match forked {
-            Some(forked) => forked?,
-            None => self.fork_joining(&spec.container, &joining, fds)?,
-        };
-        crate::sys::failpoint::failpoint!(ExecForked);
-        let (_, container) = self.running(&spec.container)?;
-        let oom_kills = OomKills { before: container.leaf.oom_kills().unwrap_or(0), at_end: None };
-        let exec = self.new_key();
-        let role = Role::Exec { exec, spec, client: waiter.client, oom_kills };
-        self.enrol(child, Connection::new(ours), waiter, role)?;
-        Ok(())
-    }
-
-    /// A process that joins a container by itself.
-    fn fork_joining(&self, container: &str, joining: &Joining, fds: Vec<OwnedFd>) -> Result<Child, Refusal> {
-        let (init, container) = self.running(container)?;
-        let shared = self.shared(&joining.security);
-        let namespace = open_pid_namespace(init.pid)?;
-        let leaf = &container.leaf;
-        let stub = || stub::join(&shared, &init.pidfd, joining, fds, leaf);
-        in_pid_namespace(&namespace, || fork_with(0, leaf.clone_into(), stub))?.step("fork of the process")
-    }
-
-    fn shared(&self, security: &Security) -> Shared<'_> {
+    pub(super) fn shared(&self, security: &Security) -> Shared<'_> {
         Shared {
             user: self.slot.user.as_ref(),
             ids: &self.slot.ids,
@@ -253,7 +193,13 @@ impl Shim {
     }
 
     /// From here on the child is known, whatever else fails.
-    fn enrol(&mut self, child: Child, report: Connection, waiter: Waiter, role: Role) -> Result<Key, Refusal> {
+    pub(super) fn enrol(
+        &mut self,
+        child: Child,
+        report: Connection,
+        waiter: Waiter,
+        role: Role,
+    ) -> Result<Key, Refusal> {
         let (process, key) = (self.new_key(), self.new_key());
         let watched =
             rustix::io::ioctl_fionbio(report.socket(), true).and_then(|()| self.poller.add(report.socket(), key));
@@ -440,7 +386,7 @@ pub(super) fn open_pid_namespace(pid: rustix::process::Pid) -> Result<OwnedFd, R
 }
 
 /// Runs `fork` so that its child is in `namespace`.
-fn in_pid_namespace<T>(namespace: &OwnedFd, fork: impl FnOnce() -> T) -> Result<T, Refusal> {
+pub(super) fn in_pid_namespace<T>(namespace: &OwnedFd, fork: impl FnOnce() -> T) -> Result<T, Refusal> {
     let own = std::fs::File::open("/proc/self/ns/pid").step("open of the own PID namespace")?;
     let kind = Some(LinkNameSpaceType::ProcessID);
     move_into_link_name_space(namespace.as_fd(), kind).step("entering a PID namespace")?;

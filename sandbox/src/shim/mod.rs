@@ -6,7 +6,7 @@
 //!                   ▼             │ notices         ▼
 //!  server.rs     one epoll loop, one thread ────────────────
 //!  requests.rs   what each request does
-//!  launch.rs     start and exec: fork a stub, follow its report
+//!  launch.rs     start: fork a stub, follow its report; exec.rs: further processes
 //!  spare.rs      a stub that stands by for the first container
 //!  output.rs     what containers write: to the log, at a bounded rate, and to who is attached
 //!  attach.rs     who is attached, and what they send to a container's standard input
@@ -24,6 +24,7 @@
 mod attach;
 mod clients;
 mod container;
+mod exec;
 pub(crate) mod history;
 mod joiner;
 mod launch;
