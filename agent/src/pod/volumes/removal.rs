@@ -199,16 +199,23 @@ mod tests {
             let mut removed = 0;
             let deadline = Instant::now() + Duration::from_secs(60);
             while (removed < 200 || exchanged.load(Ordering::Relaxed) < 20) && Instant::now() < deadline {
-                fs::create_dir_all(tree.join("a/b")).unwrap_or_default();
-                fs::write(tree.join("a/b/file0"), "").unwrap_or_default();
-                symlink(&decoy, tree.join("a/link")).unwrap_or_default();
-                symlink(&decoy, tree.join("link")).unwrap_or_default();
+                // Made where nobody races: through an exchanged link, making it would itself write into the decoy.
+                let fresh = dir.path().join("fresh");
+                fs::create_dir_all(fresh.join("a/b")).unwrap();
+                fs::write(fresh.join("a/b/file0"), "").unwrap();
+                symlink(&decoy, fresh.join("a/link")).unwrap();
+                symlink(&decoy, fresh.join("link")).unwrap();
+                fs::rename(&fresh, &tree).unwrap();
                 // The racer may put things back between two looks.
-                removed += u32::from(remove_tree(&tree).is_ok());
+                while remove_tree(&tree).is_err() && Instant::now() < deadline {}
+                removed += 1;
             }
             over.store(true, Ordering::Relaxed);
         });
         assert!(exchanged.into_inner() >= 20, "nothing raced");
+        for number in 0..50 {
+            assert_eq!(fs::read_to_string(decoy.join(format!("file{number}"))).unwrap(), "mine");
+        }
         assert_eq!(fs::read_dir(&decoy).unwrap().count(), 50);
     }
 }
