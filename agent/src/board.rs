@@ -7,6 +7,7 @@ use agent_api::proto;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use crate::host::host_ports::HostPort;
 use crate::ledger::Timeline;
 use crate::pod::spec::resources::Amounts;
 
@@ -35,6 +36,8 @@ pub struct Posted {
     pub containers: BTreeMap<String, Attempt>,
     /// What it asks of the host while it is not terminated.
     pub requests: Amounts,
+    /// The host's ports that it keeps from others while it is not terminated.
+    pub host_ports: Vec<HostPort>,
     /// Deletion has been asked for.
     pub deleting: bool,
 }

@@ -1,5 +1,6 @@
 //! Has this host room for a pod? Worded as a kubelet's admission words it. Pure.
 
+use super::host_ports;
 use crate::board::Posted;
 use crate::intent::Intent;
 use crate::pod::spec::resources::{Amounts, pod_requests};
@@ -44,10 +45,15 @@ pub fn admit(room: &Room, posted: &[Posted], intent: &Intent) -> Result<(), Verd
     if let Some(message) = lacks("pods", 1, u64::from(pods), u64::from(room.pods)) {
         return refuse("OutOfpods", message);
     }
-    match lacking(has, used, wanted) {
-        Some((resource, message)) => refuse(&format!("OutOf{resource}"), message),
-        None => Ok(()),
+    if let Some((resource, message)) = lacking(has, used, wanted) {
+        return refuse(&format!("OutOf{resource}"), message);
     }
+    let kept = posted.iter().filter(|pod| !pod.terminated).flat_map(|pod| &pod.host_ports);
+    if host_ports::taken(&host_ports::claimed(spec), kept) {
+        let message = "node(s) didn't have free ports for the requested pod ports";
+        return refuse("NodePorts", format!("Predicate NodePorts failed: {message}"));
+    }
+    Ok(())
 }
 
 fn lacks(resource: &str, wanted: u64, used: u64, capacity: u64) -> Option<String> {

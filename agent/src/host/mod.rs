@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod facts;
+pub mod host_ports;
 pub mod kernel;
 pub mod pressure;
 

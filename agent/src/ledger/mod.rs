@@ -127,6 +127,11 @@ pub struct PodRecord {
 }
 
 impl PodRecord {
+    /// The pod keeps what it asks for from others: it has not ended, and was not refused before it held anything.
+    pub fn takes_room(&self) -> bool {
+        !self.state.is_terminal() && (self.holding || self.state.verdict.is_none())
+    }
+
     /// The intent, with the secret material if it is at hand.
     pub fn intent(&self, material: Option<Resolved>) -> Result<Intent, IntentError> {
         let resolved = material.unwrap_or_else(|| self.resolved.clone());

@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, oneshot};
 
 use crate::board::Posted;
 use crate::host::admission::{self, Room};
+use crate::host::host_ports;
 use crate::intent::Intent;
 use crate::ledger::{LedgerError, PodRecord, new_record};
 use crate::pod::plan::Plan;
@@ -130,6 +131,8 @@ impl Roster {
         for survivor in survivors {
             let Survivor { record, intent, alive, rebooted, material } = survivor;
             let uid = intent.uid.clone();
+            // Counted before the first new pod is looked at, not when its task has got so far.
+            self.reserve(&intent, record.takes_room(), record.state.is_terminal());
             let beginning = Beginning::Recovered { alive, rebooted, material };
             let handle = PodTask::spawn(self.world.clone(), intent, record, beginning);
             inner.pods.insert(uid, handle);
@@ -206,17 +209,24 @@ impl Roster {
         let state = PodState::new(Plan::of(&intent.pod).slots.len());
         let record = new_record(&intent, state, &self.world.boot_id);
         // Room is taken before the next pod is looked at, not when the task has got so far.
-        let requests = intent.pod.spec.as_ref().and_then(|spec| pod_requests(spec).ok()).unwrap_or_default();
+        self.reserve(&intent, verdict.is_none(), false);
+        let beginning = Beginning::New { verdict, notes, accepted };
+        inner.pods.insert(uid, PodTask::spawn(self.world.clone(), intent, record, beginning));
+    }
+
+    fn reserve(&self, intent: &Intent, takes_room: bool, terminated: bool) {
+        let spec = intent.pod.spec.as_ref().filter(|_| takes_room);
         self.world.board.reserve(Posted {
-            uid: uid.clone(),
+            uid: intent.uid.clone(),
             namespace: intent.namespace().to_owned(),
             name: intent.name().to_owned(),
             generation: intent.generation,
-            requests: if verdict.is_none() { requests } else { Default::default() },
+            requests: spec.and_then(|spec| pod_requests(spec).ok()).unwrap_or_default(),
+            host_ports: spec.map(host_ports::claimed).unwrap_or_default(),
+            terminated,
+            deleting: intent.deletion.is_some(),
             ..Posted::default()
         });
-        let beginning = Beginning::New { verdict, notes, accepted };
-        inner.pods.insert(uid, PodTask::spawn(self.world.clone(), intent, record, beginning));
     }
 
     /// A pod that ended in a life of this host that nobody here remembers: it is never started again.

@@ -13,7 +13,12 @@ fn room() -> Room {
 }
 
 async fn agent(rig: &Rig, boot_id: &str) -> Arc<Roster> {
-    let world = rig.world(boot_id);
+    agent_that_allows(rig, boot_id, &[]).await
+}
+
+async fn agent_that_allows(rig: &Rig, boot_id: &str, allowed: &[crate::trust::Allow]) -> Arc<Roster> {
+    let mut world = rig.world(boot_id);
+    Arc::get_mut(&mut world).unwrap().host.trust.allowed = allowed.iter().copied().collect();
     let epoch = world.ledger.epoch().unwrap();
     let survivors = crate::recover::run(&world).await.unwrap();
     let roster = Roster::new(world, room(), epoch);
@@ -141,6 +146,40 @@ async fn room_is_never_given_away_twice() {
         running += usize::from(!posted.terminated);
     }
     assert_eq!(running, 4);
+}
+
+/// A claim lives from a pod's admission to its end, over a restart of the agent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_port_is_given_to_one_pod_until_its_end() {
+    let rig = Rig::new();
+    let allowed = [crate::trust::Allow::HostNetwork];
+    let roster = agent_that_allows(&rig, "boot", &allowed).await;
+    let claiming = |uid: &str, address: &str| {
+        let mut json = pod(uid, "Never", &["run"]);
+        json["spec"]["hostNetwork"] = true.into();
+        json["spec"]["containers"][0]["ports"] =
+            serde_json::json!([{"containerPort": 80, "hostPort": 80, "protocol": "TCP", "hostIP": address}]);
+        intent(json, 1)
+    };
+    roster.apply(1, claiming("first", "")).await.unwrap();
+    // Beside the first, which may not even run yet; and its own refusal keeps the port from nobody.
+    roster.apply(1, claiming("second", "192.0.2.1")).await.unwrap();
+    let refused = until(&roster, "second", |p| p.terminated).await;
+    assert_eq!((phase(&refused), &status(&refused)["reason"]), ("Failed".to_owned(), &"NodePorts".into()));
+    assert_eq!(
+        status(&refused)["message"],
+        "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
+    );
+    until(&roster, "first", runs).await;
+    roster.close().await;
+    drop(roster);
+    let roster = agent_that_allows(&rig, "boot", &allowed).await;
+    roster.apply(1, claiming("third", "")).await.unwrap();
+    assert_eq!(status(&until(&roster, "third", |p| p.terminated).await)["reason"], "NodePorts");
+    rig.sandboxes.end("first-0", "c", 0, false);
+    until(&roster, "first", |p| p.terminated).await;
+    roster.apply(1, claiming("fourth", "")).await.unwrap();
+    until(&roster, "fourth", runs).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

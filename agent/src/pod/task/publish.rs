@@ -3,6 +3,7 @@
 use super::PodTask;
 use crate::board::{Attempt, Posted};
 use crate::clock::Now;
+use crate::host::host_ports;
 use crate::pod::spec::resources::pod_requests;
 use crate::pod::state::{Run, Stage};
 use crate::pod::status::{self, View};
@@ -39,6 +40,7 @@ impl PodTask {
         };
         let containers =
             self.plan.slots.iter().zip(&state.containers).map(|(slot, c)| (slot.name.clone(), attempt(c))).collect();
+        let spec = self.intent.pod.spec.as_ref().filter(|_| self.record.takes_room());
         let has_sandbox = matches!(state.stage, Stage::Up | Stage::Releasing | Stage::Recycling { .. });
         self.world.board.post(Posted {
             uid: self.intent.uid.clone(),
@@ -51,14 +53,8 @@ impl PodTask {
             revision: 0,
             sandbox: has_sandbox.then(|| self.sandbox()),
             containers,
-            requests: self
-                .intent
-                .pod
-                .spec
-                .as_ref()
-                .and_then(|spec| pod_requests(spec).ok())
-                .filter(|_| !terminated)
-                .unwrap_or_default(),
+            requests: spec.and_then(|spec| pod_requests(spec).ok()).unwrap_or_default(),
+            host_ports: spec.map(host_ports::claimed).unwrap_or_default(),
             deleting: state.deleting,
         });
     }
