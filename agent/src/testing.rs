@@ -267,7 +267,7 @@ impl Sandboxes for FakeSandboxes {
     }
 }
 
-/// Images: each name is there but `absent…`, `invalid name` and (with `Never`) those not pulled before.
+/// Images, `as-USER:…` with a user: each name is there but `absent…`, `invalid name` and (with `Never`) those not pulled before.
 #[derive(Debug, Default)]
 pub(crate) struct FakeImages {
     pub(crate) present: Mutex<BTreeSet<String>>,
@@ -299,11 +299,13 @@ impl ImageSource for FakeImages {
             return fail("ErrImageNeverPull", "not present");
         }
         self.present.lock().unwrap().insert(wish.reference.clone());
+        let name = wish.reference.split(':').next().unwrap_or_default();
+        let user = name.strip_prefix("as-").unwrap_or_default().to_owned();
         Ok(ReadyImage {
             reference: wish.reference.clone(),
             image_id: format!("{}@sha256:1", wish.reference),
             digest: "sha256:1".to_owned(),
-            config: ImageConfig { cmd: vec!["run".to_owned()], ..ImageConfig::default() },
+            config: ImageConfig { cmd: vec!["run".to_owned()], user, ..ImageConfig::default() },
             layers: vec![],
             size: 42,
             files: Arc::new(NoFiles),

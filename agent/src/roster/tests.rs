@@ -148,6 +148,21 @@ async fn room_is_never_given_away_twice() {
     assert_eq!(running, 4);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_may_name_a_user_of_a_high_id() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    let mut json = pod("u", "Never", &["run"]);
+    json["spec"]["containers"][0]["image"] = "as-70000:1".into();
+    roster.apply(1, intent(json, 1)).await.unwrap();
+    let posted = until(&roster, "u", runs).await;
+    let id = posted.sandbox.unwrap();
+    let state = rig.sandboxes.inner.lock().unwrap();
+    let sandbox = &state.sandboxes[&id.0];
+    assert_eq!(sandbox.running["c"].user.uid, 70_000);
+    assert!(sandbox.spec.as_ref().unwrap().namespaces.has_id(70_000));
+}
+
 /// A claim lives from a pod's admission to its end, over a restart of the agent.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_port_is_given_to_one_pod_until_its_end() {

@@ -85,9 +85,6 @@ pub fn container(
     let asked = security::identity(spec, container);
     let identity = user::resolve(&asked, &image.config.user, image.files.as_ref())
         .map_err(|source| SpecError::User { container: name.clone(), source })?;
-    if let Some(id) = security::unmapped(&security::namespaces(spec), &identity.user) {
-        return Err(SpecError::HighId { container: name, id });
-    }
     let own = env::of_container(context, container)?;
     let args = command(container, image, &own)?;
     let cwd = container.working_dir.clone().filter(|d| !d.is_empty()).unwrap_or_else(|| {

@@ -178,13 +178,17 @@ pub enum SpecError {
     },
     /// The image runs as an id that the pod's user namespace lacks.
     #[error(
-        "the image's user of container {container:?} has id {id}, and ids above 65535 are a pod's only if it names them (runAsUser, runAsGroup)"
+        "the image's user of container {container:?} has id {id}, which this pod's user namespace lacks: set runAsUser: {uid} and runAsGroup: {gid} in the container's securityContext"
     )]
     HighId {
         /// The container.
         container: String,
         /// The id.
         id: u32,
+        /// Its user.
+        uid: u32,
+        /// Its user's group.
+        gid: u32,
     },
     /// A mount that names no volume, or leaves its volume.
     #[error("{message}")]

@@ -1,5 +1,7 @@
 //! Security settings of a container: pod and container contexts merged, within the host's policy.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{Container, PodSecurityContext, PodSpec, SeccompProfile};
 use sandbox::spec::{ALL_CAPABILITIES, DEFAULT_CAPABILITIES, Namespaces, Seccomp, Security, User};
 
@@ -62,6 +64,28 @@ pub fn namespaces(spec: &PodSpec) -> Namespaces {
         .filter_map(|id| u32::try_from(id).ok())
         .filter(|id| user && (FIRST_HIGH..=LARGEST).contains(id));
     Namespaces { user, host_network, host_pid, host_ipc, high_ids: ids.collect() }
+}
+
+/// The same, for a pod whose images name users of these ids; without them when they are more than a sandbox can have.
+pub fn namespaces_for(spec: &PodSpec, image_ids: &BTreeSet<u32>) -> Namespaces {
+    let own = namespaces(spec);
+    if !own.user || image_ids.is_empty() {
+        return own;
+    }
+    let mut all = own.clone();
+    all.high_ids.extend(image_ids);
+    if all.check().is_ok() { all } else { own }
+}
+
+/// Ids above 65535 that an image's `User` says in numbers, where it decides.
+pub fn image_ids(spec: &PodSpec, container: &Container, image_user: &str) -> BTreeSet<u32> {
+    let namespaces = namespaces(spec);
+    if !namespaces.user || identity(spec, container).uid.is_some() {
+        return BTreeSet::new();
+    }
+    let digits = |id: &&str| id.bytes().all(|byte| byte.is_ascii_digit());
+    let ids = image_user.splitn(2, ':').filter(digits).filter_map(|id| id.parse().ok());
+    ids.filter(|id| (FIRST_HIGH..=LARGEST).contains(id)).collect()
 }
 
 fn groups(context: &PodSecurityContext) -> impl Iterator<Item = Option<i64>> + '_ {
@@ -210,6 +234,29 @@ mod tests {
             assert!(!may_add(name, &own), "{name}");
         }
         assert!(is_capability("sys_admin") && is_capability("all") && !is_capability("NOSUCH"));
+    }
+
+    #[test]
+    fn an_images_user_gets_its_ids_where_it_decides_and_there_is_room() {
+        let pod = |json: serde_json::Value| -> PodSpec {
+            let mut spec = serde_json::json!({"containers": [{"name": "c"}]});
+            spec.as_object_mut().unwrap().extend(json.as_object().unwrap().clone());
+            serde_json::from_value(spec).unwrap()
+        };
+        let plain = pod(serde_json::json!({}));
+        let ids = |spec: &PodSpec, user: &str| image_ids(spec, &spec.containers[0], user);
+        assert_eq!(ids(&plain, "70000:80000"), [70_000, 80_000].into());
+        assert_eq!(ids(&plain, "70000"), [70_000].into());
+        for user in ["", "app", "1000", "65535:0", "2147483648", "4294967295", "-70000", "+80000", "70000:80000:90000"]
+        {
+            assert!(ids(&plain, user).is_subset(&[70_000].into()), "{user}");
+        }
+        assert!(ids(&pod(serde_json::json!({"securityContext": {"runAsUser": 1}})), "70000").is_empty());
+        assert!(ids(&pod(serde_json::json!({"hostUsers": true})), "70000").is_empty());
+        assert!(namespaces_for(&plain, &[70_000].into()).has_id(70_000));
+        let named: Vec<u32> = (1..=8).map(|n| n * 100_000).collect();
+        let full = pod(serde_json::json!({"securityContext": {"supplementalGroups": named}}));
+        assert_eq!(namespaces_for(&full, &[2_000_000_000].into()), namespaces(&full), "no window is left");
     }
 
     #[test]

@@ -114,9 +114,24 @@ impl PodState {
                 self.stage = Stage::Preparing;
                 out.push(Effect::Prepare);
             }
+            Stage::Up if self.is_made_anew() => {
+                self.stage = Stage::Recycling { until: at };
+                for container in &mut self.containers {
+                    if matches!(container.run, Run::Blocked { .. }) {
+                        container.run = Run::Idle;
+                    }
+                }
+                out.push(Effect::Release);
+            }
             Stage::Up => self.run(plan, at, out),
             _ => {}
         }
+    }
+
+    /// The sandbox lacks ids of an image's user, and nothing has run in it.
+    fn is_made_anew(&self) -> bool {
+        let untouched = !self.containers.iter().any(|container| container.begun || container.is_alive());
+        untouched && !self.image_ids().is_subset(&self.sandbox_ids)
     }
 
     fn pull(&mut self, plan: &Plan, at: u64, out: &mut Vec<Effect>) {

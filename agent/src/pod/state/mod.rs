@@ -11,6 +11,7 @@
 //!
 //! Containers have a life of their own within it ([`Run`]), and so have their images ([`Picture`]). After each event
 //! [`PodState::step`] asks what can be done now (`advance.rs`), so that no event needs to know what follows from it.
+//! An image may name a user of an id that the sandbox was made without: it is made anew if nothing has run in it yet.
 //! What is in flight is part of the state: nothing is asked for twice. Terminal is terminal.
 
 mod advance;
@@ -19,6 +20,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -47,6 +49,9 @@ pub struct PodState {
     pub verdict: Option<Verdict>,
     /// Back-off of sandbox creation.
     pub sandbox_backoff: Backoff,
+    /// Ids above 65535 of images' users that the present sandbox was made for.
+    #[serde(default)]
+    pub sandbox_ids: BTreeSet<u32>,
 }
 
 /// Where the pod as a whole is.
@@ -119,6 +124,9 @@ pub struct ImageFacts {
     pub image_id: String,
     /// Layer ids, so that they can be held again after an agent restart.
     pub layers: Vec<String>,
+    /// Ids above 65535 that its user has in this pod.
+    #[serde(default)]
+    pub high_ids: BTreeSet<u32>,
 }
 
 /// A container's processes.
@@ -449,12 +457,22 @@ impl PodState {
             stop_deadline: None,
             verdict: None,
             sandbox_backoff: Backoff::default(),
+            sandbox_ids: BTreeSet::new(),
         }
     }
 
     /// The end has been reached.
     pub fn is_terminal(&self) -> bool {
         self.stage == Stage::Released
+    }
+
+    /// Ids above 65535 that the images at hand want their sandbox to have.
+    pub fn image_ids(&self) -> BTreeSet<u32> {
+        let of = |container: &ContainerState| match &container.image {
+            Picture::Ready(facts) => facts.high_ids.clone(),
+            _ => BTreeSet::new(),
+        };
+        self.containers.iter().flat_map(of).collect()
     }
 
     /// Layers that containers of this pod use.

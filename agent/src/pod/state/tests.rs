@@ -29,7 +29,12 @@ fn plan(slots: &[(Role, Restart)]) -> Plan {
 }
 
 fn facts() -> ImageFacts {
-    ImageFacts { reference: "image:1".into(), image_id: "image@sha256:1".into(), layers: vec![] }
+    ImageFacts {
+        reference: "image:1".into(),
+        image_id: "image@sha256:1".into(),
+        layers: vec![],
+        high_ids: Default::default(),
+    }
 }
 
 fn exit(code: i32, now: Now) -> ExitFacts {
@@ -370,6 +375,21 @@ fn all_stages() -> Vec<(&'static str, Rig)> {
         r.step(Event::Released, 0);
     });
     stages
+}
+
+#[test]
+fn a_sandbox_without_the_ids_of_an_images_user_is_made_anew_before_anything_runs_in_it() {
+    let of = |id: u32| ImageFacts { high_ids: [id].into(), ..facts() };
+    let mut r = Rig::new(&[(Role::Main, Restart::Always); 2]);
+    r.step(Event::Begin, 0);
+    assert_eq!(r.step(Event::SandboxReady { ip: None }, 1), []);
+    assert_eq!(r.step(Event::ImageReady { slot: 0, facts: of(70_000) }, 2), [Effect::Release]);
+    assert_eq!(r.step(Event::Released, 3), [Effect::Prepare]);
+    r.state.sandbox_ids = [70_000].into();
+    assert_eq!(r.step(Event::SandboxReady { ip: None }, 4), [Effect::Start { slot: 0, attempt: 0 }]);
+    // What runs stays: the other container is told what to write into the pod.
+    let next = r.step(Event::ImageReady { slot: 1, facts: of(200_000) }, 5);
+    assert_eq!((next, r.state.stage), (vec![Effect::Start { slot: 1, attempt: 0 }], Stage::Up));
 }
 
 fn all_events() -> Vec<(&'static str, Event)> {

@@ -48,6 +48,7 @@ impl Rig {
             reference: "docker.io/library/busybox:1".into(),
             image_id: "docker.io/library/busybox@sha256:abc".into(),
             layers: vec![],
+            high_ids: Default::default(),
         };
         self.step(seconds, Event::ImageReady { slot, facts });
     }

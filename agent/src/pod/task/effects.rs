@@ -1,5 +1,6 @@
 //! Carries effects out. Each is a task of its own and answers with an [`Outcome`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,12 +39,14 @@ impl PodTask {
 
     fn prepare(&mut self) {
         let incarnation = self.record.state.incarnation;
-        let preparation = start::Preparation {
+        let mut preparation = start::Preparation {
             world: self.world.clone(),
             sandbox: self.sandbox(),
             dirs: self.dirs.clone(),
             material: self.material.subscribe(),
             ending: self.ending.clone(),
+            wanted_ids: self.image_ids.subscribe(),
+            image_ids: BTreeSet::new(),
             outcomes: self.outcomes.clone(),
         };
         let outcomes = self.outcomes.clone();
@@ -51,7 +54,8 @@ impl PodTask {
         tokio::spawn(
             async move {
                 let result = preparation.run().await;
-                let _ = outcomes.send(Outcome::Prepared { incarnation, result });
+                let image_ids = preparation.image_ids;
+                let _ = outcomes.send(Outcome::Prepared { incarnation, image_ids, result });
             }
             .instrument(span),
         );
@@ -164,6 +168,7 @@ impl PodTask {
             container: planned.name.clone(),
             attempt,
             ip: self.record.state.ip,
+            image_ids: self.record.state.sandbox_ids.clone(),
             image,
             wish,
             outcomes: self.outcomes.clone(),

@@ -21,7 +21,7 @@ mod saver;
 mod start;
 mod storage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use agent_api::proto::PodEvent;
@@ -58,6 +58,8 @@ pub struct PodTask {
     /// The newest intent with secret material, for effects that wait for it.
     material: watch::Sender<Option<Arc<Intent>>>,
     generation: watch::Sender<u64>,
+    /// Ids of the images' users that a sandbox made now is to have.
+    image_ids: watch::Sender<BTreeSet<u32>>,
     outcomes: mpsc::UnboundedSender<Outcome>,
     /// Cancelled when nothing new is to be started.
     ending: CancellationToken,
@@ -109,6 +111,7 @@ impl PodTask {
             adopted: Vec::new(),
             material: watch::Sender::new(has_material.then(|| Arc::new(intent.clone()))),
             generation,
+            image_ids: watch::Sender::new(record.state.image_ids()),
             outcomes,
             ending: CancellationToken::new(),
             saver: Saver::new(world.ledger.clone()),

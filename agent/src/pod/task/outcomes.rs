@@ -1,15 +1,18 @@
 //! What effects and the sandbox send back, and what each answer means to the pod.
 
+use std::collections::BTreeSet;
+
 use sandbox::contract::{SandboxEvent, Started};
 use sandbox::spec::User;
 
-use super::PodTask;
+use super::{PodTask, context};
+use crate::pod::spec::security;
 use crate::pod::state::{Event, ExitFacts, ImageFacts, StartFailure};
 use crate::ports::{Address, ImageFailure, Metered, ReadyImage};
 
 /// What effects send back.
 pub(super) enum Outcome {
-    Prepared { incarnation: u32, result: Result<Address, String> },
+    Prepared { incarnation: u32, image_ids: BTreeSet<u32>, result: Result<Address, String> },
     Held { metered: Metered },
     Configured { at: u64 },
     Image { slot: usize, reference: String, result: Box<Result<ReadyImage, ImageFailure>> },
@@ -42,10 +45,11 @@ impl PodTask {
                     self.record.timeline.sandbox_ready_ns = self.label(at);
                 }
             }
-            Outcome::Prepared { incarnation, result } => {
+            Outcome::Prepared { incarnation, image_ids, result } => {
                 if incarnation != self.record.state.incarnation {
                     return;
                 }
+                self.record.state.sandbox_ids = image_ids;
                 let event = match result {
                     Ok(address) => {
                         self.watch_sandbox().await;
@@ -121,6 +125,7 @@ impl PodTask {
                     reference: image.reference.clone(),
                     image_id: image.image_id.clone(),
                     layers: image.layers.iter().map(|layer| layer.id.clone()).collect(),
+                    high_ids: self.image_ids(slot, &image),
                 };
                 self.images.insert(slot, image);
                 Event::ImageReady { slot, facts }
@@ -128,6 +133,13 @@ impl PodTask {
             Err(failure) => Event::ImageFailed { slot, reason: failure.reason.to_owned(), message: failure.message },
         };
         self.happened(event).await;
+        self.image_ids.send_replace(self.record.state.image_ids());
+    }
+
+    fn image_ids(&self, slot: usize, image: &ReadyImage) -> BTreeSet<u32> {
+        let container = context(&self.intent, &self.world, None).container(&self.plan.slots[slot].name);
+        let spec = self.intent.pod.spec.as_ref();
+        spec.zip(container).map(|(spec, own)| security::image_ids(spec, own, &image.config.user)).unwrap_or_default()
     }
 
     async fn sandbox_event(&mut self, event: SandboxEvent) {

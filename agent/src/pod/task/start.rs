@@ -6,6 +6,7 @@
 //! image.ensure (one a container, from the start) ───────────────────────────────┴──> spec ──> start
 //! ```
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use agent_api::proto::PodEvent;
 use sandbox::contract::{SandboxError, Started};
-use sandbox::spec::SandboxId;
+use sandbox::spec::{SandboxId, User};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -24,7 +25,7 @@ use crate::errors::chain;
 use crate::events::Journal;
 use crate::intent::Intent;
 use crate::pod::seccomp;
-use crate::pod::spec::{self, resources};
+use crate::pod::spec::{self, SpecError, resources};
 use crate::pod::state::StartFailure;
 use crate::pod::volumes::{self, PodDirs, content, disk};
 use crate::ports::{Address, ImageFailure, ImageWish, Interval, PullPolicy, ReadyImage};
@@ -56,17 +57,25 @@ pub(super) struct Preparation {
     pub(super) dirs: PodDirs,
     pub(super) material: watch::Receiver<Option<Arc<Intent>>>,
     pub(super) ending: CancellationToken,
+    /// Ids of the users of those images that are at hand.
+    pub(super) wanted_ids: watch::Receiver<BTreeSet<u32>>,
+    /// Those that the sandbox was made for.
+    pub(super) image_ids: BTreeSet<u32>,
     pub(super) outcomes: mpsc::UnboundedSender<Outcome>,
 }
 
 impl Preparation {
-    pub(super) async fn run(mut self) -> Result<Address, String> {
+    pub(super) async fn run(&mut self) -> Result<Address, String> {
         let intent = self.intent().await?;
         let interval = interval(&intent, &self.sandbox)?;
         let starting = self.world.meter.start(&interval).instrument(tracing::info_span!("meter.start"));
         let metered = starting.await.map_err(|e| chain(&e))?;
         let _ = self.outcomes.send(Outcome::Held { metered });
-        let spec = spec::sandbox(context(&intent, &self.world, None), self.dirs.logs()).map_err(|e| chain(&e))?;
+        let mut spec = spec::sandbox(context(&intent, &self.world, None), self.dirs.logs()).map_err(|e| chain(&e))?;
+        self.image_ids.clone_from(&self.wanted_ids.borrow());
+        if let Some(pod) = &intent.pod.spec {
+            spec.namespaces = spec::security::namespaces_for(pod, &self.image_ids);
+        }
         let taking = self.world.sandboxes.prepare_as(&self.sandbox, &spec.namespaces);
         let prepared = taking.instrument(tracing::info_span!("sandbox.take")).await.map_err(|e| chain(&e))?;
         let dirs = self.dirs.clone();
@@ -268,6 +277,8 @@ pub(super) struct Launch {
     pub(super) container: String,
     pub(super) attempt: u32,
     pub(super) ip: Option<IpAddr>,
+    /// Ids of images' users that the sandbox was made for.
+    pub(super) image_ids: BTreeSet<u32>,
     pub(super) image: Option<ReadyImage>,
     pub(super) wish: ImageWish,
     pub(super) outcomes: mpsc::UnboundedSender<Outcome>,
@@ -318,6 +329,13 @@ impl Launch {
         }
         let writable = self.dirs.writable(&self.container, self.attempt);
         let mut built = spec::container(context, container, image, self.attempt, writable, mounts).map_err(failed)?;
+        if let Some(id) = context.spec().and_then(|pod| {
+            let namespaces = spec::security::namespaces_for(pod, &self.image_ids);
+            spec::security::unmapped(&namespaces, &built.user)
+        }) {
+            let User { uid, gid, .. } = built.user;
+            return Err(failed(SpecError::HighId { container: built.name, id, uid, gid }));
+        }
         if let Some(name) = context.spec().and_then(|pod| spec::security::local_seccomp(pod, container)) {
             let compiled = seccomp::load(&self.world.host.trust.seccomp_profiles, name, &built.security.capabilities);
             built.security.seccomp = compiled.map_err(|e| config(chain(&e)))?;
