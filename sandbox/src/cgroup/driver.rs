@@ -19,7 +19,7 @@ pub enum Controller {
     Memory,
     /// Process counts.
     Pids,
-    /// Huge pages, on the unified hierarchy only (hybrid hosts too), and only where the host has any.
+    /// Huge pages, only where the host has any; on hybrid hosts as a rule on the unified hierarchy.
     Hugetlb,
     /// Device allow-lists (v1; an eBPF program on v2).
     Devices,
@@ -94,6 +94,11 @@ impl Dirs {
     pub(super) fn of(&self, controller: Controller) -> Option<BorrowedFd<'_>> {
         let unified = self.unified.iter().find(|dir| dir.controllers.contains(&controller)).map(|dir| dir.fd.as_fd());
         unified.or_else(|| self.v1.iter().find(|dir| dir.controllers.contains(&controller)).map(|dir| dir.fd.as_fd()))
+    }
+
+    /// Whether a controller's files are those of cgroup v1.
+    pub(super) fn is_v1(&self, controller: Controller) -> bool {
+        !self.unified.iter().any(|dir| dir.controllers.contains(&controller))
     }
 
     /// As [`Dirs::of`], for a limit that was asked.

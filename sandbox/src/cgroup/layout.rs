@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cgroups_rs::fs::hierarchies::mountinfo_self;
 use serde::{Deserialize, Serialize};
 
-use super::{CgroupError, Controller};
+use super::{CgroupError, Controller, huge_pages};
 
 /// The host's hierarchies as data. Serialisable, so that one finding serves every shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,15 +41,20 @@ impl Layout {
             .into_iter()
             .filter(|mount| mount.mount_point.starts_with(root))
             .map(|mount| (mount.mount_point, mount.super_opts));
-        let layout = Self::of_mounts(unified, mounts);
+        let layout = Self::of_mounts(unified, mounts, huge_pages::any());
         if layout.v1.is_empty() && layout.unified.is_none() {
             return Err(CgroupError::NoHierarchy { root: root.to_owned() });
         }
         Ok(layout)
     }
 
-    /// Chooses among mounts: each controller once, at its first mount; the v1 freezer only when nothing better freezes.
-    fn of_mounts(unified: Option<PathBuf>, mounts: impl Iterator<Item = (PathBuf, Vec<String>)>) -> Self {
+    /// Chooses among mounts: each controller once, at its first mount; the v1 freezer only when nothing better freezes, huge
+    /// pages only when there are any.
+    fn of_mounts(
+        unified: Option<PathBuf>,
+        mounts: impl Iterator<Item = (PathBuf, Vec<String>)>,
+        huge_pages: bool,
+    ) -> Self {
         let mut taken: Vec<Controller> = Vec::new();
         let mut v1 = Vec::new();
         for (path, options) in mounts {
@@ -58,7 +63,7 @@ impl Layout {
                 .filter_map(|option| Controller::from_name(option))
                 .filter(|controller| !taken.contains(controller))
                 .filter(|controller| *controller != Controller::Freezer || unified.is_none())
-                .filter(|controller| *controller != Controller::Hugetlb)
+                .filter(|controller| *controller != Controller::Hugetlb || huge_pages)
                 .collect();
             if fresh.is_empty() {
                 continue;
@@ -105,7 +110,7 @@ mod tests {
             ("/c/net_cls", "rw,net_cls"),
             ("/c/systemd", "rw,xattr,name=systemd"),
         ]);
-        let layout = Layout::of_mounts(Some("/c/unified".into()), found.into_iter());
+        let layout = Layout::of_mounts(Some("/c/unified".into()), found.into_iter(), false);
         let names: Vec<_> = layout.v1.iter().map(|h| (h.path.to_str().unwrap(), h.controllers.join(","))).collect();
         assert_eq!(names, [("/c/cpu,cpuacct", "cpu,cpuacct".to_owned()), ("/c/memory", "memory".to_owned())]);
         assert!(!layout.is_v2());
@@ -114,14 +119,21 @@ mod tests {
     #[test]
     fn the_v1_freezer_is_used_only_without_a_unified_mount() {
         let found = mounts(&[("/c/freezer", "rw,freezer")]);
-        assert!(Layout::of_mounts(Some("/u".into()), found.clone().into_iter()).v1.is_empty());
-        assert_eq!(Layout::of_mounts(None, found.into_iter()).v1.len(), 1);
+        assert!(Layout::of_mounts(Some("/u".into()), found.clone().into_iter(), false).v1.is_empty());
+        assert_eq!(Layout::of_mounts(None, found.into_iter(), false).v1.len(), 1);
+    }
+
+    #[test]
+    fn the_huge_pages_hierarchy_is_used_only_where_there_are_huge_pages() {
+        let found = mounts(&[("/c/hugetlb", "rw,hugetlb")]);
+        assert!(Layout::of_mounts(None, found.clone().into_iter(), false).v1.is_empty());
+        assert_eq!(Layout::of_mounts(None, found.into_iter(), true).v1[0].controllers, ["hugetlb"]);
     }
 
     #[test]
     fn a_controller_mounted_twice_is_used_once() {
         let found = mounts(&[("/c/pids", "rw,pids"), ("/c/other", "rw,pids")]);
-        let layout = Layout::of_mounts(None, found.into_iter());
+        let layout = Layout::of_mounts(None, found.into_iter(), false);
         assert_eq!(layout.v1.len(), 1);
         assert_eq!(layout.v1[0].path, Path::new("/c/pids"));
     }

@@ -34,6 +34,7 @@ mod error;
 mod files;
 mod freeze;
 mod group;
+mod huge_pages;
 mod layout;
 pub mod plan;
 mod remove;

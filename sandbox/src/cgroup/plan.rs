@@ -149,10 +149,12 @@ pub fn v2(resources: &Resources, fresh: bool) -> Result<Vec<Step>, CgroupError> 
 }
 
 /// Both what is used and what is reserved by a mapping, so that a mapping that is too large is refused when it is made and
-/// does not end in a signal later.
+/// does not end in a signal later. (cgroup v1's files end in `limit_in_bytes` instead.) Nothing at all is had anyway where
+/// nobody counts.
 fn huge_pages(resources: &Resources, steps: &mut Vec<Step>) {
     for (size, bytes) in &resources.hugepages {
-        steps.push(set(Controller::Hugetlb, format!("hugetlb.{size}.max"), bytes));
+        let file = format!("hugetlb.{size}.max");
+        steps.push(if *bytes > 0 { set(Controller::Hugetlb, file, bytes) } else { wish(Controller::Hugetlb, file, 0) });
         steps.push(wish(Controller::Hugetlb, format!("hugetlb.{size}.rsvd.max"), bytes));
     }
 }

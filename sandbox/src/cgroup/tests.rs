@@ -71,6 +71,27 @@ fn a_limit_without_its_controller_is_refused_and_a_weight_is_not() {
 }
 
 #[test]
+fn huge_pages_are_limited_by_the_names_of_their_hierarchy_and_refused_without_one() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = temporary_layout(root.path());
+    let limits = |bytes| Resources { hugepages: [("2MB".to_owned(), bytes)].into(), ..Resources::default() };
+    let pod = Tree::open(&layout, "nodeless").unwrap().create_pod(&id("a")).unwrap();
+    let missing = super::CgroupError::ControllerMissing { controller: Controller::Hugetlb };
+    assert_eq!(pod.apply(&limits(4 << 20)).unwrap_err().to_string(), missing.to_string());
+    pod.apply(&limits(0)).unwrap();
+
+    let path = root.path().join("hugetlb");
+    std::fs::create_dir(&path).unwrap();
+    let own = Hierarchy { controllers: vec!["hugetlb".to_owned()], path: path.clone() };
+    let layout = Layout { v1: layout.v1.into_iter().chain([own]).collect(), ..layout };
+    let pod = Tree::open(&layout, "nodeless").unwrap().create_pod(&id("b")).unwrap();
+    let file = path.join("nodeless/b/hugetlb.2MB.limit_in_bytes");
+    std::fs::write(&file, "").unwrap();
+    pod.apply(&limits(4 << 20)).unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "4194304");
+}
+
+#[test]
 fn a_lent_group_is_the_same_group_where_it_is_received() {
     let root = tempfile::tempdir().unwrap();
     let tree = Tree::open(&temporary_layout(root.path()), "nodeless").unwrap();

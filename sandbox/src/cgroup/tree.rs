@@ -10,7 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use super::driver::{Controller, Dirs, UnifiedDir, V1Dir};
 use super::group::{Group, is_name};
 use super::layout::Layout;
-use super::{CgroupError, files, remove};
+use super::{CgroupError, files, huge_pages, remove};
 use crate::spec::SandboxId;
 
 /// The directories under which this host's pods have their cgroups.
@@ -161,23 +161,12 @@ pub(super) fn make_child(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Cgr
 /// What is used of the unified hierarchy: on a hybrid host the rest is elsewhere, and a host without huge pages has nothing
 /// to limit.
 fn wanted(layout: &Layout) -> Vec<Controller> {
-    let has_huge_pages = huge_page_counts(Path::new("/sys/kernel/mm/hugepages")).any(|count| count > 0);
+    let has_huge_pages = huge_pages::any();
     let used = |controller: &Controller| match controller {
         Controller::Hugetlb => has_huge_pages,
         _ => layout.is_v2(),
     };
     Controller::ALL.into_iter().filter(used).collect()
-}
-
-/// How many pages the host has of each size, those that it may make on demand included.
-fn huge_page_counts(root: &Path) -> impl Iterator<Item = u64> {
-    let sizes = std::fs::read_dir(root).into_iter().flatten().flatten();
-    sizes.flat_map(|size| {
-        ["nr_hugepages", "nr_overcommit_hugepages"]
-            .map(|file| std::fs::read_to_string(size.path().join(file)).ok().and_then(|t| t.trim().parse().ok()))
-            .into_iter()
-            .flatten()
-    })
 }
 
 /// Enables, for the children of a v2 cgroup, those of the wanted controllers that it has. Returns which are then enabled.

@@ -24,6 +24,10 @@ impl Driver for V1 {
         for step in plan::v1(resources, fresh)? {
             match step {
                 Step::Set { controller, file, value, optional } => {
+                    let file = match controller {
+                        Controller::Hugetlb if dirs.is_v1(controller) => file.replace(".max", ".limit_in_bytes"),
+                        _ => file.into_owned(),
+                    };
                     v2::write_setting(dirs, controller, &file, &value, optional, fresh)?;
                 }
                 Step::MemoryWithSwap { limit } => match dirs.of(Controller::Memory) {
