@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::host::host_ports::HostPort;
 use crate::ledger::Timeline;
 use crate::pod::spec::resources::Amounts;
+use crate::pod::spec::scalars::Scalars;
 
 /// The last word on one pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Posted {
     pub containers: BTreeMap<String, Attempt>,
     /// What it asks of the host while it is not terminated.
     pub requests: Amounts,
+    /// The same of huge pages and devices.
+    pub scalars: Scalars,
     /// The host's ports that it keeps from others while it is not terminated.
     pub host_ports: Vec<HostPort>,
     /// Deletion has been asked for.

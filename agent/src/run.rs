@@ -18,6 +18,7 @@ use crate::errors::chain;
 use crate::events::Journal;
 use crate::host::admission::Room;
 use crate::host::facts::{self, Facts, FactsError};
+use crate::host::huge_pages;
 use crate::host::kernel::{self, KernelError};
 use crate::host::pressure;
 use crate::images::ImageStore;
@@ -278,6 +279,8 @@ async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Resu
             ips: facts.addresses.clone(),
             hostname: facts.hostname.clone(),
             capacity: room.amounts,
+            memory: facts.memory,
+            page_sizes: huge_pages::limited(&facts.huge_pages),
             policy: config.policy,
             trust: trust(config),
         },
@@ -338,12 +341,15 @@ pub(crate) fn meter_config(config: &Config, host_id: &str) -> MeterConfig {
 
 fn room(config: &Config, facts: &Facts) -> Room {
     let disk = facts::disk(&config.state_dir).map_or(0, |(_, all)| all);
+    let set_aside = huge_pages::set_aside(&facts.huge_pages);
     Room {
         amounts: Amounts {
             milli_cpu: config.capacity_milli_cpu.unwrap_or(facts.cpus * 1000),
-            memory: config.capacity_memory.unwrap_or(facts.memory),
+            memory: config.capacity_memory.unwrap_or(facts.memory.saturating_sub(set_aside)),
             ephemeral: disk,
         },
+        set_aside,
+        scalars: huge_pages::capacity(&facts.huge_pages),
         pods: config.max_pods,
     }
 }

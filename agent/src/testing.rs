@@ -418,9 +418,10 @@ impl Rig {
             host: crate::pod::spec::HostFacts {
                 ips: vec!["192.0.2.1".to_owned()],
                 capacity: crate::pod::spec::resources::Amounts { milli_cpu: 4000, memory: 4 << 30, ephemeral: 1 << 30 },
+                memory: 4 << 30,
                 policy: crate::pod::spec::resources::Policy { pids_limit: 1024, ..Default::default() },
                 hostname: "host".to_owned(),
-                trust: Default::default(),
+                ..Default::default()
             },
             resolver: Default::default(),
             state_dir,

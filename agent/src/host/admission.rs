@@ -4,13 +4,18 @@ use super::host_ports;
 use crate::board::Posted;
 use crate::intent::Intent;
 use crate::pod::spec::resources::{Amounts, pod_requests};
+use crate::pod::spec::scalars::{self, Scalars};
 use crate::pod::state::Verdict;
 
 /// What this host gives.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Room {
     /// CPU, memory, ephemeral storage.
     pub amounts: Amounts,
+    /// Memory, in bytes, that is there and that pods cannot request: it is set aside as huge pages.
+    pub set_aside: u64,
+    /// Huge pages and devices.
+    pub scalars: Scalars,
     /// Pods.
     pub pods: u32,
 }
@@ -28,6 +33,11 @@ pub fn taken(posted: &[Posted]) -> (Amounts, u32) {
     (sum, count)
 }
 
+/// What is taken of huge pages and devices.
+pub fn taken_scalars(posted: &[Posted]) -> Scalars {
+    scalars::sum(posted.iter().filter(|p| !p.terminated).map(|p| &p.scalars))
+}
+
 /// Admits a pod beside those that are there, or says why not.
 pub fn admit(room: &Room, posted: &[Posted], intent: &Intent) -> Result<(), Verdict> {
     let refuse = |reason: &str, message: String| {
@@ -36,7 +46,8 @@ pub fn admit(room: &Room, posted: &[Posted], intent: &Intent) -> Result<(), Verd
     let Some(spec) = intent.pod.spec.as_ref() else {
         return refuse("UnexpectedAdmissionError", "the pod has no specification".to_owned());
     };
-    let wanted = match pod_requests(spec) {
+    let read = pod_requests(spec).and_then(|wanted| Ok((wanted, scalars::of_pod(spec)?)));
+    let (wanted, scalars) = match read {
         Ok(wanted) => wanted,
         Err(error) => return refuse("UnexpectedAdmissionError", error.to_string()),
     };
@@ -47,6 +58,13 @@ pub fn admit(room: &Room, posted: &[Posted], intent: &Intent) -> Result<(), Verd
     }
     if let Some((resource, message)) = lacking(has, used, wanted) {
         return refuse(&format!("OutOf{resource}"), message);
+    }
+    let used = taken_scalars(posted);
+    let of = |map: &Scalars, name: &str| map.get(name).copied().unwrap_or(0);
+    for (name, wanted) in &scalars {
+        if let Some(message) = lacks(name, *wanted, of(&used, name), of(&room.scalars, name)) {
+            return refuse(&format!("OutOf{name}"), message);
+        }
     }
     let kept = posted.iter().filter(|pod| !pod.terminated).flat_map(|pod| &pod.host_ports);
     if host_ports::taken(&host_ports::claimed(spec), kept) {
@@ -93,7 +111,8 @@ mod tests {
 
     #[test]
     fn a_pod_that_does_not_fit_is_refused_by_the_resource_it_lacks() {
-        let room = Room { amounts: Amounts { milli_cpu: 2000, memory: 1 << 30, ephemeral: 0 }, pods: 2 };
+        let room =
+            Room { amounts: Amounts { milli_cpu: 2000, memory: 1 << 30, ephemeral: 0 }, pods: 2, ..Room::default() };
         let there = Posted { requests: Amounts { milli_cpu: 1500, memory: 0, ephemeral: 0 }, ..Posted::default() };
         let gone = Posted { terminated: true, ..there.clone() };
         let reason = |posted: &[Posted], cpu, memory| admit(&room, posted, &intent(cpu, memory)).map_err(|v| v.reason);
@@ -107,6 +126,36 @@ mod tests {
         assert_eq!(
             message,
             "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000, used: 1500, capacity: 2000"
+        );
+    }
+
+    #[test]
+    fn huge_pages_that_the_host_does_not_have_are_refused_by_name() {
+        let room = Room {
+            amounts: Amounts { milli_cpu: 2000, memory: 1 << 30, ephemeral: 0 },
+            scalars: [("hugepages-2Mi".to_owned(), 8 << 20), ("hugepages-1Gi".to_owned(), 0)].into(),
+            pods: 10,
+            ..Room::default()
+        };
+        let pod = |name: &str, amount: &str| {
+            let limits = serde_json::json!({"cpu": "1", "memory": "1Mi", name: amount});
+            let pod = serde_json::json!({
+                "metadata": {"name": "p", "namespace": "n", "uid": "u"},
+                "spec": {"containers": [{"name": "c", "resources": {"limits": limits}}]}
+            });
+            Intent::new("u".into(), 1, pod, Resolved::default(), Source::Kubernetes, None).unwrap()
+        };
+        let there = Posted { scalars: [("hugepages-2Mi".to_owned(), 6 << 20)].into(), ..Posted::default() };
+        let reason = |posted: &[Posted], name, amount| {
+            admit(&room, posted, &pod(name, amount)).map_err(|verdict| verdict.reason)
+        };
+        assert_eq!(reason(&[], "hugepages-2Mi", "8Mi"), Ok(()));
+        assert_eq!(reason(std::slice::from_ref(&there), "hugepages-2Mi", "2Mi"), Ok(()));
+        assert_eq!(reason(std::slice::from_ref(&there), "hugepages-2Mi", "4Mi"), Err("OutOfhugepages-2Mi".to_owned()));
+        assert_eq!(reason(&[], "hugepages-1Gi", "1Gi"), Err("OutOfhugepages-1Gi".to_owned()));
+        assert_eq!(
+            admit(&room, &[there], &pod("hugepages-16Mi", "16Mi")).unwrap_err().message,
+            "Pod was rejected: Node didn't have enough resource: hugepages-16Mi, requested: 16777216, used: 0, capacity: 0"
         );
     }
 }

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use procfs::Current as _;
 
+use super::huge_pages::{self, HugePagesError, Pool};
+
 /// Facts that do not change while the agent runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -11,6 +13,8 @@ pub struct Facts {
     pub cpus: u64,
     /// Memory in bytes.
     pub memory: u64,
+    /// Huge pages, which are part of it.
+    pub huge_pages: Vec<Pool>,
     /// Go's name of the processor architecture.
     pub architecture: String,
     /// `uname -r`.
@@ -43,6 +47,9 @@ pub enum FactsError {
         #[source]
         source: procfs::ProcError,
     },
+    /// Nobody could say how many huge pages there are.
+    #[error("could not count huge pages")]
+    HugePages(#[source] HugePagesError),
 }
 
 impl Facts {
@@ -58,6 +65,7 @@ impl Facts {
         Ok(Self {
             cpus: std::thread::available_parallelism().map(|n| n.get() as u64).unwrap_or(1),
             memory,
+            huge_pages: huge_pages::read(Path::new(huge_pages::ROOT)).map_err(FactsError::HugePages)?,
             architecture: go_architecture(std::env::consts::ARCH).to_owned(),
             kernel_version: uname.release().to_string_lossy().into_owned(),
             os_image: os_image(&text("/etc/os-release")),

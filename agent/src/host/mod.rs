@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod facts;
 pub mod host_ports;
+pub mod huge_pages;
 pub mod kernel;
 pub mod pressure;
 

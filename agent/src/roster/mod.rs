@@ -20,6 +20,7 @@ use crate::ledger::{LedgerError, PodRecord, new_record};
 use crate::pod::plan::Plan;
 use crate::pod::refusals;
 use crate::pod::spec::resources::pod_requests;
+use crate::pod::spec::scalars;
 use crate::pod::state::{PodState, Verdict};
 use crate::pod::task::{Beginning, Handle, PodTask, Request, Standing, World};
 
@@ -222,6 +223,7 @@ impl Roster {
             name: intent.name().to_owned(),
             generation: intent.generation,
             requests: spec.and_then(|spec| pod_requests(spec).ok()).unwrap_or_default(),
+            scalars: spec.and_then(|spec| scalars::of_pod(spec).ok()).unwrap_or_default(),
             host_ports: spec.map(host_ports::claimed).unwrap_or_default(),
             terminated,
             deleting: intent.deletion.is_some(),

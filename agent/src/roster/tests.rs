@@ -9,6 +9,7 @@ fn room() -> Room {
     Room {
         amounts: crate::pod::spec::resources::Amounts { milli_cpu: 4000, memory: 4 << 30, ephemeral: 1 << 30 },
         pods: 110,
+        ..Room::default()
     }
 }
 

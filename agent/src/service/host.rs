@@ -6,7 +6,7 @@ use std::time::Duration;
 use agent_api::proto;
 
 use super::{Answers, Service, answers};
-use crate::host::admission::taken;
+use crate::host::admission::{taken, taken_scalars};
 use crate::host::facts;
 use crate::host::pressure::Shortage;
 
@@ -29,7 +29,10 @@ impl Service {
         let facts = &self.facts;
         proto::HostStatus {
             capacity_milli_cpu: room.amounts.milli_cpu,
-            capacity_memory_bytes: room.amounts.memory,
+            capacity_memory_bytes: room.amounts.memory.saturating_add(room.set_aside),
+            allocatable_memory_bytes: Some(room.amounts.memory),
+            capacity_scalars: room.scalars.clone().into_iter().collect(),
+            allocated_scalars: taken_scalars(&posted).into_iter().collect(),
             capacity_ephemeral_bytes: room.amounts.ephemeral,
             capacity_pods: room.pods,
             allocated_milli_cpu: used.milli_cpu,

@@ -25,7 +25,7 @@ async fn service(rig: &Rig) -> Service {
     let survivors = crate::recover::run(&world).await.unwrap();
     let epoch = world.ledger.epoch().unwrap();
     let amounts = Amounts { milli_cpu: 4000, memory: 4 << 30, ephemeral: 1 << 30 };
-    let roster = Arc::new(Roster::new(world, Room { amounts, pods: 110 }, epoch));
+    let roster = Arc::new(Roster::new(world, Room { amounts, pods: 110, ..Room::default() }, epoch));
     roster.recovered(survivors).await;
     let dir = rig.state_dir();
     let images = image_snapshot::Images::open(image_snapshot::ImagesConfig::new(dir.join("images"))).unwrap();

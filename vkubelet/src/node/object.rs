@@ -73,14 +73,14 @@ pub fn node(settings: &NodeSettings, hosts: &[HostStatus], now: Time) -> Node {
 
 /// The node's status. `previous` keeps the transition times of conditions that did not change.
 pub fn status(settings: &NodeSettings, hosts: &[HostStatus], previous: Option<&NodeStatus>, now: Time) -> NodeStatus {
-    let capacity = capacity(hosts);
+    let known = |of: fn(&NodeStatus) -> &Option<BTreeMap<String, Quantity>>| previous.and_then(|p| of(p).as_ref());
     NodeStatus {
         addresses: Some(vec![
             NodeAddress { type_: "InternalIP".to_owned(), address: settings.address.clone() },
             NodeAddress { type_: "Hostname".to_owned(), address: settings.name.clone() },
         ]),
-        allocatable: Some(capacity.clone()),
-        capacity: Some(capacity),
+        allocatable: Some(without_losses(allocatable(hosts), known(|p| &p.allocatable))),
+        capacity: Some(without_losses(capacity(hosts), known(|p| &p.capacity))),
         conditions: Some(conditions(hosts, previous, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(settings.kubelet_port) }),
@@ -96,12 +96,50 @@ pub fn capacity(hosts: &[HostStatus]) -> BTreeMap<String, Quantity> {
     let sum = |f: fn(&HostStatus) -> u64| hosts.iter().map(f).sum::<u64>();
     let milli = sum(|h| h.capacity_milli_cpu);
     let cpu = if milli.is_multiple_of(1000) { (milli / 1000).to_string() } else { format!("{milli}m") };
-    BTreeMap::from([
+    let mut capacity = BTreeMap::from([
         ("cpu".to_owned(), Quantity(cpu)),
         ("memory".to_owned(), Quantity(format!("{}Ki", sum(|h| h.capacity_memory_bytes) / 1024))),
         ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", sum(|h| h.capacity_ephemeral_bytes) / 1024))),
         ("pods".to_owned(), Quantity(sum(|h| u64::from(h.capacity_pods)).to_string())),
-    ])
+    ]);
+    let mut scalars: BTreeMap<&String, u64> = BTreeMap::new();
+    for (name, amount) in hosts.iter().flat_map(|host| &host.capacity_scalars) {
+        let sum = scalars.entry(name).or_default();
+        *sum = sum.saturating_add(*amount);
+    }
+    capacity.extend(scalars.into_iter().map(|(name, amount)| (name.clone(), scalar(name, amount))));
+    capacity
+}
+
+/// What pods may request of it: huge pages are taken off the memory.
+pub fn allocatable(hosts: &[HostStatus]) -> BTreeMap<String, Quantity> {
+    let memory = |host: &HostStatus| host.allocatable_memory_bytes.unwrap_or(host.capacity_memory_bytes);
+    let mut allocatable = capacity(hosts);
+    let sum = hosts.iter().map(memory).sum::<u64>();
+    allocatable.insert("memory".to_owned(), Quantity(format!("{}Ki", sum / 1024)));
+    allocatable
+}
+
+/// Huge pages in the largest unit that leaves no rest, devices as a number.
+fn scalar(name: &str, amount: u64) -> Quantity {
+    let units = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
+    let unit = units.iter().find(|(_, bits)| amount > 0 && amount.trailing_zeros() >= *bits);
+    Quantity(match unit.filter(|_| name.starts_with("hugepages-")) {
+        Some((unit, bits)) => format!("{}{unit}", amount >> bits),
+        None => amount.to_string(),
+    })
+}
+
+/// With nothing of what was there before and is not any more: a status is merged by the API server, which keeps what is not
+/// named.
+fn without_losses(
+    mut now: BTreeMap<String, Quantity>,
+    previous: Option<&BTreeMap<String, Quantity>>,
+) -> BTreeMap<String, Quantity> {
+    for name in previous.into_iter().flat_map(BTreeMap::keys) {
+        now.entry(name.clone()).or_insert_with(|| Quantity("0".to_owned()));
+    }
+    now
 }
 
 /// Conditions: pressure when every host is under it (one host with room can still take a pod), ready when a host is there.
@@ -223,6 +261,30 @@ mod tests {
         assert_eq!(sum["cpu"].0, "3500m");
         assert_eq!(sum["memory"].0, "2097152Ki");
         assert_eq!(sum["pods"].0, "220");
+    }
+
+    #[test]
+    fn huge_pages_and_devices_are_counted_and_huge_pages_are_no_memory_to_request() {
+        let mut one = host(1000);
+        one.capacity_scalars = [("hugepages-2Mi".into(), 512 << 20), ("example.com/fuse".into(), 2048)].into();
+        one.allocatable_memory_bytes = Some(512 << 20);
+        let two = HostStatus { capacity_scalars: [("hugepages-1Gi".into(), 0)].into(), ..host(1000) };
+        let first = status(&settings(), &[one.clone(), two.clone()], None, at(1));
+        let told = |status: &NodeStatus, name: &str| {
+            let of =
+                |map: &Option<BTreeMap<String, Quantity>>| map.as_ref().and_then(|m| m.get(name)).map(|q| q.0.clone());
+            (of(&status.capacity), of(&status.allocatable))
+        };
+        let both = |text: &str| (Some(text.to_owned()), Some(text.to_owned()));
+        assert_eq!(told(&first, "hugepages-2Mi"), both("512Mi"));
+        assert_eq!(told(&first, "hugepages-1Gi"), both("0"));
+        assert_eq!(told(&first, "example.com/fuse"), both("2048"));
+        assert_eq!(told(&first, "memory"), (Some("2097152Ki".into()), Some("1572864Ki".into())));
+        // What went with its host is told to be nothing, for ever.
+        let second = status(&settings(), std::slice::from_ref(&two), Some(&first), at(2));
+        let third = status(&settings(), &[two], Some(&second), at(3));
+        assert_eq!(told(&third, "example.com/fuse"), both("0"));
+        assert_eq!(told(&third, "memory"), both("1048576Ki"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The decision: filters, then a score. Pure.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::request::Request;
@@ -19,6 +20,10 @@ pub struct HostView {
     pub capacity: Amounts,
     /// What is held there: the larger of what it reports and what is reserved here.
     pub used: Amounts,
+    /// Huge pages in bytes and devices in units that it has, by Kubernetes' names.
+    pub scalars: BTreeMap<String, u64>,
+    /// The same of what is held there.
+    pub used_scalars: BTreeMap<String, u64>,
     /// `namespace`, `microvm`.
     pub sandbox_kinds: BTreeSet<String>,
     /// Snapshots it holds, by canonical name.
@@ -39,7 +44,7 @@ pub struct Amounts {
 }
 
 /// Why one host cannot take the pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Misfit {
     NotReady,
     Pressed,
@@ -49,11 +54,13 @@ enum Misfit {
     Cpu,
     Memory,
     Ephemeral,
+    /// Huge pages or devices of this name.
+    Scalar(String),
 }
 
 impl Misfit {
-    fn words(self) -> &'static str {
-        match self {
+    fn words(&self) -> Cow<'static, str> {
+        let words = match self {
             Self::NotReady => "not ready",
             Self::Pressed => "short of memory, disk or processes",
             Self::Architecture => "of another architecture",
@@ -62,7 +69,9 @@ impl Misfit {
             Self::Cpu => "with insufficient cpu",
             Self::Memory => "with insufficient memory",
             Self::Ephemeral => "with insufficient ephemeral-storage",
-        }
+            Self::Scalar(name) => return format!("with insufficient {name}").into(),
+        };
+        words.into()
     }
 }
 
@@ -136,6 +145,12 @@ fn misfits_of(request: &Request, host: &HostView) -> Vec<Misfit> {
     if !fits(host.used.ephemeral_bytes, request.ephemeral_bytes, host.capacity.ephemeral_bytes) {
         misfits.push(Misfit::Ephemeral);
     }
+    let of = |map: &BTreeMap<String, u64>, name: &str| map.get(name).copied().unwrap_or(0);
+    for (name, asked) in &request.scalars {
+        if !fits(of(&host.used_scalars, name), *asked, of(&host.scalars, name)) {
+            misfits.push(Misfit::Scalar(name.clone()));
+        }
+    }
     misfits
 }
 
@@ -174,7 +189,7 @@ mod tests {
             capacity: Amounts { milli_cpu: cpu, memory_bytes: 1 << 30, pods: 10, ..Amounts::default() },
             used: Amounts { milli_cpu: used, memory_bytes: 0, pods: 0, ..Amounts::default() },
             sandbox_kinds: ["namespace".to_owned()].into(),
-            images: BTreeSet::new(),
+            ..HostView::default()
         }
     }
 
@@ -221,6 +236,22 @@ mod tests {
         assert!(choose("u", &arm, &hosts).unwrap_err().message.contains("another architecture"));
         let vm = Request { sandbox_kind: "microvm".to_owned(), ..request(1) };
         assert!(choose("u", &vm, &hosts).unwrap_err().message.contains("sandbox kind"));
+    }
+
+    #[test]
+    fn devices_and_huge_pages_choose_the_host_that_has_them_left() {
+        let mut hosts = [host("a", 1000, 0), host("b", 1000, 900), host("c", 1000, 900)];
+        for host in &mut hosts[1..] {
+            host.scalars = [("a.com/x".to_owned(), 2)].into();
+        }
+        hosts[1].used_scalars = [("a.com/x".to_owned(), 1)].into();
+        let mut ask = Request { scalars: [("a.com/x".to_owned(), 2)].into(), ..request(1) };
+        assert_eq!(choose("u", &ask, &hosts).unwrap().id, "c");
+        ask.scalars.insert("a.com/x".to_owned(), 3);
+        assert_eq!(
+            choose("u", &ask, &hosts).unwrap_err().message,
+            "0/3 hosts are available: 3 with insufficient a.com/x."
+        );
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Request {
     pub memory_bytes: u64,
     /// Bytes of writable layers, logs and emptyDirs.
     pub ephemeral_bytes: u64,
+    /// Huge pages in bytes and devices in units, by Kubernetes' names.
+    pub scalars: BTreeMap<String, u64>,
     /// `amd64`, `arm64`; `None`: any.
     pub architecture: Option<String>,
     /// `namespace` or `microvm`.
@@ -58,6 +60,7 @@ impl Request {
             milli_cpu,
             memory_bytes,
             ephemeral_bytes,
+            scalars: scalars(spec)?,
             architecture,
             sandbox_kind: if microvm { "microvm" } else { "namespace" }.to_owned(),
             images,
@@ -94,6 +97,35 @@ fn resources(spec: &PodSpec) -> Result<Resources, RequestError> {
         total = add(total, (cpu, memory, ephemeral));
     }
     Ok(total)
+}
+
+/// Huge pages and devices, summed up in the same way. (Not pod-level ones: no host takes such a pod.)
+fn scalars(spec: &PodSpec) -> Result<BTreeMap<String, u64>, RequestError> {
+    let init = spec.init_containers.iter().flatten().enumerate().map(|(i, c)| (c, format!("spec.initContainers[{i}]")));
+    let main = spec.containers.iter().enumerate().map(|(i, c)| (c, format!("spec.containers[{i}]")));
+    let mut of: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    let containers: Vec<_> = init.chain(main).collect();
+    for (at, (container, path)) in containers.iter().enumerate() {
+        let Some(resources) = &container.resources else { continue };
+        let names = [&resources.limits, &resources.requests].into_iter().flatten().flat_map(BTreeMap::keys);
+        for name in names.filter(|name| name.starts_with("hugepages-") || name.contains('/')) {
+            let asked = amount(resources, name, &format!("{path}.resources"))?.unwrap_or(0);
+            of.entry(name.clone()).or_insert_with(|| vec![0; containers.len()])[at] = asked;
+        }
+    }
+    let first_main = containers.len() - spec.containers.len();
+    let peak = |asked: Vec<u64>| {
+        let (mut sidecars, mut peak) = (0u64, 0u64);
+        for (asked, (container, _)) in asked.iter().zip(&containers).take(first_main) {
+            let with = sidecars.saturating_add(*asked);
+            peak = peak.max(with);
+            if container.restart_policy.as_deref() == Some("Always") {
+                sidecars = with;
+            }
+        }
+        asked[first_main..].iter().fold(sidecars, |sum, asked| sum.saturating_add(*asked)).max(peak)
+    };
+    Ok(of.into_iter().map(|(name, asked)| (name, peak(asked))).collect())
 }
 
 fn of_container(container: &Container, path: &str) -> Result<Resources, RequestError> {
@@ -202,6 +234,20 @@ mod tests {
         }))
         .unwrap();
         assert_eq!((r.milli_cpu, r.memory_bytes), (1000, 69 << 20));
+    }
+
+    #[test]
+    fn huge_pages_and_devices_are_summed_up_like_the_rest() {
+        let with = |limits: serde_json::Value| serde_json::json!({"name": "x", "resources": {"limits": limits}});
+        let mut sidecar = with(serde_json::json!({"a.com/x": "1"}));
+        sidecar["restartPolicy"] = "Always".into();
+        let r = request(serde_json::json!({
+            "initContainers": [sidecar, with(serde_json::json!({"a.com/x": 4, "hugepages-2Mi": "8Mi"}))],
+            "containers": [with(serde_json::json!({"a.com/x": "2"})), with(serde_json::json!({"hugepages-1Gi": "1Gi"}))],
+        }))
+        .unwrap();
+        let expected = [("a.com/x", 5), ("hugepages-1Gi", 1 << 30), ("hugepages-2Mi", 8 << 20)];
+        assert_eq!(r.scalars, expected.into_iter().map(|(name, amount)| (name.to_owned(), amount)).collect());
     }
 
     #[test]

@@ -16,10 +16,24 @@ pub struct Reservations {
     changed: watch::Sender<u64>,
 }
 
+/// What a pod holds, and on which host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Held {
+    host: String,
+    amounts: Amounts,
+    scalars: BTreeMap<String, u64>,
+}
+
+impl Held {
+    fn of(host: &str, request: &Request) -> Self {
+        Self { host: host.to_owned(), amounts: amounts(request), scalars: request.scalars.clone() }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     hosts: BTreeMap<String, HostView>,
-    pods: HashMap<String, (String, Amounts)>,
+    pods: HashMap<String, Held>,
 }
 
 impl Default for Reservations {
@@ -53,7 +67,7 @@ impl Reservations {
 
     /// A pod is on a host already: a durable placement that was read.
     pub fn hold(&self, uid: &str, host: &str, request: &Request) {
-        let held = (host.to_owned(), amounts(request));
+        let held = Held::of(host, request);
         let before = self.state().pods.insert(uid.to_owned(), held.clone());
         if before.is_some_and(|before| before != held) {
             self.tell();
@@ -63,12 +77,12 @@ impl Reservations {
     /// Picks a host and reserves room there.
     pub fn place(&self, uid: &str, request: &Request) -> Result<String, Unfit> {
         let mut state = self.state();
-        if let Some((host, _)) = state.pods.get(uid) {
-            return Ok(host.clone());
+        if let Some(held) = state.pods.get(uid) {
+            return Ok(held.host.clone());
         }
         let views: Vec<HostView> = state.hosts.values().map(|host| with_reserved(host, &state.pods)).collect();
         let host = choose(uid, request, &views)?.id.clone();
-        state.pods.insert(uid.to_owned(), (host.clone(), amounts(request)));
+        state.pods.insert(uid.to_owned(), Held::of(&host, request));
         Ok(host)
     }
 
@@ -106,9 +120,14 @@ fn amounts(request: &Request) -> Amounts {
     }
 }
 
-fn with_reserved(host: &HostView, pods: &HashMap<String, (String, Amounts)>) -> HostView {
+fn with_reserved(host: &HostView, pods: &HashMap<String, Held>) -> HostView {
     let mut reserved = Amounts::default();
-    for (_, held) in pods.values().filter(|(on, _)| *on == host.id) {
+    let mut scalars: BTreeMap<&String, u64> = BTreeMap::new();
+    for Held { amounts: held, scalars: own, .. } in pods.values().filter(|held| held.host == host.id) {
+        for (name, amount) in own {
+            let sum = scalars.entry(name).or_default();
+            *sum = sum.saturating_add(*amount);
+        }
         reserved.milli_cpu = reserved.milli_cpu.saturating_add(held.milli_cpu);
         reserved.memory_bytes = reserved.memory_bytes.saturating_add(held.memory_bytes);
         reserved.ephemeral_bytes = reserved.ephemeral_bytes.saturating_add(held.ephemeral_bytes);
@@ -119,6 +138,10 @@ fn with_reserved(host: &HostView, pods: &HashMap<String, (String, Amounts)>) -> 
     view.used.memory_bytes = view.used.memory_bytes.max(reserved.memory_bytes);
     view.used.ephemeral_bytes = view.used.ephemeral_bytes.max(reserved.ephemeral_bytes);
     view.used.pods = view.used.pods.max(reserved.pods);
+    for (name, amount) in scalars {
+        let used = view.used_scalars.entry(name.clone()).or_default();
+        *used = amount.max(*used);
+    }
     view
 }
 
@@ -148,6 +171,17 @@ mod tests {
         assert!(table.place("q", &request(600)).is_err());
         table.release("p");
         assert_eq!(table.place("q", &request(600)).unwrap(), "a");
+    }
+
+    #[test]
+    fn two_pods_never_count_on_the_same_device() {
+        let table = Reservations::default();
+        table.host(HostView { scalars: [("a.com/x".to_owned(), 1)].into(), ..host("a", 1000) });
+        let ask = Request { scalars: [("a.com/x".to_owned(), 1)].into(), ..request(1) };
+        assert_eq!(table.place("p", &ask).unwrap(), "a");
+        assert!(table.place("q", &ask).unwrap_err().message.contains("insufficient a.com/x"));
+        table.release("p");
+        assert_eq!(table.place("q", &ask).unwrap(), "a");
     }
 
     #[test]

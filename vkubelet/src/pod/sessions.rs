@@ -350,7 +350,7 @@ fn view(id: &str, status: &HostStatus, up: bool) -> HostView {
         architecture: status.architecture.clone(),
         capacity: Amounts {
             milli_cpu: status.capacity_milli_cpu,
-            memory_bytes: status.capacity_memory_bytes,
+            memory_bytes: status.allocatable_memory_bytes.unwrap_or(status.capacity_memory_bytes),
             ephemeral_bytes: status.capacity_ephemeral_bytes,
             pods: status.capacity_pods,
         },
@@ -361,6 +361,8 @@ fn view(id: &str, status: &HostStatus, up: bool) -> HostView {
             ephemeral_bytes: 0,
             pods: status.allocated_pods,
         },
+        scalars: status.capacity_scalars.clone().into_iter().collect(),
+        used_scalars: status.allocated_scalars.clone().into_iter().collect(),
         sandbox_kinds: status.sandbox_kinds.iter().cloned().collect(),
         images: status.images.iter().flat_map(|i| &i.names).map(|n| canonical_image(n)).collect::<BTreeSet<_>>(),
     }

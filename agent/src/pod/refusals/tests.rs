@@ -72,7 +72,7 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
         ),
         (
             serde_json::json!({"volumes": [{"name": "e", "emptyDir": {"medium": "HugePages"}}]}),
-            "spec.volumes[e].emptyDir.medium (HugePages)",
+            "spec.volumes[e].emptyDir.medium (medium HugePages: hugePages storage requested, but there is no resource request for huge pages)",
         ),
     ] {
         assert!(pod(spec.clone()).iter().any(|p| p == path), "{spec}: {:?}", pod(spec.clone()));
@@ -129,6 +129,30 @@ fn unknown_fields_are_reported_and_not_refused() {
     }));
     assert_eq!(found.unknown, ["spec.containers[c].futureKnob", "spec.teleport"]);
     assert!(found.refused.is_empty());
+}
+
+#[test]
+fn huge_pages_are_honoured_and_what_the_api_server_would_refuse_of_them_is_not() {
+    let limits = serde_json::json!({"limits": {"memory": "64Mi", "hugepages-2Mi": "4Mi"}});
+    let found = look(serde_json::json!({
+        "volumes": [{"name": "e", "emptyDir": {"medium": "HugePages"}}],
+        "containers": [{"name": "c", "image": "x", "resources": limits}]
+    }));
+    assert_eq!(found, Found::default());
+    for (resources, path) in [
+        (
+            serde_json::json!({"limits": {"hugepages-2Mi": "4Mi"}}),
+            "spec.containers[c].resources (HugePages require cpu or memory)",
+        ),
+        (
+            serde_json::json!({"limits": {"cpu": "1", "hugepages-2Mi": "3Mi"}}),
+            "spec.containers[c].resources.limits[hugepages-2Mi] (3Mi is not positive integer multiple of hugepages-2Mi)",
+        ),
+    ] {
+        assert_eq!(container(serde_json::json!({"resources": resources})).refused, [path]);
+    }
+    let pod = serde_json::json!({"resources": {"limits": {"hugepages-2Mi": "2Mi"}}});
+    assert_eq!(look(pod).refused, ["spec.resources.limits[hugepages-2Mi]"]);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::Found;
-use crate::pod::spec::signal;
+use crate::pod::spec::{scalars, signal};
+use crate::pod::volumes::HUGE_PAGES;
 
 pub(super) fn check(spec: &PodSpec, found: &mut Found) {
     let one_of = |found: &mut Found, path: &str, value: Option<&str>, allowed: &[&str]| {
@@ -22,7 +23,14 @@ pub(super) fn check(spec: &PodSpec, found: &mut Found) {
     for volume in spec.volumes.iter().flatten() {
         let Some(empty) = &volume.empty_dir else { continue };
         let path = format!("spec.volumes[{}].emptyDir", volume.name);
-        one_of(found, &format!("{path}.medium"), empty.medium.as_deref(), &["Memory"]);
+        match empty.medium.as_deref() {
+            Some(medium) if medium.starts_with(HUGE_PAGES) => {
+                if let Err(words) = scalars::medium(spec, medium) {
+                    found.refused.push(format!("{path}.medium ({words})"));
+                }
+            }
+            other => one_of(found, &format!("{path}.medium"), other, &["Memory"]),
+        }
     }
     resources("spec", spec.resources.as_ref(), found);
     for (list, containers) in
@@ -60,10 +68,19 @@ fn container(path: &str, container: &Container, found: &mut Found) {
 
 fn resources(path: &str, resources: Option<&ResourceRequirements>, found: &mut Found) {
     let Some(resources) = resources else { return };
+    // Huge pages of the whole pod's would have to be shared among its containers by the kernel alone.
+    let is_pod = path == "spec";
+    if !is_pod {
+        for (field, words) in scalars::problems(resources) {
+            let field = if field.is_empty() { field } else { format!(".{field}") };
+            found.refused.push(format!("{path}.resources{field} ({words})"));
+        }
+    }
     let mut one = |kind: &str, map: &BTreeMap<String, Quantity>| {
         for name in map.keys() {
             match name.as_str() {
                 "cpu" | "memory" | "ephemeral-storage" => {}
+                pages if !is_pod && scalars::page_size(pages).is_some() => {}
                 other => found.refused.push(format!("{path}.resources.{kind}[{other}]")),
             }
         }

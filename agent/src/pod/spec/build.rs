@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Container;
-use sandbox::spec::{ContainerSpec, LOG_BYTES_PER_SECOND, Mount, Rootfs, SandboxSpec, Security};
+use sandbox::spec::{ContainerSpec, LOG_BYTES_PER_SECOND, Mount, Resources, Rootfs, SandboxSpec, Security};
 
 use super::expand::expand;
-use super::{Context, SpecError, apparmor, env, resources, security, signal, sysctls, user};
+use super::{Context, SpecError, apparmor, env, resources, scalars, security, signal, sysctls, user};
 use crate::ports::ReadyImage;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -54,7 +54,10 @@ pub fn sandbox(context: Context<'_>, log_dir: PathBuf) -> Result<SandboxSpec, Sp
         hostname,
         sysctls: own_sysctls.map(|s| (sysctls::dotted(&s.name), s.value.clone())).collect(),
         share_process_namespace: spec.share_process_namespace.unwrap_or(false),
-        resources: resources::of_pod(spec, &context.host.policy).map_err(malformed)?,
+        resources: Resources {
+            hugepages: scalars::page_limits(&scalars::of_pod(spec).map_err(malformed)?, &context.host.page_sizes),
+            ..resources::of_pod(spec, &context.host.policy).map_err(malformed)?
+        },
         log_dir,
         log_bytes_per_second: LOG_BYTES_PER_SECOND,
         labels: BTreeMap::from([
@@ -105,8 +108,13 @@ pub fn container(
         rootfs: Rootfs { layers: image.layers.clone(), writable: Some(writable) },
         readonly_rootfs: own_context.and_then(|s| s.read_only_root_filesystem).unwrap_or(false),
         mounts,
-        resources: resources::of_container(spec, container, context.host.capacity.memory, &context.host.policy)
-            .map_err(malformed)?,
+        resources: Resources {
+            hugepages: scalars::page_limits(
+                &scalars::of_container(container).map_err(malformed)?,
+                &context.host.page_sizes,
+            ),
+            ..resources::of_container(spec, container, context.host.memory, &context.host.policy).map_err(malformed)?
+        },
         security: Security {
             apparmor: apparmor::enforced(context.pod, container, &context.host.trust),
             ..security::of_container(spec, container)

@@ -95,15 +95,14 @@ mod tests {
         let pod: Pod = serde_json::from_value(serde_json::json!({
             "metadata": {"name": "p", "namespace": "n", "uid": "u", "labels": {"b": "2", "a": "x\"y\nz"}},
             "spec": {"nodeName": "node", "serviceAccountName": "sa", "containers": [
-                {"name": "c", "resources": {"limits": {"cpu": "1500m", "memory": "100Mi"}}}]}
+                {"name": "c", "resources": {"limits": {"cpu": "1500m", "memory": "100Mi", "hugepages-2Mi": "4Mi"}}}]}
         }))
         .unwrap();
         let host = HostFacts {
             ips: vec!["192.0.2.1".into(), "2001:db8::1".into()],
             capacity: Amounts { milli_cpu: 4000, memory: 1 << 30, ephemeral: 0 },
-            policy: Default::default(),
             hostname: "host".to_owned(),
-            trust: Default::default(),
+            ..HostFacts::default()
         };
         let context =
             Context { pod: &pod, resolved: &Resolved::default(), host: &host, ip: Some([10, 0, 0, 1].into()) };
@@ -130,6 +129,9 @@ mod tests {
             ("limits.memory/0", "104857600"),
             ("requests.cpu/1m", "1500"),
             ("limits.ephemeral-storage/1", "0"),
+            ("limits.hugepages-2Mi/1Mi", "4"),
+            ("requests.hugepages-2Mi/1", "4194304"),
+            ("limits.hugepages-1Gi/1", "0"),
         ] {
             assert_eq!(check(path).as_deref(), Ok(expected), "{path}");
         }

@@ -8,6 +8,7 @@ pub mod expand;
 pub mod fields;
 mod oom;
 pub mod resources;
+pub mod scalars;
 pub mod security;
 pub mod signal;
 pub mod sysctls;
@@ -28,8 +29,12 @@ use crate::trust::Trust;
 pub struct HostFacts {
     /// Addresses, preferred first.
     pub ips: Vec<String>,
-    /// Capacity.
+    /// What pods may have of it together.
     pub capacity: Amounts,
+    /// Its whole memory in bytes; more than pods may have where huge pages are set aside.
+    pub memory: u64,
+    /// Sizes of huge pages, in bytes, of which each container is limited to what it asks for.
+    pub page_sizes: Vec<u64>,
     /// What it does beyond what pods ask for.
     pub policy: Policy,
     /// Its name: that of pods in its network.

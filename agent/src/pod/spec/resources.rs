@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use sandbox::spec::Resources;
 
-use super::oom;
+use super::{oom, scalars};
 use crate::quantity::{QuantityError, milli, whole};
 
 /// Amounts of the resources that a host gives.
@@ -267,6 +267,8 @@ pub fn field(container: &Container, resource: &str, host: Amounts) -> Option<Res
         "cpu" => host.milli_cpu,
         "memory" => host.memory,
         "ephemeral-storage" => host.ephemeral,
+        // No limit is none of them.
+        _ if scalars::page_size(name).is_some() => 0,
         _ => return None,
     };
     let resources = container.resources.as_ref();

@@ -16,7 +16,7 @@ fn bytes(quantity: &Quantity) -> Option<u64> {
 pub fn any(spec: &PodSpec) -> bool {
     pod_limit(spec).is_some()
         || spec.volumes.iter().flatten().filter_map(|volume| volume.empty_dir.as_ref()).any(|empty| {
-            empty.medium.as_deref() != Some("Memory")
+            empty.medium.as_deref().is_none_or(str::is_empty)
                 && empty.size_limit.as_ref().and_then(bytes).is_some_and(|b| b > 0)
         })
 }
@@ -123,6 +123,8 @@ mod tests {
         assert!(!any(&of(serde_json::json!([]))));
         assert!(!any(&of(serde_json::json!([{"name": "e", "emptyDir": {"sizeLimit": "0"}}]))));
         assert!(!any(&of(serde_json::json!([{"name": "e", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]))));
+        let pages = serde_json::json!([{"name": "e", "emptyDir": {"medium": "HugePages", "sizeLimit": "2Mi"}}]);
+        assert!(!any(&of(pages)));
         assert_eq!(exceeded(&of(serde_json::json!([])), &usage(&[("a", 1 << 20)], &[("e", 5)])), None);
     }
 

@@ -5,6 +5,7 @@ use crate::board::{Attempt, Posted};
 use crate::clock::Now;
 use crate::host::host_ports;
 use crate::pod::spec::resources::pod_requests;
+use crate::pod::spec::scalars;
 use crate::pod::state::{Run, Stage};
 use crate::pod::status::{self, View};
 
@@ -55,6 +56,7 @@ impl PodTask {
             containers,
             requests: spec.and_then(|spec| pod_requests(spec).ok()).unwrap_or_default(),
             host_ports: spec.map(host_ports::claimed).unwrap_or_default(),
+            scalars: spec.and_then(|spec| scalars::of_pod(spec).ok()).unwrap_or_default(),
             deleting: state.deleting,
         });
     }

@@ -130,7 +130,7 @@ impl PodTask {
             .collect();
         let policy = self.world.host.policy;
         let old = resize::with_resources(&self.intent.pod, &resizing);
-        let memory = self.world.host.capacity.memory;
+        let memory = self.world.host.memory;
         let steps = resize::steps(&resizing.before, &old, &new, &running, memory, &policy);
         let held = |spec| {
             let pod = k8s_openapi::api::core::v1::Pod { spec: Some(spec), ..(*self.intent.pod).clone() };

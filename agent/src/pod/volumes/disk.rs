@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Volume;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::super::spec::resources::{Policy, of_pod};
-use super::super::spec::{Context, SpecError, hostname};
+use super::super::spec::{Context, SpecError, hostname, scalars};
 use super::atomic::{self, WriteError};
 use super::dns::{self, Resolver};
 use super::{Kind, PodDirs, content, etc_files, kind, removal, volumes};
@@ -86,6 +86,10 @@ pub fn prepare(context: Context<'_>, dirs: &PodDirs, host: &Resolver, wall_ns: u
             Some(Kind::Disk) => empty(&path, group)?,
             Some(Kind::Memory) => {
                 memory(&path, memory_size(context, volume), group)?;
+            }
+            Some(Kind::HugePages) => {
+                let (page, limit) = huge_page_size(context, volume)?;
+                huge_pages(&path, page, limit, group)?;
             }
             Some(Kind::Open | Kind::Secret) => {
                 let named = |source| VolumeError::Spec { volume: volume.name.clone(), source };
@@ -167,8 +171,31 @@ fn memory_size(context: Context<'_>, volume: &Volume) -> Option<u64> {
     [own, pod, some(context.host.capacity.memory)].into_iter().flatten().min()
 }
 
+/// The page size of a volume in huge pages, and how much it may hold: what the volume says, but no more than the pod may have.
+fn huge_page_size(context: Context<'_>, volume: &Volume) -> Result<(u64, u64), VolumeError> {
+    let empty = volume.empty_dir.clone().unwrap_or_default();
+    let found = match context.spec() {
+        Some(spec) => scalars::medium(spec, &empty.medium.unwrap_or_default()),
+        None => Err("the pod has no specification".to_owned()),
+    };
+    let (page, most) = found
+        .map_err(|message| VolumeError::Spec { volume: volume.name.clone(), source: SpecError::Mount { message } })?;
+    let own = empty.size_limit.and_then(|limit| whole(&limit.0).ok()).filter(|bytes| *bytes > 0);
+    Ok((page, own.map_or(most, |own| own.min(most))))
+}
+
+/// A hugetlbfs of its own with pages of `page` bytes; `limit` in bytes.
+fn huge_pages(path: &Path, page: u64, limit: u64, group: Option<u32>) -> Result<(), VolumeError> {
+    mounted(path, "hugetlbfs", &format!("pagesize={page},size={limit}"), group)
+}
+
 /// A tmpfs of its own. `limit` in bytes; without one the kernel's own (half of the memory).
 fn memory(path: &Path, limit: Option<u64>, group: Option<u32>) -> Result<(), VolumeError> {
+    mounted(path, "tmpfs", &limit.map(|bytes| format!("size={bytes}")).unwrap_or_default(), group)
+}
+
+/// A file system in memory, mounted on a directory made for it, unless it is there already.
+fn mounted(path: &Path, kind: &'static str, options: &str, group: Option<u32>) -> Result<(), VolumeError> {
     if let Some(parent) = path.parent() {
         directory(parent, 0o711)?;
     }
@@ -181,16 +208,15 @@ fn memory(path: &Path, limit: Option<u64>, group: Option<u32>) -> Result<(), Vol
     if is_mount(path).map_err(step("look at", path))? {
         return Ok(());
     }
-    let options = limit.map(|bytes| format!("size={bytes}")).unwrap_or_default();
     let options = std::ffi::CString::new(options).unwrap_or_default();
     rustix::mount::mount(
         "nodeless-memory",
         path,
-        "tmpfs",
+        kind,
         MountFlags::NOSUID | MountFlags::NODEV,
         Some(options.as_c_str()),
     )
-    .map_err(|errno| step("mount a tmpfs on", path)(errno.into()))?;
+    .map_err(|errno| step("mount a file system in memory on", path)(errno.into()))?;
     own(path, group)
 }
 
@@ -406,6 +432,51 @@ mod tests {
         assert_eq!(stat.f_blocks * stat.f_frsize, 1 << 20);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o2777);
         assert!(fs::write(path.join("big"), vec![0; 2 << 20]).is_err(), "the size holds");
+        remove(&dirs).unwrap();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(dir.path().to_str().unwrap()), "a mount is left");
+    }
+
+    #[test]
+    fn a_volume_in_huge_pages_holds_no_more_than_it_or_the_pod_may() {
+        let size = |volume: serde_json::Value| {
+            let limits = serde_json::json!({"cpu": "1", "hugepages-2Mi": "8Mi"});
+            let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {
+                "containers": [{"name": "c", "resources": {"limits": limits}}],
+                "volumes": [{"name": "h", "emptyDir": volume}]}}))
+            .unwrap();
+            let (resolved, host) = (Resolved::default(), HostFacts::default());
+            let context = Context { pod: &pod, resolved: &resolved, host: &host, ip: None };
+            huge_page_size(context, volumes(context).next().unwrap()).map_err(|error| crate::errors::chain(&error))
+        };
+        assert_eq!(size(serde_json::json!({"medium": "HugePages"})), Ok((2 << 20, 8 << 20)));
+        assert_eq!(size(serde_json::json!({"medium": "HugePages-2Mi", "sizeLimit": "4Mi"})), Ok((2 << 20, 4 << 20)));
+        assert_eq!(size(serde_json::json!({"medium": "HugePages-2Mi", "sizeLimit": "1Gi"})), Ok((2 << 20, 8 << 20)));
+        let error = size(serde_json::json!({"medium": "HugePages-1Gi"})).unwrap_err();
+        assert!(error.starts_with("could not set up volume \"h\": medium HugePages-1Gi: hugePages storage"), "{error}");
+    }
+
+    #[test]
+    fn privileged_a_volume_in_huge_pages_is_a_hugetlbfs_of_its_page_size_and_leaves_no_mount() {
+        const NAME: &str = "privileged_a_volume_in_huge_pages_is_a_hugetlbfs_of_its_page_size_and_leaves_no_mount";
+        use std::os::unix::fs::MetadataExt as _;
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("SKIPPED {NAME}: needs root");
+        }
+        let known = crate::host::huge_pages::read(Path::new(crate::host::huge_pages::ROOT)).unwrap();
+        let Some(pool) = known.first() else { return eprintln!("SKIPPED {NAME}: the kernel has no huge pages") };
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = PodDirs::new(&dir.path().join("state"), &dir.path().join("run"), "u");
+        make_dirs(&dirs).unwrap();
+        let path = dirs.tmpfs.join("memory/h");
+        for _ in 0..2 {
+            huge_pages(&path, pool.size, pool.size * 4, Some(2000)).unwrap();
+        }
+        let stat = rustix::fs::statfs(&path).unwrap();
+        assert_eq!((stat.f_type as u64, stat.f_bsize as u64), (0x9584_58f6, pool.size), "a hugetlbfs of the page size");
+        assert_eq!(stat.f_blocks, 4, "the size holds");
+        let owner = fs::metadata(&path).unwrap();
+        assert_eq!((owner.gid(), owner.mode() & 0o7777), (2000, 0o2777));
         remove(&dirs).unwrap();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(dir.path().to_str().unwrap()), "a mount is left");

@@ -10,7 +10,7 @@
 //! RUN/secrets/UID/                on tmpfs, 0711
 //!   resolved.json                 secret material of the intent, 0600
 //!   volumes/NAME/                 secret, projected
-//!   memory/NAME/                  emptyDir of medium Memory: a tmpfs of its own, with its size
+//!   memory/NAME/                  emptyDir of medium Memory: a tmpfs of its own, with its size; of medium HugePages: a hugetlbfs
 //! ```
 //! Content volumes have the kubelet's layout (`..data` is a symbolic link to a directory with a time stamp, swapped in one
 //! rename), so that a reader sees either all old or all new files. Parents are 0711 and owned by the agent: no pod can list or
@@ -68,7 +68,7 @@ impl PodDirs {
 
     fn volume(&self, volume: &Volume) -> PathBuf {
         match kind(volume) {
-            Some(Kind::Memory) => self.tmpfs.join("memory").join(&volume.name),
+            Some(Kind::Memory | Kind::HugePages) => self.tmpfs.join("memory").join(&volume.name),
             Some(Kind::Secret) => self.tmpfs.join("volumes").join(&volume.name),
             Some(Kind::Disk | Kind::Open) | None => self.disk.join("volumes").join(&volume.name),
         }
@@ -82,16 +82,24 @@ pub(crate) enum Kind {
     Disk,
     /// An empty directory in memory.
     Memory,
+    /// An empty directory in huge pages.
+    HugePages,
     /// Files that may be on disk.
     Open,
     /// Files that may not.
     Secret,
 }
 
+/// How the media begin that are huge pages.
+pub(crate) const HUGE_PAGES: &str = "HugePages";
+
 pub(crate) fn kind(volume: &Volume) -> Option<Kind> {
     if let Some(empty) = &volume.empty_dir {
-        let memory = empty.medium.as_deref() == Some("Memory");
-        return Some(if memory { Kind::Memory } else { Kind::Disk });
+        return Some(match empty.medium.as_deref() {
+            Some("Memory") => Kind::Memory,
+            Some(medium) if medium.starts_with(HUGE_PAGES) => Kind::HugePages,
+            _ => Kind::Disk,
+        });
     }
     if volume.config_map.is_some() || volume.downward_api.is_some() {
         return Some(Kind::Open);
