@@ -12,7 +12,7 @@ pub mod launch;
 mod leftovers;
 pub mod oci;
 pub mod rate;
-mod released;
+pub mod released;
 pub mod restart;
 pub mod start;
 pub mod teardown;

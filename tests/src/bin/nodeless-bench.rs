@@ -43,6 +43,9 @@ enum Command {
         #[arg(value_parser = peer)]
         peer: oci::Peer,
     },
+    /// A network namespace that is given up when standard input ends; the benchmarks call it.
+    #[command(hide = true)]
+    Fence,
     /// The same with an instance of containerd.
     #[command(hide = true)]
     Containerd {
@@ -245,6 +248,7 @@ async fn main() -> Result<()> {
             print(bench::restart::run(&options, wanted(&only)).await?)?;
         }
         Command::Peer { peer } => peer.obey()?,
+        Command::Fence => bench::released::fence::stand()?,
         Command::Containerd { dir, image } => bench::containerd::Containerd { dir, image }.obey()?,
     }
     Ok(())

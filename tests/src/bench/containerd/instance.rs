@@ -10,7 +10,7 @@ use super::{Containerd, NAMESPACE, Order, cni};
 use crate::bench::host::{PATIENCE, SLEEP};
 use crate::bench::milliseconds;
 use crate::bench::oci;
-use crate::bench::released::Namespaces;
+use crate::bench::released::Released;
 use crate::stack::run;
 
 /// No plugin that a benchmark of containers has no use for, and no directory that is not its own.
@@ -96,7 +96,7 @@ impl<'a> Instance<'a> {
     }
 
     fn clear(&mut self) -> Result<f64> {
-        let namespaces = Namespaces::count()?.less(self.running);
+        let released = Released::watch()?;
         let begin = Instant::now();
         while self.running > 0 {
             let id = id(self.running - 1);
@@ -107,7 +107,7 @@ impl<'a> Instance<'a> {
             }
             self.running -= 1;
         }
-        namespaces.wait()?;
+        released.wait()?;
         Ok(milliseconds(begin.elapsed()))
     }
 

@@ -11,7 +11,7 @@ use super::{ECHO, Order, Peer, TRUE, write_config};
 use crate::bench::host::SLEEP;
 use crate::bench::milliseconds;
 use crate::bench::rate::per_second;
-use crate::bench::released::Namespaces;
+use crate::bench::released::Released;
 
 /// Where a peer's own records are: as on a host, where /run is one too, a file system in memory.
 const RUN: &str = "/dev/shm/nodeless-bench-peer";
@@ -87,7 +87,7 @@ impl Peer {
     fn rate(&self, number: usize, workers: usize, duration: Duration) -> Result<f64> {
         let bundles: Vec<PathBuf> =
             (0..workers).map(|worker| self.bundle(&format!("rate-{worker}"), &TRUE)).collect::<Result<_>>()?;
-        let namespaces = Namespaces::count()?;
+        let released = Released::watch()?;
         let begin = Instant::now();
         let count = std::thread::scope(|scope| {
             let work = |worker: usize, bundle: &Path| {
@@ -106,7 +106,7 @@ impl Peer {
                 .map(|worker| worker.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a worker panicked"))));
             joined.sum::<Result<usize>>()
         })?;
-        namespaces.wait()?;
+        released.wait()?;
         Ok(per_second(count, begin.elapsed()))
     }
 

@@ -6,6 +6,7 @@
 //! made for one sandbox. A peer is `PEER run`, which removes its container at the end. The time ends when the network
 //! namespaces, which the kernel takes apart in the background, are gone too; it is the same for both sides.
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -14,7 +15,7 @@ use tokio::task::JoinSet;
 use super::figure::{Better, Figure, Quantity};
 use super::host::{Backend, Host};
 use super::oci::{self, Order, Runner};
-use super::released::Namespaces;
+use super::released::{Handle, Released};
 
 /// What is measured here. `dense`: the rate beside idle sandboxes, as a share of the rate without them.
 pub const FIGURES: [Quantity; 2] = [
@@ -101,27 +102,34 @@ async fn best(mut rate: impl AsyncFnMut(usize) -> Result<f64>) -> Result<usize> 
 }
 
 async fn work(ours: &Backend, workers: usize, duration: Duration) -> Result<Rate> {
-    let namespaces = Namespaces::count()?;
+    let mut released = Released::watch()?;
     let warm = ours.sandboxes.warm().await;
     let begin = Instant::now();
-    let mut working = JoinSet::new();
+    let mut working: JoinSet<Result<(usize, Vec<Handle>)>> = JoinSet::new();
     for _ in 0..workers {
         let ours = ours.clone();
         working.spawn(async move {
-            let mut done = 0;
+            let (mut done, mut handles) = (0, Vec::new());
             while begin.elapsed() < duration {
-                let mut pod = ours.start(&oci::TRUE).await?;
+                let prepared = ours.prepare().await?;
+                handles.extend(Handle::of(prepared.netns.as_fd())?);
+                let mut pod = ours.start_in(prepared, &oci::TRUE).await?;
                 pod.exited().await?;
                 ours.destroy(&pod.id).await?;
                 done += 1;
             }
-            Ok(done)
+            Ok((done, handles))
         });
     }
-    let done: usize = working.join_all().await.into_iter().sum::<Result<usize>>()?;
+    let mut done = 0;
+    for worked in working.join_all().await {
+        let (count, handles) = worked?;
+        done += count;
+        released.remember(handles);
+    }
     let unmade = warm.saturating_sub(ours.sandboxes.warm().await);
     let count = done.saturating_sub(unmade);
-    tokio::task::spawn_blocking(move || namespaces.wait()).await??;
+    tokio::task::spawn_blocking(move || released.wait()).await??;
     Ok(Rate { count, per_second: per_second(count, begin.elapsed()) })
 }
 

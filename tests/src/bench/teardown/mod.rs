@@ -20,7 +20,7 @@ use super::figure::{Figure, Quantity, lower, quantile};
 use super::host::{Backend, Host, SLEEP};
 use super::leftovers::own_name;
 use super::milliseconds;
-use super::released::Namespaces;
+use super::released::{Handle, Released};
 use crate::stack::run as execute;
 
 /// What is measured here.
@@ -80,10 +80,11 @@ async fn of_ours(options: &Options, netns: &str) -> Result<Vec<f64>> {
 
 /// Milliseconds.
 async fn round(ours: &Backend, network: &Network, count: usize) -> Result<f64> {
-    let namespaces = Namespaces::count()?;
+    let mut released = Released::watch()?;
     let mut pods = Vec::with_capacity(count);
     for _ in 0..count {
         let prepared = ours.prepare().await?;
+        released.remember(Handle::of(prepared.netns.as_fd())?);
         network.attach(&prepared.id.0, prepared.netns.as_fd()).await.context("attach")?;
         pods.push(ours.start_in(prepared, &SLEEP).await?);
     }
@@ -94,7 +95,7 @@ async fn round(ours: &Backend, network: &Network, count: usize) -> Result<f64> {
         going.spawn(async move { gone(&ours, &network, &pod.id).await });
     }
     going.join_all().await.into_iter().collect::<Result<()>>()?;
-    tokio::task::spawn_blocking(move || namespaces.wait()).await??;
+    tokio::task::spawn_blocking(move || released.wait()).await??;
     let taken = begin.elapsed();
     ensure!(network.addresses().is_empty(), "pods that are gone hold addresses");
     ensure!(ours.cgroups()?.is_empty(), "pods that are gone hold control groups: {:?}", ours.cgroups()?);
