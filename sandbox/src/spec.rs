@@ -331,10 +331,12 @@ pub const ALL_CAPABILITIES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// Paths masked by default: the union of what containerd, podman, CRI-O and the kubelet hide.
-pub const DEFAULT_MASKED_PATHS: [&str; 14] = [
+/// Paths masked by default: the union of what containerd, podman, CRI-O and the kubelet hide, and the switches of
+/// kernel messages, which root of a pod without a user namespace could write.
+pub const DEFAULT_MASKED_PATHS: [&str; 15] = [
     "/proc/acpi",
     "/proc/asound",
+    "/proc/dynamic_debug",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",

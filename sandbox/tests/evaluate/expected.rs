@@ -14,6 +14,7 @@ pub(crate) const MOUNTS: &[(&str, &str, &str, &str)] = &[
     // Hidden directories: the empty one that all share. Hidden files: the container's own null device.
     ("/proc/acpi", "tmpfs", "/", "ro,nosuid,nodev,noexec"),
     ("/proc/asound", "tmpfs", "/", "ro,nosuid,nodev,noexec"),
+    ("/proc/dynamic_debug", "tmpfs", "/", "ro,nosuid,nodev,noexec"),
     ("/proc/scsi", "tmpfs", "/", "ro,nosuid,nodev,noexec"),
     ("/proc/interrupts", "tmpfs", "/null", "rw,nosuid"),
     ("/proc/kcore", "tmpfs", "/null", "rw,nosuid"),

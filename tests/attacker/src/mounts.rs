@@ -28,7 +28,7 @@ const SETTINGS: [&str; 6] = [
 ];
 
 /// What is hidden.
-const MASKED: [&str; 3] = ["/proc/kcore", "/proc/timer_list", "/proc/keys"];
+const MASKED: [&str; 4] = ["/proc/dynamic_debug/control", "/proc/kcore", "/proc/timer_list", "/proc/keys"];
 
 /// One attack: what it has to reach, and how it is judged.
 struct Attack<'a> {
