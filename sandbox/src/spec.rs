@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::{Access, DeviceKind, DeviceRule};
+
 /// Names one sandbox on one host: 1 to 63 characters of `[a-z0-9-]`, unique for ever on that host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -258,6 +260,34 @@ pub struct Security {
     pub apparmor: Option<String>,
     /// Every device of the host is in /dev and may be used, as far as the kernel lets the container's root.
     pub host_devices: bool,
+    /// Devices of the host's beside those that every container has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+}
+
+/// A device of the host's that a container may use; its node is the container's own, and its user's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Absolute path in the container, below /dev; directories are made when missing.
+    pub path: PathBuf,
+    /// Character or block.
+    pub kind: DeviceKind,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// What may be done with it; what the node's mode would allow beyond that, the kernel refuses.
+    pub access: Access,
+    /// The node's permission bits.
+    pub mode: u32,
+}
+
+impl Device {
+    /// As the control groups know it.
+    #[must_use]
+    pub fn rule(&self) -> DeviceRule {
+        DeviceRule { kind: self.kind, major: Some(self.major), minor: Some(self.minor), access: self.access }
+    }
 }
 
 /// Which seccomp filter applies.
@@ -366,6 +396,7 @@ impl Default for Security {
             readonly_paths: owned(&DEFAULT_READONLY_PATHS),
             writable_kernel: false,
             host_devices: false,
+            devices: Vec::new(),
             apparmor: None,
         }
     }

@@ -17,8 +17,8 @@ use super::requests::{cgroup_refusal, described};
 use super::server::{PodInit, Shim, Source};
 use super::spare::{Spare, furnish};
 use super::stub::report::{Proceed, Report, Step};
-use super::stub::{self, Order, Shared, host_devices, identity, mounts};
-use crate::cgroup::{DEFAULT_DEVICES, EVERY_DEVICE};
+use super::stub::{self, Order, Shared, devices, host_devices, identity, mounts};
+use crate::cgroup::EVERY_DEVICE;
 use crate::contract::{SandboxEvent, Started};
 use crate::ids::Ids;
 use crate::protocol::shim::{Reply, StartFds};
@@ -163,13 +163,16 @@ impl Shim {
         if every_device {
             host_devices::populate(&dev)?;
         }
+        let own = &spec.security.devices;
+        devices::add(&dev, own, &spec.user, &self.slot.ids)?;
         let leaf = self
             .pod
             .create_leaf(&Container::leaf_name(spec))
             .map_err(|error| cgroup_refusal("control group of the container", &error))?;
         crate::sys::failpoint::failpoint!(ContainerLeafMade);
         leaf.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the container", &error))?;
-        furnish(&leaf, if every_device { &EVERY_DEVICE[..] } else { &DEFAULT_DEVICES[..] })?;
+        let rules = if every_device { EVERY_DEVICE.to_vec() } else { devices::rules(own) };
+        furnish(&leaf, &rules)?;
         crate::sys::failpoint::failpoint!(LimitsApplied);
         let (ours, theirs) = report_channel()?;
         let shared = self.shared(&spec.security);

@@ -57,7 +57,7 @@ impl Shim {
 
     /// The spare with these limits and this order given, if there is one that can take them.
     pub(super) fn order(&mut self, resources: &Resources, order: &Order, fds: Vec<OwnedFd>) -> Option<Spare> {
-        if order.spec.security.host_devices {
+        if order.spec.security.host_devices || !order.spec.security.devices.is_empty() {
             // Its /dev and its device rules are the usual ones.
             return None;
         }

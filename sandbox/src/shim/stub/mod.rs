@@ -13,6 +13,7 @@
 //! dumpable, so nothing in the container's PID namespace can look into it before `execve`.
 
 pub(crate) mod apparmor;
+pub(crate) mod devices;
 pub(crate) mod host_devices;
 pub(crate) mod identity;
 pub(crate) mod masks;
