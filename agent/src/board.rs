@@ -7,6 +7,7 @@ use agent_api::proto;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use crate::devices::Assigned;
 use crate::host::host_ports::HostPort;
 use crate::ledger::Timeline;
 use crate::pod::spec::resources::Amounts;
@@ -39,6 +40,8 @@ pub struct Posted {
     pub requests: Amounts,
     /// The same of huge pages and devices.
     pub scalars: Scalars,
+    /// What it was given of what only one can have, while it is not terminated.
+    pub assigned: Assigned,
     /// The host's ports that it keeps from others while it is not terminated.
     pub host_ports: Vec<HostPort>,
     /// Deletion has been asked for.

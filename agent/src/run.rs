@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::board::Board;
 use crate::clock::Now;
 use crate::config::Config;
+use crate::devices::{Policy, PolicyError};
 use crate::errors::chain;
 use crate::events::Journal;
 use crate::host::admission::Room;
@@ -50,6 +51,9 @@ pub enum RunError {
     /// Not root.
     #[error("the agent must run as root: it makes namespaces, mounts and control groups")]
     NotRoot,
+    /// The operator's file of devices.
+    #[error("could not use the device policy (--device-policy)")]
+    Devices(#[source] PolicyError),
     /// The kernel cannot run pods.
     #[error("could not find in this kernel what pods need")]
     Kernel(#[source] KernelError),
@@ -165,6 +169,10 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
         return Err(RunError::NotRoot);
     }
     blocking(kernel::check).await?.map_err(RunError::Kernel)?;
+    let devices = match config.device_policy.clone() {
+        Some(path) => blocking(move || Policy::load(&path)).await?.map_err(RunError::Devices)?,
+        None => Policy::default(),
+    };
     let identity = link::load(&config.state_dir).map_err(RunError::Identity)?;
     if let Some(given) = host_id.filter(|given| *given != identity.host_id.as_str()) {
         return Err(RunError::OtherHost { given, joined: identity.host_id.to_string() });
@@ -190,7 +198,7 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
         }
     });
     let watched = metrics.clone();
-    let parts = Box::pin(assemble(&config, identity.host_id.as_str(), metrics)).await?;
+    let parts = Box::pin(assemble(&config, devices, identity.host_id.as_str(), metrics)).await?;
     let meter = parts.meter.clone();
     let meter_stop = CancellationToken::new();
     let ticking = meter_stop.clone();
@@ -224,7 +232,7 @@ async fn watch_spool(meter: &Meter, metrics: &Metrics, stop: CancellationToken) 
     }
 }
 
-async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Result<Parts, RunError> {
+async fn assemble(config: &Config, devices: Policy, host_id: &str, metrics: Arc<Metrics>) -> Result<Parts, RunError> {
     let facts = Arc::new(blocking(Facts::read).await?.map_err(RunError::Facts)?);
     let run_dir = config.run_dir.clone();
     let mounted = blocking(move || disk::secure_secrets(&run_dir)).await?.map_err(RunError::Secrets)?;
@@ -264,7 +272,7 @@ async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Resu
     let counters = Arc::new(Counters::new(shared.clone(), network.clone()));
     let meter_config = meter_config(config, host_id);
     let meter = Arc::new(blocking(move || Meter::open(meter_config, counters)).await?.map_err(RunError::Meter)?);
-    let room = room(config, &facts);
+    let room = room(config, &devices, &facts);
     let world = Arc::new(World {
         sandboxes: shared,
         images: Arc::new(images.clone()),
@@ -282,7 +290,7 @@ async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Resu
             memory: facts.memory,
             page_sizes: huge_pages::limited(&facts.huge_pages),
             policy: config.policy,
-            trust: trust(config),
+            trust: trust(config, devices),
         },
         resolver: resolver(config),
         state_dir: config.state_dir.clone(),
@@ -306,13 +314,14 @@ async fn assemble(config: &Config, host_id: &str, metrics: Arc<Metrics>) -> Resu
     Ok(Parts { sandboxes, roster, meter, service })
 }
 
-fn trust(config: &Config) -> Trust {
+fn trust(config: &Config, devices: Policy) -> Trust {
     Trust {
         allowed: config.allow.clone(),
         unsafe_sysctls: config.unsafe_sysctls.clone(),
         seccomp_profiles: config.seccomp_profiles.clone(),
         apparmor: crate::host::kernel::enforces_apparmor(),
         apparmor_default: config.apparmor_default.clone(),
+        devices,
     }
 }
 
@@ -339,7 +348,7 @@ pub(crate) fn meter_config(config: &Config, host_id: &str) -> MeterConfig {
     MeterConfig::new(config.state_dir.join("spool"), host_id.to_owned())
 }
 
-fn room(config: &Config, facts: &Facts) -> Room {
+fn room(config: &Config, devices: &Policy, facts: &Facts) -> Room {
     let disk = facts::disk(&config.state_dir).map_or(0, |(_, all)| all);
     let set_aside = huge_pages::set_aside(&facts.huge_pages);
     Room {
@@ -349,7 +358,7 @@ fn room(config: &Config, facts: &Facts) -> Room {
             ephemeral: disk,
         },
         set_aside,
-        scalars: huge_pages::capacity(&facts.huge_pages),
+        scalars: huge_pages::capacity(&facts.huge_pages).into_iter().chain(devices.capacity()).collect(),
         pods: config.max_pods,
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use crate::devices::Policy;
 use crate::pod::spec::sysctls;
 
 /// Something that a pod may ask for and a host gives only when its operator says so (`--allow`).
@@ -56,6 +57,8 @@ pub struct Trust {
     pub apparmor: bool,
     /// The AppArmor profile that `RuntimeDefault` means, which the operator has loaded.
     pub apparmor_default: Option<String>,
+    /// Devices that pods may ask for by name.
+    pub devices: Policy,
 }
 
 impl Trust {

@@ -135,6 +135,9 @@ pub struct RunFlags {
     /// The loaded AppArmor profile that `RuntimeDefault`, and no profile at all, mean [default: none].
     #[arg(long, env = "NODELESS_APPARMOR_DEFAULT_PROFILE")]
     pub apparmor_default_profile: Option<String>,
+    /// TOML file that says which devices pods may ask for, as extended resources [default: none].
+    #[arg(long, env = "NODELESS_DEVICE_POLICY")]
+    pub device_policy: Option<PathBuf>,
     /// How log lines look [default: text].
     #[arg(long, env = "NODELESS_LOG_FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
@@ -174,6 +177,7 @@ impl RunFlags {
             allowed_unsafe_sysctls,
             seccomp_profile_root,
             apparmor_default_profile,
+            device_policy,
             protect_memory,
             memory_throttling_factor,
             log_format,

@@ -86,6 +86,8 @@ pub struct Config {
     pub seccomp_profiles: PathBuf,
     /// The AppArmor profile that `RuntimeDefault` means.
     pub apparmor_default: Option<String>,
+    /// The devices that pods may ask for; read when the agent begins to run.
+    pub device_policy: Option<PathBuf>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Where spans are sent.
@@ -197,6 +199,7 @@ impl Config {
             allow: flags.allow.unwrap_or_default().into_iter().collect(),
             unsafe_sysctls,
             apparmor_default: flags.apparmor_default_profile,
+            device_policy: flags.device_policy,
             seccomp_profiles: match flags.seccomp_profile_root {
                 None => state_dir.join("seccomp"),
                 named => absolute("seccomp-profile-root", named, "")?,

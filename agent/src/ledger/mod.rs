@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::PodCondition;
 use serde::{Deserialize, Serialize};
 
+use crate::devices::Assigned;
 use crate::intent::{Deletion, Intent, IntentError, Source};
 use crate::pod::resize::{Resizing, Waiting};
 use crate::pod::state::PodState;
@@ -124,6 +125,9 @@ pub struct PodRecord {
     /// Who runs each container, by its name, once it was started.
     #[serde(default)]
     pub users: BTreeMap<String, sandbox::spec::User>,
+    /// What it was given of what only one can have.
+    #[serde(default)]
+    pub assigned: Assigned,
 }
 
 impl PodRecord {
@@ -285,6 +289,7 @@ pub fn new_record(intent: &Intent, state: PodState, boot_id: &str) -> PodRecord 
         resizing: None,
         waiting: None,
         users: BTreeMap::new(),
+        assigned: Assigned::default(),
     }
 }
 

@@ -1,7 +1,11 @@
 //! What a newer version of a pod asks for that this version does not do to a pod that it has: named, and kept as it was, so that
 //! status, ledger and restarts go on telling and doing what is true. Pure.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
+
+use super::spec::scalars;
 
 /// Puts what cannot be changed back into `new`, as it stands in `old`; the paths of what was asked for in vain.
 pub fn keep(old: &Value, new: &mut Value) -> Vec<String> {
@@ -12,6 +16,7 @@ pub fn keep(old: &Value, new: &mut Value) -> Vec<String> {
             let name = container["name"].as_str().unwrap_or_default().to_owned();
             let before = old[list].as_array().into_iter().flatten().find(|c| c["name"] == name.as_str());
             if let (Some(before), Some(container)) = (before, container.as_object_mut()) {
+                keep_counted(before, container, &format!("spec.{list}[{name}].resources"), &mut kept);
                 keep_resources(before, container, &format!("spec.{list}[{name}].resources"), &mut kept);
             }
         }
@@ -21,6 +26,38 @@ pub fn keep(old: &Value, new: &mut Value) -> Vec<String> {
         kept.push(format!("spec.ephemeralContainers[{}]", container["name"].as_str().unwrap_or_default()));
     }
     kept
+}
+
+/// As [`keep`], for what is given to a pod once: huge pages and devices.
+pub fn keep_scalars(old: &Value, new: &mut Value) {
+    for list in ["initContainers", "containers"] {
+        let containers = new["spec"].get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten().filter_map(Value::as_object_mut) {
+            let name = container.get("name").cloned().unwrap_or_default();
+            let before = old["spec"][list].as_array().into_iter().flatten().find(|c| c["name"] == name);
+            keep_counted(before.unwrap_or(&Value::Null), container, "", &mut Vec::new());
+        }
+    }
+}
+
+fn keep_counted(before: &Value, container: &mut Map<String, Value>, path: &str, kept: &mut Vec<String>) {
+    let names = |map: &Value| {
+        let keys: Vec<String> = map.as_object().into_iter().flat_map(Map::keys).cloned().collect();
+        keys.into_iter().filter(|name| scalars::is_scalar(name))
+    };
+    for kind in ["limits", "requests"] {
+        let had = before["resources"][kind].clone();
+        let asked = container.get("resources").map(|resources| resources[kind].clone()).unwrap_or_default();
+        let all: BTreeSet<String> = names(&had).chain(names(&asked)).collect();
+        for name in all.into_iter().filter(|name| had.get(name) != asked.get(name)) {
+            kept.push(format!("{path}.{kind}[{name}]"));
+            let resources = container.entry("resources").or_insert_with(|| Value::Object(Map::new()));
+            match had.get(&name) {
+                Some(value) => resources[kind][&name] = value.clone(),
+                None => drop(resources[kind].as_object_mut().and_then(|map| map.remove(&name))),
+            }
+        }
+    }
 }
 
 fn keep_resources(before: &Value, now: &mut Map<String, Value>, path: &str, kept: &mut Vec<String>) {
@@ -78,6 +115,23 @@ mod tests {
         let asked = new.clone();
         assert!(keep(&pod("1"), &mut new).is_empty());
         assert_eq!(new, asked);
+    }
+
+    #[test]
+    fn huge_pages_and_devices_stay_as_they_were_given_beside_a_resize() {
+        let with = |resources: Value| json!({"spec": {"containers": [{"name": "a", "resources": resources}]}});
+        let old = with(json!({"limits": {"cpu": "1", "a.com/x": "1", "hugepages-2Mi": "2Mi"}}));
+        let mut new = with(json!({"limits": {"cpu": "2", "a.com/x": "2", "b.com/y": "1"}}));
+        let mut wanted = new.clone();
+        let path = "spec.containers[a].resources";
+        let counted = ["a.com/x", "b.com/y", "hugepages-2Mi"].map(|name| format!("{path}.limits[{name}]"));
+        assert_eq!(keep(&old, &mut new), [&counted[..], &[path.to_owned()]].concat());
+        assert_eq!(new, old);
+        keep_scalars(&old, &mut wanted);
+        assert_eq!(wanted, with(json!({"limits": {"cpu": "2", "a.com/x": "1", "hugepages-2Mi": "2Mi"}})));
+        let mut none = json!({"spec": {"containers": [{"name": "a"}]}});
+        keep_scalars(&old, &mut none);
+        assert_eq!(none, with(json!({"limits": {"a.com/x": "1", "hugepages-2Mi": "2Mi"}})));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, oneshot};
 
 use crate::board::Posted;
+use crate::devices::{self, Assigned, Taken};
 use crate::host::admission::{self, Room};
 use crate::host::host_ports;
 use crate::intent::Intent;
@@ -133,7 +134,7 @@ impl Roster {
             let Survivor { record, intent, alive, rebooted, material } = survivor;
             let uid = intent.uid.clone();
             // Counted before the first new pod is looked at, not when its task has got so far.
-            self.reserve(&intent, record.takes_room(), record.state.is_terminal());
+            self.reserve(&intent, &record.assigned, record.takes_room(), record.state.is_terminal());
             let beginning = Beginning::Recovered { alive, rebooted, material };
             let handle = PodTask::spawn(self.world.clone(), intent, record, beginning);
             inner.pods.insert(uid, handle);
@@ -206,16 +207,20 @@ impl Roster {
 
     fn begin(&self, inner: &mut Inner, intent: Intent, accepted: oneshot::Sender<Result<(), String>>) {
         let uid = intent.uid.clone();
-        let (verdict, notes) = self.judge(&intent);
+        let (judged, notes) = self.judge(&intent);
+        let (assigned, verdict) = match judged {
+            Ok(assigned) => (assigned, None),
+            Err(verdict) => (Assigned::default(), Some(verdict)),
+        };
         let state = PodState::new(Plan::of(&intent.pod).slots.len());
-        let record = new_record(&intent, state, &self.world.boot_id);
+        let record = PodRecord { assigned, ..new_record(&intent, state, &self.world.boot_id) };
         // Room is taken before the next pod is looked at, not when the task has got so far.
-        self.reserve(&intent, verdict.is_none(), false);
+        self.reserve(&intent, &record.assigned, verdict.is_none(), false);
         let beginning = Beginning::New { verdict, notes, accepted };
         inner.pods.insert(uid, PodTask::spawn(self.world.clone(), intent, record, beginning));
     }
 
-    fn reserve(&self, intent: &Intent, takes_room: bool, terminated: bool) {
+    fn reserve(&self, intent: &Intent, assigned: &Assigned, takes_room: bool, terminated: bool) {
         let spec = intent.pod.spec.as_ref().filter(|_| takes_room);
         self.world.board.reserve(Posted {
             uid: intent.uid.clone(),
@@ -224,6 +229,7 @@ impl Roster {
             generation: intent.generation,
             requests: spec.and_then(|spec| pod_requests(spec).ok()).unwrap_or_default(),
             scalars: spec.and_then(|spec| scalars::of_pod(spec).ok()).unwrap_or_default(),
+            assigned: spec.map(|_| assigned.clone()).unwrap_or_default(),
             host_ports: spec.map(host_ports::claimed).unwrap_or_default(),
             terminated,
             deleting: intent.deletion.is_some(),
@@ -246,11 +252,15 @@ impl Roster {
         });
     }
 
-    /// Admission: what this version cannot do, then what this host has no room for.
-    fn judge(&self, intent: &Intent) -> (Option<Verdict>, Vec<(&'static str, String)>) {
+    /// Admission: what this version cannot do, then what this host has no room for; gives what only one can have.
+    fn judge(&self, intent: &Intent) -> (Result<Assigned, Verdict>, Vec<(&'static str, String)>) {
         let found = refusals::find(intent, &self.world.host.trust);
         self.world.metrics.unknown_fields(found.unknown.len());
         let mut notes = Vec::new();
+        let refuse = |reason: &str, message: &str| {
+            let message = format!("Pod was rejected: {message}");
+            Err(Verdict { reason: reason.to_owned(), message, disrupted: false })
+        };
         if !found.unknown.is_empty() {
             notes.push(("UnknownPodField", refusals::unknown_message(&found.unknown)));
         }
@@ -258,16 +268,24 @@ impl Roster {
             notes.push(("UnenforcedPodField", refusals::unenforced_message(&found.unenforced)));
         }
         if !found.refused.is_empty() {
-            let message = format!("Pod was rejected: {}", refusals::refused_message(&found.refused));
-            return (Some(Verdict { reason: "UnsupportedPodField".to_owned(), message, disrupted: false }), notes);
+            return (refuse("UnsupportedPodField", &refusals::refused_message(&found.refused)), notes);
         }
         if let Some((reason, message)) = found.verdict {
-            let message = format!("Pod was rejected: {message}");
-            return (Some(Verdict { reason: reason.to_owned(), message, disrupted: false }), notes);
+            return (refuse(reason, &message), notes);
         }
-        let taken = self.world.board.all();
-        let verdict = admission::admit(&self.room, &taken, intent).err();
-        (verdict, notes)
+        let posted = self.world.board.all();
+        // Units before amounts, as a kubelet looks at them.
+        let holders = posted.iter().filter(|pod| !pod.terminated).map(|pod| &pod.assigned);
+        let policy = &self.world.host.trust.devices;
+        let assigned = match &intent.pod.spec {
+            Some(spec) => devices::assign(policy, &Taken::by(holders), spec),
+            None => Ok(Assigned::default()),
+        };
+        let judged = match assigned {
+            Ok(assigned) => admission::admit(&self.room, &posted, intent).map(|()| assigned),
+            Err(message) => refuse("UnexpectedAdmissionError", &message),
+        };
+        (judged, notes)
     }
 
     /// The complete desired set. Pods that are not in it and carry no deletion mark are removed, unless the brake holds.

@@ -1,3 +1,5 @@
+mod devices;
+
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -44,7 +46,7 @@ fn deleted(json: serde_json::Value, generation: u64, grace_seconds: u64) -> Inte
 }
 
 async fn until(roster: &Roster, uid: &str, what: impl Fn(&Posted) -> bool) -> Posted {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(120);
     let mut changes = roster.world().board.changes();
     loop {
         if let Some(posted) = roster.world().board.get(uid).filter(|p| what(p)) {

@@ -36,7 +36,7 @@ pub fn find(intent: &Intent, trust: &Trust) -> Found {
         allowed::walk(spec, &mut found.refused);
     }
     if let Some(spec) = &intent.pod.spec {
-        values::check(spec, &mut found);
+        values::check(spec, trust, &mut found);
         privileges::check(&intent.pod, spec, trust, &mut found);
     }
     found.refused.sort();

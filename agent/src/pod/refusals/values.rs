@@ -8,8 +8,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::Found;
 use crate::pod::spec::{scalars, signal};
 use crate::pod::volumes::HUGE_PAGES;
+use crate::trust::Trust;
 
-pub(super) fn check(spec: &PodSpec, found: &mut Found) {
+pub(super) fn check(spec: &PodSpec, trust: &Trust, found: &mut Found) {
     let one_of = |found: &mut Found, path: &str, value: Option<&str>, allowed: &[&str]| {
         if let Some(value) = value.filter(|v| !v.is_empty() && !allowed.contains(v)) {
             found.refused.push(format!("{path} ({value})"));
@@ -32,18 +33,18 @@ pub(super) fn check(spec: &PodSpec, found: &mut Found) {
             other => one_of(found, &format!("{path}.medium"), other, &["Memory"]),
         }
     }
-    resources("spec", spec.resources.as_ref(), found);
+    resources("spec", spec.resources.as_ref(), trust, found);
     for (list, containers) in
         [("initContainers", spec.init_containers.as_deref().unwrap_or_default()), ("containers", &spec.containers)]
     {
         for own in containers {
-            container(&format!("spec.{list}[{}]", own.name), own, found);
+            container(&format!("spec.{list}[{}]", own.name), own, trust, found);
         }
     }
 }
 
-fn container(path: &str, container: &Container, found: &mut Found) {
-    resources(path, container.resources.as_ref(), found);
+fn container(path: &str, container: &Container, trust: &Trust, found: &mut Found) {
+    resources(path, container.resources.as_ref(), trust, found);
     let mut refuse = |what: &str, value: &str| found.refused.push(format!("{path}.{what} ({value})"));
     let restart = container.restart_policy.as_deref().unwrap_or_default();
     if !["", "Always", "OnFailure", "Never"].contains(&restart) {
@@ -66,7 +67,7 @@ fn container(path: &str, container: &Container, found: &mut Found) {
     }
 }
 
-fn resources(path: &str, resources: Option<&ResourceRequirements>, found: &mut Found) {
+fn resources(path: &str, resources: Option<&ResourceRequirements>, trust: &Trust, found: &mut Found) {
     let Some(resources) = resources else { return };
     // Huge pages of the whole pod's would have to be shared among its containers by the kernel alone.
     let is_pod = path == "spec";
@@ -81,6 +82,7 @@ fn resources(path: &str, resources: Option<&ResourceRequirements>, found: &mut F
             match name.as_str() {
                 "cpu" | "memory" | "ephemeral-storage" => {}
                 pages if !is_pod && scalars::page_size(pages).is_some() => {}
+                device if !is_pod && trust.devices.offer(device).is_some() => {}
                 other => found.refused.push(format!("{path}.resources.{kind}[{other}]")),
             }
         }

@@ -28,7 +28,8 @@ pub fn is_extended(resource: &str) -> bool {
     resource.contains('/') && !resource.contains("kubernetes.io/") && !resource.starts_with("requests.")
 }
 
-fn is_scalar(resource: &str) -> bool {
+/// Whether it is huge pages or such a name.
+pub fn is_scalar(resource: &str) -> bool {
     page_size(resource).is_some() || is_extended(resource)
 }
 

@@ -167,6 +167,7 @@ impl PodTask {
             ending: self.ending.clone(),
             container: planned.name.clone(),
             attempt,
+            units: self.record.assigned.devices.get(&planned.name).cloned().unwrap_or_default(),
             ip: self.record.state.ip,
             image_ids: self.record.state.sandbox_ids.clone(),
             image,

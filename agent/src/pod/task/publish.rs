@@ -55,6 +55,7 @@ impl PodTask {
             sandbox: has_sandbox.then(|| self.sandbox()),
             containers,
             requests: spec.and_then(|spec| pod_requests(spec).ok()).unwrap_or_default(),
+            assigned: spec.map(|_| self.record.assigned.clone()).unwrap_or_default(),
             host_ports: spec.map(host_ports::claimed).unwrap_or_default(),
             scalars: spec.and_then(|spec| scalars::of_pod(spec).ok()).unwrap_or_default(),
             deleting: state.deleting,

@@ -112,12 +112,13 @@ impl PodTask {
             let _ = done.send(Ok(()));
             return;
         }
-        let wanted = intent.raw.clone();
+        let mut wanted = (*intent.raw).clone();
+        changes::keep_scalars(&self.intent.raw, &mut wanted);
         let (intent, mut kept) = intent.keeping(&self.intent);
         let resizes = changes::has_resize(&kept);
         kept.retain(|path| !changes::is_resize(path));
         let message = self.record.waiting.take().and_then(|waiting| waiting.message);
-        self.record.waiting = resizes.then(|| Waiting { pod: (*wanted).clone(), message });
+        self.record.waiting = resizes.then_some(Waiting { pod: wanted, message });
         if kept != self.record.kept && !kept.is_empty() {
             self.tell(None, true, "UnsupportedPodChange", changes::message(&kept));
         }

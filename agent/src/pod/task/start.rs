@@ -21,6 +21,7 @@ use tracing::Instrument as _;
 
 use super::{Outcome, World, context};
 use crate::clock::Now;
+use crate::devices::{self, Units};
 use crate::errors::chain;
 use crate::events::Journal;
 use crate::intent::Intent;
@@ -276,6 +277,8 @@ pub(super) struct Launch {
     pub(super) ending: CancellationToken,
     pub(super) container: String,
     pub(super) attempt: u32,
+    /// The devices that it was given.
+    pub(super) units: Units,
     pub(super) ip: Option<IpAddr>,
     /// Ids of images' users that the sandbox was made for.
     pub(super) image_ids: BTreeSet<u32>,
@@ -340,6 +343,8 @@ impl Launch {
             let compiled = seccomp::load(&self.world.host.trust.seccomp_profiles, name, &built.security.capabilities);
             built.security.seccomp = compiled.map_err(|e| config(chain(&e)))?;
         }
+        built.security.devices =
+            devices::nodes(&self.world.host.trust.devices, &self.units).map_err(|e| config(chain(&e)))?;
         Ok(built)
     }
 }
