@@ -1,4 +1,4 @@
-//! An asynchronous caller of a keeper or a shim: one connection, one task that owns it.
+//! An asynchronous caller of a keeper or a shim: one connection, on which whoever asks writes itself, and one task that reads.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,21 +10,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::unix::{AsyncFd, AsyncFdReadyMutGuard};
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::io::{Interest, Ready};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::contract::{Detached, Exit, SandboxError, SandboxEvent};
 use crate::protocol::shim::{FromShim, Notice};
 use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, VERSIONS, keeper, shim};
-use crate::sys::watch;
+use crate::sys::watch::{self, Shared};
 
 /// What a connection carries.
 pub(crate) trait Wire: Send + 'static {
     /// Asked.
     type Request: Serialize + Send + Sync;
     /// Answered.
-    type Reply: Send;
+    type Reply: Send + std::fmt::Debug;
     /// Received.
     type Incoming: DeserializeOwned + Send;
     /// Tells answers and notices apart.
@@ -112,23 +112,42 @@ pub(crate) struct Delivered<R> {
     pub(crate) detached: Option<oneshot::Receiver<Detached>>,
 }
 
-struct Question<W: Wire> {
-    request: W::Request,
-    fds: Vec<OwnedFd>,
-    answer: oneshot::Sender<Result<Delivered<W::Reply>, SandboxError>>,
-}
-
 /// Calls a keeper or a shim. Clones share the connection.
 #[derive(Debug)]
 pub(crate) struct Client<W: Wire> {
-    questions: mpsc::Sender<Question<W>>,
+    link: Arc<Link<W>>,
+    /// Tells the reading task that something could not be written at once, and by its end that nobody can ask any more.
+    stuck: mpsc::Sender<()>,
     /// The version agreed on.
     version: Arc<AtomicU32>,
 }
 
 impl<W: Wire> Clone for Client<W> {
     fn clone(&self) -> Self {
-        Self { questions: self.questions.clone(), version: Arc::clone(&self.version) }
+        Self { link: Arc::clone(&self.link), stuck: self.stuck.clone(), version: Arc::clone(&self.version) }
+    }
+}
+
+/// A connection with who waits for what on it.
+type Link<W> = AsyncFd<Shared<Open<W>>>;
+
+/// Who waits for an answer.
+type Waiting<R> = oneshot::Sender<Result<Delivered<R>, SandboxError>>;
+
+#[derive(Debug)]
+struct Open<W: Wire> {
+    waiting: HashMap<u64, Waiting<W::Reply>>,
+    execs: HashMap<u64, oneshot::Sender<Exit>>,
+    attachments: HashMap<u64, oneshot::Sender<Detached>>,
+    next: u64,
+    /// Nothing is answered any more.
+    ended: bool,
+}
+
+impl<W: Wire> Default for Open<W> {
+    fn default() -> Self {
+        let (waiting, execs, attachments) = Default::default();
+        Self { waiting, execs, attachments, next: 1, ended: false }
     }
 }
 
@@ -157,19 +176,10 @@ pub(crate) enum Listener {
 impl<W: Wire> Client<W> {
     /// Takes a connection over.
     pub(crate) fn new(connection: Connection, events: Listener) -> io::Result<Self> {
-        let connection = watch::connection(connection)?;
-        let (questions, asked) = mpsc::channel(64);
-        let task = Task::<W> {
-            connection,
-            asked,
-            waiting: HashMap::new(),
-            execs: HashMap::new(),
-            attachments: HashMap::new(),
-            events,
-            next: 1,
-        };
-        tokio::spawn(task.run());
-        Ok(Self { questions, version: Arc::new(AtomicU32::new(VERSIONS.lowest)) })
+        let link = Arc::new(watch::connection(connection, Open::default())?);
+        let (stuck, asked) = mpsc::channel(1);
+        tokio::spawn(Task { link: Arc::clone(&link), asked, events }.run());
+        Ok(Self { link, stuck, version: Arc::new(AtomicU32::new(VERSIONS.lowest)) })
     }
 
     /// What was agreed on with the other side: nothing that came later is asked from now on.
@@ -179,40 +189,73 @@ impl<W: Wire> Client<W> {
 
     /// The connection has ended.
     pub(crate) fn is_closed(&self) -> bool {
-        self.questions.is_closed()
+        self.stuck.is_closed()
     }
 
-    /// Asks.
-    pub(crate) async fn call(
+    /// Asks. What is asked by one caller after the other is written in that order, before the first await.
+    pub(crate) fn call(
         &self,
         operation: &str,
         request: W::Request,
         fds: Vec<OwnedFd>,
-    ) -> Result<Delivered<W::Reply>, SandboxError> {
+    ) -> impl Future<Output = Result<Delivered<W::Reply>, SandboxError>> + Send + use<W> {
+        let operation = operation.to_owned();
+        let asked = self.ask(request, fds);
+        async move {
+            let gone = || SandboxError::Unavailable {
+                operation,
+                source: io::Error::new(io::ErrorKind::ConnectionReset, "the connection has ended"),
+            };
+            match asked? {
+                Some(answered) => answered.await.map_err(|_| gone())?,
+                None => Err(gone()),
+            }
+        }
+    }
+
+    /// Writes a request; `None` when the connection has ended.
+    fn ask(&self, request: W::Request, fds: Vec<OwnedFd>) -> Result<Option<Answered<W::Reply>>, SandboxError> {
         if let Some(what) = W::unknown_in(&request, self.version.load(Ordering::Relaxed)) {
             return Err(SandboxError::Unsupported { what: what.to_owned() });
         }
-        let gone = || SandboxError::Unavailable {
-            operation: operation.to_owned(),
-            source: io::Error::new(io::ErrorKind::ConnectionReset, "the connection has ended"),
-        };
         let (answer, answered) = oneshot::channel();
-        self.questions.send(Question { request, fds, answer }).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        let (connection, open) = &mut *self.link.get_ref().lock();
+        if open.ended {
+            return Ok(None);
+        }
+        let id = open.next;
+        let queued = connection.queue(&Call { id, body: request }, fds);
+        queued.map_err(|error| SandboxError::Invalid { message: error.to_string() })?;
+        open.next += 1;
+        open.waiting.insert(id, answer);
+        match connection.flush() {
+            Ok(true) => {}
+            // Full already: the task has been told before, too.
+            Ok(false) => drop(self.stuck.try_send(())),
+            Err(error) => {
+                tracing::debug!(%error, "a request could not be written");
+                open.waiting.remove(&id);
+                return Ok(None);
+            }
+        }
+        Ok(Some(answered))
     }
 }
 
-/// Who waits for an answer.
-type Waiting<R> = oneshot::Sender<Result<Delivered<R>, SandboxError>>;
+/// Where an answer comes.
+type Answered<R> = oneshot::Receiver<Result<Delivered<R>, SandboxError>>;
 
 struct Task<W: Wire> {
-    connection: AsyncFd<Connection>,
-    asked: mpsc::Receiver<Question<W>>,
-    waiting: HashMap<u64, Waiting<W::Reply>>,
-    execs: HashMap<u64, oneshot::Sender<Exit>>,
-    attachments: HashMap<u64, oneshot::Sender<Detached>>,
+    link: Arc<Link<W>>,
+    asked: mpsc::Receiver<()>,
     events: Listener,
-    next: u64,
+}
+
+impl<W: Wire> Drop for Task<W> {
+    fn drop(&mut self) {
+        let (_, open) = &mut *self.link.get_ref().lock();
+        *open = Open { ended: true, ..Open::default() };
+    }
 }
 
 impl<W: Wire> Task<W> {
@@ -226,16 +269,12 @@ impl<W: Wire> Task<W> {
     async fn serve(&mut self) -> Result<(), ProtocolError> {
         loop {
             let interest = self.interest();
-            let idle =
-                self.execs.is_empty() && self.attachments.is_empty() && !matches!(self.events, Listener::Subscriber(_));
             tokio::select! {
-                question = self.asked.recv() => match question {
-                    Some(question) => self.ask(question)?,
-                    None if idle => return Ok(()),
-                    // Nobody can ask any more, but ends or events are waited for.
-                    None => return self.only_listen().await,
+                stuck = self.asked.recv() => if stuck.is_none() {
+                    // Nobody can ask any more, but ends or events may be waited for.
+                    return self.only_listen().await;
                 },
-                guard = self.connection.ready_mut(interest) => {
+                guard = self.link.ready(interest) => {
                     let open = transfer(&mut guard?)?;
                     self.take_in().await?;
                     if !open {
@@ -247,11 +286,19 @@ impl<W: Wire> Task<W> {
     }
 
     fn interest(&self) -> Interest {
-        if self.connection.get_ref().wants_write() {
+        if self.link.get_ref().lock().0.wants_write() {
             Interest::READABLE | Interest::WRITABLE
         } else {
             Interest::READABLE
         }
+    }
+
+    /// Whether an end is still waited for.
+    fn awaited(&self) -> bool {
+        let (_, open) = &mut *self.link.get_ref().lock();
+        open.execs.retain(|_, waiter| !waiter.is_closed());
+        open.attachments.retain(|_, waiter| !waiter.is_closed());
+        !open.execs.is_empty() || !open.attachments.is_empty()
     }
 
     async fn only_listen(&mut self) -> Result<(), ProtocolError> {
@@ -261,9 +308,7 @@ impl<W: Wire> Task<W> {
                 Listener::Subscriber(events) => Some(events.clone()),
                 _ => None,
             };
-            self.execs.retain(|_, waiter| !waiter.is_closed());
-            self.attachments.retain(|_, waiter| !waiter.is_closed());
-            if self.execs.is_empty() && self.attachments.is_empty() && subscriber.is_none() {
+            if !self.awaited() && subscriber.is_none() {
                 return Ok(());
             }
             let gone = async {
@@ -274,7 +319,7 @@ impl<W: Wire> Task<W> {
             };
             tokio::select! {
                 () = gone => return Ok(()),
-                guard = self.connection.ready_mut(interest) => {
+                guard = self.link.ready(interest) => {
                     let open = transfer(&mut guard?)?;
                     self.take_in().await?;
                     if !open {
@@ -285,58 +330,51 @@ impl<W: Wire> Task<W> {
         }
     }
 
-    fn ask(&mut self, question: Question<W>) -> Result<(), ProtocolError> {
-        let id = self.next;
-        self.next += 1;
-        let connection = self.connection.get_mut();
-        match connection.queue(&Call { id, body: question.request }, question.fds) {
-            Ok(()) => {}
-            Err(error) => {
-                let message = error.to_string();
-                let _ = question.answer.send(Err(SandboxError::Invalid { message }));
-                return Ok(());
-            }
-        }
-        self.waiting.insert(id, question.answer);
-        connection.flush().map(drop)
-    }
-
     async fn take_in(&mut self) -> Result<(), ProtocolError> {
-        while let Some((incoming, fds)) = self.connection.get_mut().next_message::<W::Incoming>()? {
-            match W::sort(incoming) {
-                Incoming::Answer(answer) => self.deliver(answer, fds),
-                Incoming::ExecExited(exec, exit) => {
-                    if let Some(waiter) = self.execs.remove(&exec) {
-                        let _ = waiter.send(exit);
+        while let Some(event) = self.next_event()? {
+            match &self.events {
+                Listener::Nobody => {}
+                Listener::Subscriber(events) => events.send(event).await.map_err(|_| ProtocolError::Closed)?,
+                Listener::Aside(events) => {
+                    if events.try_send(event).is_err() {
+                        self.events = Listener::Nobody;
                     }
                 }
-                Incoming::Detached(attach, why) => {
-                    if let Some(waiter) = self.attachments.remove(&attach) {
-                        let _ = waiter.send(why);
-                    }
-                }
-                Incoming::Unknown(answered) => {
-                    if let Some(waiter) = answered.and_then(|id| self.waiting.remove(&id)) {
-                        let what = "understanding of a newer version's answer".to_owned();
-                        let _ = waiter.send(Err(SandboxError::Unsupported { what }));
-                    }
-                }
-                Incoming::Event(event) => match &self.events {
-                    Listener::Nobody => {}
-                    Listener::Subscriber(events) => {
-                        events.send(event).await.map_err(|_| ProtocolError::Closed)?;
-                    }
-                    Listener::Aside(events) => {
-                        if events.try_send(event).is_err() {
-                            self.events = Listener::Nobody;
-                        }
-                    }
-                },
             }
         }
         Ok(())
     }
 
+    /// Hands out what came, up to the next event.
+    fn next_event(&self) -> Result<Option<SandboxEvent>, ProtocolError> {
+        let (connection, open) = &mut *self.link.get_ref().lock();
+        while let Some((incoming, fds)) = connection.next_message::<W::Incoming>()? {
+            match W::sort(incoming) {
+                Incoming::Event(event) => return Ok(Some(event)),
+                Incoming::Answer(answer) => open.deliver(answer, fds),
+                Incoming::ExecExited(exec, exit) => {
+                    if let Some(waiter) = open.execs.remove(&exec) {
+                        let _ = waiter.send(exit);
+                    }
+                }
+                Incoming::Detached(attach, why) => {
+                    if let Some(waiter) = open.attachments.remove(&attach) {
+                        let _ = waiter.send(why);
+                    }
+                }
+                Incoming::Unknown(answered) => {
+                    if let Some(waiter) = answered.and_then(|id| open.waiting.remove(&id)) {
+                        let what = "understanding of a newer version's answer".to_owned();
+                        let _ = waiter.send(Err(SandboxError::Unsupported { what }));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl<W: Wire> Open<W> {
     fn deliver(&mut self, answer: Answer<W::Reply>, fds: Vec<OwnedFd>) {
         let Some(waiter) = self.waiting.remove(&answer.id) else { return };
         let delivered = answer.result.map_err(SandboxError::from).map(|reply| {
@@ -361,17 +399,21 @@ impl<W: Wire> Task<W> {
 }
 
 /// Reads and writes what the socket is ready for; false when the other side has closed.
-fn transfer(guard: &mut AsyncFdReadyMutGuard<'_, Connection>) -> Result<bool, ProtocolError> {
+fn transfer<S>(guard: &mut AsyncFdReadyGuard<'_, Shared<S>>) -> Result<bool, ProtocolError> {
     let ready = guard.ready();
-    if ready.is_writable() && !guard.get_inner_mut().flush()? {
+    let (written, read) = {
+        let (connection, _) = &mut *guard.get_inner().lock();
+        let written = if ready.is_writable() { Some(connection.flush()?) } else { None };
+        let read = if ready.is_readable() { Some(connection.fill()?) } else { None };
+        (written, read)
+    };
+    if written == Some(false) {
         guard.clear_ready_matching(Ready::WRITABLE);
     }
-    if ready.is_readable() {
-        match guard.get_inner_mut().fill()? {
-            Fill::Data => {}
-            Fill::WouldBlock => guard.clear_ready_matching(Ready::READABLE),
-            Fill::Closed => return Ok(false),
-        }
+    match read {
+        Some(Fill::WouldBlock) => guard.clear_ready_matching(Ready::READABLE),
+        Some(Fill::Closed) => return Ok(false),
+        Some(Fill::Data) | None => {}
     }
     Ok(true)
 }

@@ -46,7 +46,7 @@ use crate::contract::{
     Attachment, ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
 };
 use crate::protocol::shim::{Reply, Request, StartFds};
-use crate::spec::{ContainerSpec, ExecSpec, Layer, Namespaces, Resources, SandboxId, SandboxSpec};
+use crate::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 
 /// A shim's socket in its sandbox's directory.
 const SHIM_SOCKET: &str = "shim.sock";
@@ -136,8 +136,7 @@ impl NamespaceSandboxes {
     /// Lets go of layers that no new container will need: the files may be deleted afterwards. Containers that use them go
     /// on.
     pub async fn release_layers(&self, ids: &[String]) -> Result<(), SandboxError> {
-        self.inner.layers.forget(ids);
-        self.inner.keeper.release(ids).await
+        self.inner.release(ids).await
     }
 
     /// Clears the warm pool, for a host that is taken out of service.
@@ -151,16 +150,6 @@ impl NamespaceSandboxes {
 }
 
 impl Inner {
-    /// Detached clones of the layers' mounts.
-    async fn mount(&self, layers: &[Layer]) -> Result<Vec<OwnedFd>, SandboxError> {
-        if let Some(clones) = self.layers.clones(layers) {
-            return Ok(clones);
-        }
-        let mounts = self.keeper.mount(layers).await?;
-        self.layers.keep(layers, &mounts);
-        Ok(mounts)
-    }
-
     async fn ask(
         &self,
         id: &SandboxId,
@@ -237,6 +226,7 @@ impl Sandboxes for NamespaceSandboxes {
         fds.extend(writable.into_iter().chain(volumes));
         let request = Request::Start { spec: container.clone(), fds: counts };
         let answer = shim.call("start of a container", request, fds).await?.reply;
+        self.inner.pile_layers();
         crate::sys::failpoint::failpoint!(StartAnswered);
         match answer {
             Reply::Started(started) => Ok(started),
