@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2154 # of hack/bench: root, scratch
-# What the benchmarks of sandboxes on this host work on: busybox as a layer of ours and as root of the peers' bundles.
+# What the benchmarks of sandboxes on this host work on: the smallest programs there are (tests/src/bench/rootfs.rs) as a layer
+# of ours and as root of the peers' bundles.
 #
 #   bench_sandboxes BENCH PEER... -- FIGURE...   runs `nodeless-bench BENCH` on them; prints JSON lines
 #
@@ -12,12 +13,12 @@ bench_sandboxes() {
     shift
     local dir=$scratch/$bench
     local -a arguments=()
-    need_programs bench busybox=busybox-static mkfs.erofs=erofs-utils || return
-    bench_rootfs "$dir/rootfs"
+    need_programs bench mkfs.erofs=erofs-utils || return
+    "$NODELESS_BENCH" rootfs "$dir/rootfs" || return
     # The peers' root is nobody here, and has to reach its files.
     chmod 711 "$scratch"
     mkdir -p "$dir/layers" "$dir/own"
-    mkfs.erofs --all-root -T0 "$dir/layers/busybox.erofs" "$dir/rootfs" >/dev/null 2>&1 || return
+    mkfs.erofs --all-root -T0 "$dir/layers/programs.erofs" "$dir/rootfs" >/dev/null 2>&1 || return
     while (($#)) && [[ $1 != -- ]]; do
         peer=$1
         shift
@@ -37,7 +38,7 @@ bench_sandboxes() {
         arguments+=(--only "$1")
         shift
     done
-    "$NODELESS_BENCH" "$bench" --shim "$NODELESS_BIN_DIR/nodeless-shim" --layer "$dir/layers/busybox.erofs" \
+    "$NODELESS_BENCH" "$bench" --shim "$NODELESS_BIN_DIR/nodeless-shim" --layer "$dir/layers/programs.erofs" \
         --dir "$dir/own" "${arguments[@]}" || status=$?
     # The peers leave the group that they made theirs in.
     for group in /sys/fs/cgroup/{,*/}nodeless-bench-peer*; do
@@ -60,13 +61,4 @@ bench_containerd() {
         '{architecture: $architecture, os: "linux", config: {}, rootfs: {type: "layers", diff_ids: [$layer]}}' >"$dir/config.json"
     echo '[{"Config": "config.json", "RepoTags": ["bench:1"], "Layers": ["layer.tar"]}]' >"$dir/manifest.json"
     tar -C "$dir" -cf "$1/image.tar" manifest.json config.json layer.tar
-}
-
-# bench_rootfs DIR: busybox, and nothing else
-bench_rootfs() {
-    local program
-    mkdir -p "$1"/{bin,etc,proc,sys,dev,tmp}
-    cp "$(command -v busybox)" "$1/bin/busybox"
-    for program in echo sleep true; do ln -s busybox "$1/bin/$program"; done
-    echo "root:x:0:0::/root:/bin/sh" >"$1/etc/passwd"
 }

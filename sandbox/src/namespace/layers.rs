@@ -162,7 +162,7 @@ mod tests {
         let (a, b) = (layer("a"), layer("b"));
         assert!(piles.take(&[a.clone(), b.clone()]).is_none());
         assert_eq!(piles.lacking().len(), 2 * DEPTH);
-        piles.add(&[a.clone()], clones(1));
+        piles.add(std::slice::from_ref(&a), clones(1));
         assert!(piles.take(&[a.clone(), b.clone()]).is_none());
         piles.add(&[b.clone(), b.clone()], clones(2));
         assert_eq!(piles.take(&[a.clone(), b.clone()]).unwrap().len(), 2);

@@ -6,8 +6,9 @@ use super::container::{OomKills, Role, Waiter};
 use super::launch::{in_pid_namespace, open_pid_namespace, report_channel};
 use super::own_root;
 use super::server::Shim;
+use super::stub::join::{Further, join};
 use super::stub::report::Step;
-use super::stub::{self, Joining};
+use super::stub::{own_pipe, owner_of};
 use crate::protocol::{Connection, Refusal};
 use crate::spec::ExecSpec;
 use crate::sys::clone::{Child, fork_with};
@@ -23,9 +24,14 @@ impl Shim {
         let (joined, _) = self.running_key(&spec.container)?;
         self.not_paused(joined)?;
         let (_, container) = self.running(&spec.container)?;
+        let owner = owner_of(&self.slot.ids, &container.spec.user)?;
         let mut fds = fds.into_iter();
         let mut next = |present: bool| match present {
-            true => fds.next().ok_or_else(|| Refusal::Invalid { message: "a stream is missing".into() }),
+            true => {
+                let stream = fds.next().ok_or_else(|| Refusal::Invalid { message: "a stream is missing".into() })?;
+                own_pipe(&stream, owner)?;
+                Ok(stream)
+            }
             false => own_root::null(),
         };
         let streams = match spec.tty {
@@ -37,22 +43,24 @@ impl Shim {
             env.retain(|(existing, _)| existing != name);
             env.push((name.clone(), value.clone()));
         }
-        let joining = Joining {
-            user: container.spec.user.clone(),
-            security: container.spec.security.clone(),
+        let further = Further {
             cwd: spec.cwd.clone().unwrap_or_else(|| container.spec.cwd.clone()),
             args: spec.args.clone(),
             env,
-            oom_score_adj: container.spec.resources.oom_score_adj,
             terminal: spec.tty,
         };
         let (ours, theirs) = report_channel()?;
         let fds: Vec<OwnedFd> = std::iter::once(theirs).chain(streams).collect();
-        let copies = fds.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
-        let forked = self.fork_by_joiner(joined, &joining, copies.step("copies of descriptors")?);
+        let forked = match spec.tty {
+            None => {
+                let copies = || fds.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
+                self.fork_by_joiner(joined, &further, || copies().step("copies of descriptors"))
+            }
+            Some(_) => None,
+        };
         let child = match forked {
             Some(forked) => forked?,
-            None => self.fork_joining(&spec.container, &joining, fds)?,
+            None => self.fork_joining(&spec.container, &further, fds)?,
         };
         crate::sys::failpoint::failpoint!(ExecForked);
         let (_, container) = self.running(&spec.container)?;
@@ -64,12 +72,12 @@ impl Shim {
     }
 
     /// A process that joins a container by itself.
-    fn fork_joining(&self, container: &str, joining: &Joining, fds: Vec<OwnedFd>) -> Result<Child, Refusal> {
+    fn fork_joining(&self, container: &str, further: &Further, fds: Vec<OwnedFd>) -> Result<Child, Refusal> {
         let (init, container) = self.running(container)?;
-        let shared = self.shared(&joining.security);
+        let shared = self.shared(&container.spec.security);
         let namespace = open_pid_namespace(init.pid)?;
         let leaf = &container.leaf;
-        let stub = || stub::join(&shared, &init.pidfd, joining, fds, leaf);
+        let stub = || join(&shared, &init.pidfd, &container.spec, further, fds, leaf);
         in_pid_namespace(&namespace, || fork_with(0, leaf.clone_into(), stub))?.step("fork of the process")
     }
 }

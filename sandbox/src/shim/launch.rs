@@ -205,7 +205,7 @@ impl Shim {
     ) -> Result<Key, Refusal> {
         let (process, key) = (self.new_key(), self.new_key());
         let watched =
-            rustix::io::ioctl_fionbio(report.socket(), true).and_then(|()| self.poller.add(report.socket(), key));
+            rustix::io::ioctl_fionbio(report.socket(), true).and_then(|()| self.poller.add_end(report.socket(), key));
         let watched = watched.step("epoll of a report");
         let launch = Launch::Stub { report, key, executing: false, master: None, refusal: None };
         self.processes
@@ -401,16 +401,17 @@ pub(super) fn in_pid_namespace<T>(namespace: &OwnedFd, fork: impl FnOnce() -> T)
 /// PID 1 of a shared PID namespace: powerless, in an empty root, reaps orphans for ever. Without a user namespace a container
 /// with CAP_SYS_PTRACE may look into it; the shim's root is then not to be seen by way of it.
 fn pod_init(user: Option<&OwnedFd>) -> i32 {
+    let root = User::default();
+    let nothing = Security { capabilities: vec![], no_new_privileges: true, ..Default::default() };
+    let give_up = || {
+        let wanted = identity::assume(&root, &nothing)?;
+        identity::confine(&root, &nothing, wanted, None)
+    };
     let powerless = process::restore_signals().is_ok()
         && rustix::process::chroot(own_root::EMPTY).is_ok()
         && rustix::process::chdir("/").is_ok()
         && identity::enter_user_namespace(user).is_ok()
-        && identity::assume(
-            &User::default(),
-            &Security { capabilities: vec![], no_new_privileges: true, ..Default::default() },
-            None,
-        )
-        .is_ok()
+        && give_up().is_ok()
         // It has the shim's memory and root. A change of ids sets this anew, by a setting of the host's.
         && rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).is_ok()
         && process::close_from(0).is_ok();

@@ -79,7 +79,9 @@ impl OwnRoot {
         let directory = self.host_fdinfo.as_ref()?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let file = openat(directory, pidfd.as_raw_fd().to_string(), flags, Mode::empty()).ok()?;
-        let text = std::io::read_to_string(std::fs::File::from(file)).ok()?;
+        let mut text = [0; 512];
+        let length = rustix::io::read(&file, &mut text).ok()?;
+        let text = std::str::from_utf8(text.get(..length)?).ok()?;
         text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
     }
 }

@@ -23,6 +23,11 @@ impl Poller {
         epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)
     }
 
+    /// Waits for the other side of `fd` to close. What it sends before waits unread, and wakes nobody.
+    pub(crate) fn add_end(&self, fd: impl AsFd, key: Key) -> rustix::io::Result<()> {
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), epoll::EventFlags::empty())
+    }
+
     /// Waits for `fd` to be readable and, if asked, writable.
     pub(crate) fn modify(&self, fd: impl AsFd, key: Key, read: bool, write: bool) -> rustix::io::Result<()> {
         let mut flags = epoll::EventFlags::empty();

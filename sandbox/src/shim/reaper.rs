@@ -58,8 +58,8 @@ impl Shim {
             Role::Exec { exec, client, spec, oom_kills } => {
                 if running {
                     let now = || Some(self.running(&spec.container).ok()?.1.leaf.oom_kills().unwrap_or(0));
-                    let counted = oom_kills.at_end.or_else(now).unwrap_or(0);
-                    exit.oom_killed = exit.signal == Some(libc::SIGKILL) && counted > oom_kills.before;
+                    let counted = || oom_kills.at_end.or_else(now).unwrap_or(0);
+                    exit.oom_killed = exit.signal == Some(libc::SIGKILL) && counted() > oom_kills.before;
                     let notice = Notice::ExecExited { exec: *exec, exit };
                     self.clients.notify(&self.poller, *client, &notice);
                 }

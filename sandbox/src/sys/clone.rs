@@ -39,16 +39,6 @@ pub struct Child {
 /// Only for single-threaded processes: the child has the memory of the parent as it is, and no other thread to unlock
 /// what was locked. The shim and the keeper are such; anything else gets [`io::ErrorKind::Unsupported`].
 pub fn fork_with(flags: u64, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> io::Result<Child> {
-    fork(flags, libc::SIGCHLD, cgroup, body)
-}
-
-/// As [`fork_with`], but the child is the caller's sibling: its parent is the caller's.
-pub fn fork_beside(body: impl FnOnce() -> i32) -> io::Result<Child> {
-    // The signal at its end is the one at the caller's own.
-    fork(libc::CLONE_PARENT as u64, 0, None, body)
-}
-
-fn fork(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> io::Result<Child> {
     if !single_threaded() {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "fork from a process with several threads"));
     }
@@ -58,7 +48,7 @@ fn fork(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>, body: impl
         pidfd: std::ptr::from_mut(&mut pidfd) as u64,
         child_tid: 0,
         parent_tid: 0,
-        exit_signal: u64::from(exit_signal.unsigned_abs()),
+        exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
         stack: 0,
         stack_size: 0,
         tls: 0,
@@ -74,6 +64,26 @@ fn fork(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>, body: impl
     // CLONE_VM and with no stack given this is a fork: the child goes on here on its own copy of the stack. The process
     // has one thread (checked above), so no lock is held by a thread that the child lacks.
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    after(result, &pidfd, body)
+}
+
+/// As [`fork_with`], but the child is the caller's sibling: its parent is the caller's. The caller has no signal handlers.
+/// By `clone`, as the default seccomp filter allows no `clone3`.
+pub fn fork_beside(body: impl FnOnce() -> i32) -> io::Result<Child> {
+    if !single_threaded() {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "fork from a process with several threads"));
+    }
+    let mut pidfd: RawFd = -1;
+    // The signal at the child's end is the one at the caller's own.
+    let flags = libc::CLONE_PARENT | libc::CLONE_PIDFD;
+    // SAFETY: without CLONE_VM and with no stack given this is a fork, as in `fork_with`; CLONE_PIDFD stores the descriptor
+    // where the third argument points, and `pidfd` outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) };
+    after(result, &pidfd, body)
+}
+
+/// What a fork goes on with, in either process. `pidfd`: where the kernel has stored the child's descriptor.
+fn after(result: libc::c_long, pidfd: &RawFd, body: impl FnOnce() -> i32) -> io::Result<Child> {
     match result {
         -1 => Err(io::Error::last_os_error()),
         0 => {
@@ -84,7 +94,7 @@ fn fork(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>, body: impl
         }
         pid => {
             // SAFETY: CLONE_PIDFD made the kernel store a descriptor here that nobody else owns.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            let pidfd = unsafe { OwnedFd::from_raw_fd(*pidfd) };
             let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
             let pid = pid.ok_or_else(|| io::Error::other("clone3 returned no process id"))?;
             Ok(Child { pid, pidfd })

@@ -33,7 +33,7 @@ pub const SLEEP: [&str; 2] = ["/bin/sleep", "1000000000"];
 pub struct Host {
     /// The static `nodeless-shim`.
     pub shim: PathBuf,
-    /// An EROFS layer with busybox as `/bin/echo`, `/bin/sleep` and `/bin/true`.
+    /// An EROFS layer of the root that [`super::rootfs`] makes.
     pub layer: PathBuf,
     /// A directory on the state's file system, empty.
     pub dir: PathBuf,

@@ -14,6 +14,7 @@ pub mod oci;
 pub mod rate;
 pub mod released;
 pub mod restart;
+pub mod rootfs;
 pub mod start;
 pub mod teardown;
 

@@ -36,6 +36,12 @@ enum Command {
     Teardown(Teardown),
     /// An agent started again over running pods -> all of them taken back, on this host.
     Restart(Restart),
+    /// Makes the root file system that the benchmarks of sandboxes run; their scripts call it.
+    #[command(hide = true)]
+    Rootfs {
+        /// Where.
+        dir: std::path::PathBuf,
+    },
     /// Carries out orders of standard input with one peer; the benchmarks call it.
     #[command(hide = true)]
     Peer {
@@ -62,7 +68,7 @@ struct Host {
     /// The static shim.
     #[arg(long)]
     shim: PathBuf,
-    /// An EROFS layer with busybox as /bin/echo, /bin/sleep and /bin/true.
+    /// An EROFS layer of what `rootfs` makes.
     #[arg(long)]
     layer: PathBuf,
     /// An empty directory.
@@ -146,7 +152,7 @@ struct Containerd {
     /// An empty directory for an instance of containerd to measure beside it.
     #[arg(long, requires = "containerd_image")]
     containerd: Option<PathBuf>,
-    /// The archive of an image `bench:1` with busybox.
+    /// The archive of an image `bench:1` of what `rootfs` makes.
     #[arg(long)]
     containerd_image: Option<PathBuf>,
 }
@@ -247,6 +253,7 @@ async fn main() -> Result<()> {
             let options = bench::restart::Options { image, pods, rounds };
             print(bench::restart::run(&options, wanted(&only)).await?)?;
         }
+        Command::Rootfs { dir } => bench::rootfs::write(&dir).context("make the benchmarks' root")?,
         Command::Peer { peer } => peer.obey()?,
         Command::Fence => bench::released::fence::stand()?,
         Command::Containerd { dir, image } => bench::containerd::Containerd { dir, image }.obey()?,

@@ -42,7 +42,7 @@ pub(crate) fn limit_resources() -> Result<(), Refusal> {
 }
 
 /// Becomes root of the user namespace: no power over the host from here on. Without one the host's root goes on, until
-/// [`assume`] takes from it what the container is not to have.
+/// [`assume`] and [`confine`] take from it what the container is not to have.
 pub(crate) fn enter_user_namespace(user: Option<&OwnedFd>) -> Result<(), Refusal> {
     if let Some(user) = user {
         move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).step("entering the user namespace")?;
@@ -51,8 +51,8 @@ pub(crate) fn enter_user_namespace(user: Option<&OwnedFd>) -> Result<(), Refusal
     set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).step("becoming root of the sandbox")
 }
 
-/// Becomes `user` with exactly the privileges of `security`.
-pub(crate) fn assume(user: &User, security: &Security, filter: Option<&[Instruction]>) -> Result<(), Refusal> {
+/// Becomes `user`, with nothing left to gain by `execve`; what of `security`'s capabilities there is to have.
+pub(crate) fn assume(user: &User, security: &Security) -> Result<CapabilitySet, Refusal> {
     let held = capabilities(None).step("reading of capabilities")?.permitted;
     // What this host's root itself has not cannot be given.
     let wanted = capability_set(&security.capabilities)? & held;
@@ -66,6 +66,16 @@ pub(crate) fn assume(user: &User, security: &Security, filter: Option<&[Instruct
     let uid = Uid::from_raw(user.uid);
     set_thread_res_uid(uid, uid, uid).step(format!("setuid {}", user.uid))?;
     set_keep_capabilities(false).step("keeping of capabilities")?;
+    Ok(wanted)
+}
+
+/// Installs the filter and gives up what the container is not to have. `wanted` comes from [`assume`].
+pub(crate) fn confine(
+    user: &User,
+    security: &Security,
+    wanted: CapabilitySet,
+    filter: Option<&[Instruction]>,
+) -> Result<(), Refusal> {
     if security.no_new_privileges {
         set_no_new_privs(true).step("no_new_privs")?;
     } else if filter.is_some() {

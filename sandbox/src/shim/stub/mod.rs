@@ -16,6 +16,7 @@ pub(crate) mod apparmor;
 pub(crate) mod devices;
 pub(crate) mod host_devices;
 pub(crate) mod identity;
+pub(crate) mod join;
 pub(crate) mod masks;
 pub(crate) mod mounts;
 pub(crate) mod owners;
@@ -28,12 +29,11 @@ pub(crate) mod volumes;
 
 use std::convert::Infallible;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use nix::sched::CloneFlags;
 use rustix::fs::{Mode, fchown};
 use rustix::process::{Gid, Uid};
-use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
 use self::mounts::CgroupView;
@@ -46,6 +46,9 @@ use crate::protocol::{Connection, Refusal};
 use crate::seccomp::{self, Program};
 use crate::spec::{ContainerSpec, Seccomp, Security, User};
 use crate::sys::{paths, process};
+
+/// Things left out that are told: they wait in the channel until the stub's end.
+const MOST_TOLD: usize = 64;
 
 /// The sandbox's parts that every stub uses.
 #[derive(Debug)]
@@ -149,7 +152,8 @@ fn make_container(
     let tree = &assembled.root;
     crate::sys::failpoint::failpoint!(RootAssembled);
     let mask = stage.place(tree, shared.ids.base(), dev, shared.cgroups, &spec.security)?;
-    for what in volumes::mount_all(tree, shared.ids, shared.user, &stage.proc, &spec.mounts, &parts.volumes)? {
+    let left_out = volumes::mount_all(tree, shared.ids, shared.user, &stage.proc, &spec.mounts, &parts.volumes)?;
+    for what in left_out.into_iter().take(MOST_TOLD) {
         tell(report, &Report::Degraded { what }, vec![])?;
     }
     crate::sys::failpoint::failpoint!(MountsMade);
@@ -178,7 +182,10 @@ fn make_container(
     crate::sys::failpoint::failpoint!(RootEntered);
     // Without the shim there is nobody for whom to run.
     let Ok((Proceed, _)) = report.receive() else { process::exit_now(0) };
-    connect(&parts.streams, terminal.as_deref(), owner, report)?;
+    for stream in &parts.streams {
+        own_pipe(stream, owner)?;
+    }
+    connect(&parts.streams, terminal.as_deref(), report)?;
     let entered;
     let shared = if spec.security.writable_kernel && shared.user.is_some() {
         // A mount namespace of the container's own user namespace, in which its root may mount; what is mounted so far is
@@ -191,64 +198,6 @@ fn make_container(
         shared
     };
     become_program(shared, &spec.user, &spec.security, &spec.cwd, &spec.args, &spec.env, report)
-}
-
-/// What an exec'd process is. Descriptors: its report channel, then standard input, output and error unless it gets a
-/// terminal.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Joining {
-    pub(crate) user: User,
-    pub(crate) security: Security,
-    pub(crate) cwd: String,
-    pub(crate) args: Vec<String>,
-    pub(crate) env: Vec<(String, String)>,
-    pub(crate) oom_score_adj: Option<i32>,
-    /// It gets a new terminal of this size (columns, rows).
-    pub(crate) terminal: Option<(u16, u16)>,
-}
-
-/// Runs in the child: joins the container whose first process `init` is, and executes a further program. Does not return.
-pub(crate) fn join(shared: &Shared<'_>, init: &OwnedFd, joining: &Joining, fds: Vec<OwnedFd>, leaf: &Group) -> ! {
-    join_in(shared, init, joining, fds, Some(leaf))
-}
-
-/// As [`join`], for a child that is in the container's control groups already.
-pub(crate) fn join_with(shared: &Shared<'_>, init: &OwnedFd, joining: &Joining, fds: Vec<OwnedFd>) -> ! {
-    join_in(shared, init, joining, fds, None)
-}
-
-fn join_in(shared: &Shared<'_>, init: &OwnedFd, joining: &Joining, fds: Vec<OwnedFd>, leaf: Option<&Group>) -> ! {
-    let mut fds = fds.into_iter();
-    let Some(report) = fds.next() else { process::exit_now(1) };
-    let mut report = ManuallyDrop::new(Connection::new(report));
-    let plain: ManuallyDrop<Vec<OwnedFd>> = ManuallyDrop::new(fds.collect());
-    let Err(refusal) = join_steps(shared, init, joining, &plain, leaf, &mut report);
-    fail(&mut report, refusal)
-}
-
-fn join_steps(
-    shared: &Shared<'_>,
-    init: &OwnedFd,
-    joining: &Joining,
-    plain: &[OwnedFd],
-    leaf: Option<&Group>,
-    report: &mut Connection,
-) -> Result<Infallible, Refusal> {
-    begin(leaf)?;
-    set_oom_score(joining.oom_score_adj, report)?;
-    let spaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
-    move_into_thread_name_spaces(init.as_fd(), spaces).step("joining the container's namespaces")?;
-    let owner = owner_of(shared.ids, &joining.user)?;
-    let terminal = match joining.terminal {
-        None => None,
-        Some(size) => {
-            let pts = terminal::joined_pts()?;
-            Some(ManuallyDrop::new(terminal::open(&pts, owner, shared.ids.base() + 5, Some(size))?))
-        }
-    };
-    connect(plain, terminal.as_deref(), owner, report)?;
-    let Joining { user, security, cwd, args, env, .. } = joining;
-    become_program(shared, user, security, cwd, args, env, report)
 }
 
 /// First steps of every stub, while the host's paths to /proc and the control groups are still there.
@@ -300,18 +249,13 @@ fn make_working_directory(tree: &OwnedFd, cwd: &str, base: u32) -> Result<(), Re
 }
 
 /// The program's user as the host knows it.
-fn owner_of(ids: &Ids, user: &User) -> Result<u32, Refusal> {
+pub(crate) fn owner_of(ids: &Ids, user: &User) -> Result<u32, Refusal> {
     let unknown = || Refusal::Invalid { message: format!("user id {} is not one of the sandbox's", user.uid) };
     ids.on_host(user.uid).ok_or_else(unknown)
 }
 
-/// Puts the standard streams in place; the terminal's master goes to the shim.
-fn connect(
-    plain: &[OwnedFd],
-    terminal: Option<&terminal::Terminal>,
-    owner: u32,
-    report: &mut Connection,
-) -> Result<(), Refusal> {
+/// Puts the standard streams in place, which belong to the program's user already; the terminal's master goes to the shim.
+fn connect(plain: &[OwnedFd], terminal: Option<&terminal::Terminal>, report: &mut Connection) -> Result<(), Refusal> {
     let fds: [&OwnedFd; 3] = match (plain, terminal) {
         (_, Some(terminal)) => {
             terminal::control(&terminal.slave)?;
@@ -319,12 +263,7 @@ fn connect(
             tell(report, &Report::Terminal, vec![master])?;
             [&terminal.slave; 3]
         }
-        ([stdin, stdout, stderr], None) => {
-            for fd in plain {
-                own_pipe(fd, owner)?;
-            }
-            [stdin, stdout, stderr]
-        }
+        ([stdin, stdout, stderr], None) => [stdin, stdout, stderr],
         _ => return Err(Refusal::Invalid { message: "a stream is missing".into() }),
     };
     rustix::stdio::dup2_stdin(fds[0]).step("standard input")?;
@@ -333,7 +272,7 @@ fn connect(
 }
 
 /// A pipe belongs to the program's user, so that it can open /dev/stdout again.
-fn own_pipe(fd: &OwnedFd, owner: u32) -> Result<(), Refusal> {
+pub(crate) fn own_pipe(fd: &OwnedFd, owner: u32) -> Result<(), Refusal> {
     let mode = rustix::fs::fstat(fd).step("kind of a standard stream")?.st_mode;
     if rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::Fifo {
         fchown(fd, Some(Uid::from_raw(owner)), None::<Gid>).step("owner of a standard stream")?;
@@ -351,6 +290,16 @@ fn become_program(
     env: &[(String, String)],
     report: &mut Connection,
 ) -> Result<Infallible, Refusal> {
+    leave_host(shared, security)?;
+    // Nothing that was open before may be reached through /proc/self/fd from here on; the report moves to number 3.
+    keep_only(report)?;
+    let wanted = identity::assume(user, security)?;
+    identity::confine(user, security, wanted, shared.filter.as_deref())?;
+    execute(cwd, args, env, report)
+}
+
+/// From the host's root to root of the sandbox.
+fn leave_host(shared: &Shared<'_>, security: &Security) -> Result<(), Refusal> {
     identity::limit_resources()?;
     if let Some(profile) = &security.apparmor {
         apparmor::begin_in(profile)?;
@@ -361,9 +310,16 @@ fn become_program(
     }
     identity::enter_user_namespace(shared.user)?;
     crate::sys::failpoint::failpoint!(UserEntered);
-    // Nothing that was open before may be reached through /proc/self/fd from here on; the report moves to number 3.
-    keep_only(report)?;
-    identity::assume(user, security, shared.filter.as_deref())?;
+    Ok(())
+}
+
+/// Replaces the process, which has become the container's, by its program.
+fn execute(
+    cwd: &str,
+    args: &[String],
+    env: &[(String, String)],
+    report: &mut Connection,
+) -> Result<Infallible, Refusal> {
     // Where the shim is not PID 1 the kernel would not end it with the shim. A change of ids takes this away, so it comes here.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).step("end with the shim")?;
     program::change_directory(cwd)?;
