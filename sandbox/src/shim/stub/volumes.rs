@@ -14,9 +14,6 @@ use crate::protocol::Refusal;
 use crate::spec;
 use crate::sys::{mount, paths};
 
-/// File systems on which nothing may be mounted by a pod: what the container's programs trust (CVE-2025-52881).
-const KERNEL_FILE_SYSTEMS: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
-
 /// Attaches the volumes in their order; tells what was left out.
 pub(crate) fn mount_all(
     root: &OwnedFd,
@@ -102,7 +99,7 @@ fn same(one: &OwnedFd, other: &OwnedFd) -> rustix::io::Result<bool> {
 /// Also by way of links, and also where what is there now covers the kernel's file: the names that the mount point has below
 /// the root say so.
 fn leads_into_the_kernel(root: &OwnedFd, target: &OwnedFd, proc: &OwnedFd) -> Result<bool, Refusal> {
-    if KERNEL_FILE_SYSTEMS.contains(&fstatfs(target.as_fd()).step("file system of a mount point")?.f_type) {
+    if paths::KERNEL_FILE_SYSTEMS.contains(&fstatfs(target.as_fd()).step("file system of a mount point")?.f_type) {
         return Ok(true);
     }
     let name = |fd: &OwnedFd| {
