@@ -234,6 +234,9 @@ pub struct Resources {
     pub memory_high: Option<u64>,
     /// Bytes of huge pages by page size as the kernel names it (`2MB`, `1GB`); sizes that are not named are not limited.
     pub hugepages: BTreeMap<String, u64>,
+    /// The CPUs that it may run on, as the kernel lists them (`0-2,5`). Needs a backend opened for it
+    /// ([`crate::namespace::NamespaceSandboxes::open_with_cpusets`]); without a list a change leaves them as they are.
+    pub cpuset: Option<String>,
     /// Most processes and threads.
     pub pids_limit: Option<u64>,
     /// `oom_score_adj` of its processes, -1000 to 1000.

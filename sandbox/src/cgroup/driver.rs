@@ -15,6 +15,8 @@ pub enum Controller {
     Cpu,
     /// CPU time used (v1; part of the core on v2).
     Cpuacct,
+    /// On which CPUs; only where it is asked for.
+    Cpuset,
     /// Memory limits and use.
     Memory,
     /// Process counts.
@@ -30,14 +32,15 @@ pub enum Controller {
 impl Controller {
     /// All of them, in the order in which a process is attached: memory last, so that what it allocates on the way is
     /// charged outside the limit.
-    pub const ALL: [Self; 7] =
-        [Self::Cpu, Self::Cpuacct, Self::Pids, Self::Hugetlb, Self::Devices, Self::Freezer, Self::Memory];
+    pub const ALL: [Self; 8] =
+        [Self::Cpu, Self::Cpuacct, Self::Cpuset, Self::Pids, Self::Hugetlb, Self::Devices, Self::Freezer, Self::Memory];
 
     /// The kernel's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
             Self::Cpuacct => "cpuacct",
+            Self::Cpuset => "cpuset",
             Self::Memory => "memory",
             Self::Pids => "pids",
             Self::Hugetlb => "hugetlb",

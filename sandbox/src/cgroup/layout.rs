@@ -14,6 +14,9 @@ pub struct Layout {
     pub unified: Option<PathBuf>,
     /// v1 hierarchies that this crate uses; empty on a pure v2 host.
     pub v1: Vec<Hierarchy>,
+    /// Pods are told on which CPUs to run: the controller for it is used, which costs each of them time and memory.
+    #[serde(default)]
+    pub cpusets: bool,
 }
 
 /// One v1 hierarchy.
@@ -28,20 +31,25 @@ pub struct Hierarchy {
 impl Layout {
     /// Finds the hierarchies of the running host.
     pub fn detect() -> Result<Self, CgroupError> {
-        Self::detect_under(Path::new("/sys/fs/cgroup"))
+        Self::detect_under(Path::new("/sys/fs/cgroup"), false)
+    }
+
+    /// As [`Layout::detect`], for pods that are told on which CPUs to run.
+    pub fn detect_with_cpusets() -> Result<Self, CgroupError> {
+        Self::detect_under(Path::new("/sys/fs/cgroup"), true)
     }
 
     /// Finds the hierarchies mounted at or below `root` in the caller's mount namespace.
-    pub fn detect_under(root: &Path) -> Result<Self, CgroupError> {
+    pub fn detect_under(root: &Path, cpusets: bool) -> Result<Self, CgroupError> {
         if is_cgroup2(root) {
-            return Ok(Self { unified: Some(root.to_owned()), v1: Vec::new() });
+            return Ok(Self { unified: Some(root.to_owned()), v1: Vec::new(), cpusets });
         }
         let unified = Some(root.join("unified")).filter(|path| is_cgroup2(path));
         let mounts = mountinfo_self()
             .into_iter()
             .filter(|mount| mount.mount_point.starts_with(root))
             .map(|mount| (mount.mount_point, mount.super_opts));
-        let layout = Self::of_mounts(unified, mounts, huge_pages::any());
+        let layout = Self::of_mounts(unified, mounts, huge_pages::any(), cpusets);
         if layout.v1.is_empty() && layout.unified.is_none() {
             return Err(CgroupError::NoHierarchy { root: root.to_owned() });
         }
@@ -54,6 +62,7 @@ impl Layout {
         unified: Option<PathBuf>,
         mounts: impl Iterator<Item = (PathBuf, Vec<String>)>,
         huge_pages: bool,
+        cpusets: bool,
     ) -> Self {
         let mut taken: Vec<Controller> = Vec::new();
         let mut v1 = Vec::new();
@@ -64,6 +73,7 @@ impl Layout {
                 .filter(|controller| !taken.contains(controller))
                 .filter(|controller| *controller != Controller::Freezer || unified.is_none())
                 .filter(|controller| *controller != Controller::Hugetlb || huge_pages)
+                .filter(|controller| *controller != Controller::Cpuset || cpusets)
                 .collect();
             if fresh.is_empty() {
                 continue;
@@ -80,7 +90,7 @@ impl Layout {
                 .max()
                 .and_then(|last| Controller::ALL.iter().position(|c| *c == last))
         });
-        Self { unified, v1 }
+        Self { unified, v1, cpusets }
     }
 
     /// The host has the unified hierarchy only.
@@ -110,7 +120,7 @@ mod tests {
             ("/c/net_cls", "rw,net_cls"),
             ("/c/systemd", "rw,xattr,name=systemd"),
         ]);
-        let layout = Layout::of_mounts(Some("/c/unified".into()), found.into_iter(), false);
+        let layout = Layout::of_mounts(Some("/c/unified".into()), found.into_iter(), false, false);
         let names: Vec<_> = layout.v1.iter().map(|h| (h.path.to_str().unwrap(), h.controllers.join(","))).collect();
         assert_eq!(names, [("/c/cpu,cpuacct", "cpu,cpuacct".to_owned()), ("/c/memory", "memory".to_owned())]);
         assert!(!layout.is_v2());
@@ -119,21 +129,29 @@ mod tests {
     #[test]
     fn the_v1_freezer_is_used_only_without_a_unified_mount() {
         let found = mounts(&[("/c/freezer", "rw,freezer")]);
-        assert!(Layout::of_mounts(Some("/u".into()), found.clone().into_iter(), false).v1.is_empty());
-        assert_eq!(Layout::of_mounts(None, found.into_iter(), false).v1.len(), 1);
+        assert!(Layout::of_mounts(Some("/u".into()), found.clone().into_iter(), false, false).v1.is_empty());
+        assert_eq!(Layout::of_mounts(None, found.into_iter(), false, false).v1.len(), 1);
     }
 
     #[test]
     fn the_huge_pages_hierarchy_is_used_only_where_there_are_huge_pages() {
         let found = mounts(&[("/c/hugetlb", "rw,hugetlb")]);
-        assert!(Layout::of_mounts(None, found.clone().into_iter(), false).v1.is_empty());
-        assert_eq!(Layout::of_mounts(None, found.into_iter(), true).v1[0].controllers, ["hugetlb"]);
+        assert!(Layout::of_mounts(None, found.clone().into_iter(), false, false).v1.is_empty());
+        assert_eq!(Layout::of_mounts(None, found.into_iter(), true, false).v1[0].controllers, ["hugetlb"]);
+    }
+
+    #[test]
+    fn the_cpuset_hierarchy_is_used_only_when_asked_for() {
+        let found = mounts(&[("/c/cpuset", "rw,cpuset"), ("/c/memory", "rw,memory")]);
+        assert_eq!(Layout::of_mounts(None, found.clone().into_iter(), false, false).v1.len(), 1);
+        let layout = Layout::of_mounts(None, found.into_iter(), false, true);
+        assert_eq!(layout.v1.iter().map(|h| h.controllers.join(",")).collect::<Vec<_>>(), ["cpuset", "memory"]);
     }
 
     #[test]
     fn a_controller_mounted_twice_is_used_once() {
         let found = mounts(&[("/c/pids", "rw,pids"), ("/c/other", "rw,pids")]);
-        let layout = Layout::of_mounts(None, found.into_iter(), false);
+        let layout = Layout::of_mounts(None, found.into_iter(), false, false);
         assert_eq!(layout.v1.len(), 1);
         assert_eq!(layout.v1[0].path, Path::new("/c/pids"));
     }
@@ -141,6 +159,6 @@ mod tests {
     #[test]
     fn a_place_without_hierarchies_is_told_by_name() {
         let empty = tempfile::tempdir().unwrap();
-        assert!(matches!(Layout::detect_under(empty.path()), Err(CgroupError::NoHierarchy { .. })));
+        assert!(matches!(Layout::detect_under(empty.path(), false), Err(CgroupError::NoHierarchy { .. })));
     }
 }

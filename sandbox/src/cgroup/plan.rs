@@ -107,6 +107,7 @@ pub fn v1(resources: &Resources, fresh: bool) -> Result<Vec<Step>, CgroupError> 
     }
     pids(resources, fresh, &mut steps);
     huge_pages(resources, &mut steps);
+    cpus(resources, fresh, &mut steps);
     Ok(steps)
 }
 
@@ -145,6 +146,7 @@ pub fn v2(resources: &Resources, fresh: bool) -> Result<Vec<Step>, CgroupError> 
     }
     pids(resources, fresh, &mut steps);
     huge_pages(resources, &mut steps);
+    cpus(resources, fresh, &mut steps);
     Ok(steps)
 }
 
@@ -156,6 +158,16 @@ fn huge_pages(resources: &Resources, steps: &mut Vec<Step>) {
         let file = format!("hugetlb.{size}.max");
         steps.push(if *bytes > 0 { set(Controller::Hugetlb, file, bytes) } else { wish(Controller::Hugetlb, file, 0) });
         steps.push(wish(Controller::Hugetlb, format!("hugetlb.{size}.rsvd.max"), bytes));
+    }
+}
+
+/// A container that was made before CPUs were given out stays where it is.
+fn cpus(resources: &Resources, fresh: bool, steps: &mut Vec<Step>) {
+    if let Some(list) = &resources.cpuset {
+        steps.push(match fresh {
+            true => set(Controller::Cpuset, "cpuset.cpus", list),
+            false => wish(Controller::Cpuset, "cpuset.cpus", list),
+        });
     }
 }
 
@@ -233,6 +245,17 @@ mod tests {
             Step::MemoryWithSwap { .. } => panic!("a v1 step on v2"),
         };
         steps.into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn cpus_are_the_same_on_both_and_needed_only_by_what_is_new() {
+        let pinned = Resources { cpuset: Some("1-2".to_owned()), ..Resources::default() };
+        for plan in [v1, v2] {
+            assert!(plan(&pinned, true).unwrap().contains(&set(Controller::Cpuset, "cpuset.cpus", "1-2")));
+            assert!(plan(&pinned, false).unwrap().contains(&wish(Controller::Cpuset, "cpuset.cpus", "1-2")));
+            let untold = plan(&Resources::default(), false).unwrap();
+            assert!(!untold.iter().any(|step| matches!(step, Step::Set { controller: Controller::Cpuset, .. })));
+        }
     }
 
     #[test]

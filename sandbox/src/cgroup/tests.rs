@@ -19,7 +19,7 @@ fn temporary_layout(root: &Path) -> Layout {
         std::fs::create_dir(&path).unwrap();
         Hierarchy { controllers: vec![name.to_owned()], path }
     };
-    Layout { unified: None, v1: vec![hierarchy("cpu"), hierarchy("pids"), hierarchy("memory")] }
+    Layout { unified: None, v1: vec![hierarchy("cpu"), hierarchy("pids"), hierarchy("memory")], cpusets: false }
 }
 
 #[test]
@@ -57,7 +57,8 @@ fn a_limit_without_its_controller_is_refused_and_a_weight_is_not() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("cpuacct");
     std::fs::create_dir(&path).unwrap();
-    let layout = Layout { unified: None, v1: vec![Hierarchy { controllers: vec!["cpuacct".to_owned()], path }] };
+    let layout =
+        Layout { unified: None, v1: vec![Hierarchy { controllers: vec!["cpuacct".to_owned()], path }], cpusets: false };
     let pod = Tree::open(&layout, "nodeless").unwrap().create_pod(&id("a")).unwrap();
     for limits in [
         Resources { memory_limit: Some(1 << 20), ..Resources::default() },
@@ -114,11 +115,15 @@ struct RealTree {
 
 impl RealTree {
     fn new(test: &str) -> Option<Self> {
+        Self::with(test, Layout::detect)
+    }
+
+    fn with(test: &str, detect: fn() -> Result<Layout, super::CgroupError>) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIPPED {test}: not root");
             return None;
         }
-        let layout = Layout::detect().unwrap();
+        let layout = detect().unwrap();
         let parent = format!("nodeless-test-{}-{test}", std::process::id());
         let tree = match Tree::open(&layout, &parent) {
             Ok(tree) => tree,
@@ -296,7 +301,7 @@ fn privileged_a_device_program_decides_on_the_unified_hierarchy_and_is_replaced_
         eprintln!("SKIPPED program: no unified hierarchy");
         return;
     };
-    let layout = Layout { unified: Some(root.clone()), v1: Vec::new() };
+    let layout = Layout { unified: Some(root.clone()), v1: Vec::new(), cpusets: false };
     let tree = Tree::open(&layout, &real.parent).unwrap();
     let leaf = tree.create_pod(&id("a")).unwrap().create_leaf("web").unwrap();
     let programs = || crate::sys::device_filter::attached(leaf.dirs().unified().unwrap()).unwrap().len();
@@ -361,4 +366,34 @@ fn privileged_huge_pages_are_limited_by_size() {
     });
     std::fs::write(pages, before.trim()).unwrap();
     outcome.unwrap();
+}
+
+#[test]
+fn privileged_containers_run_on_the_cpus_that_they_are_given() {
+    const NAME: &str = "privileged_containers_run_on_the_cpus_that_they_are_given";
+    let Some(real) = RealTree::with(NAME, Layout::detect_with_cpusets) else { return };
+    if !real.tree.parent().has(Controller::Cpuset) {
+        return eprintln!("SKIPPED {NAME}: the host has no cpuset controller for us");
+    }
+    let pod = real.tree.create_pod(&id("a")).unwrap();
+    let leaf = pod.create_leaf("web").unwrap();
+    let allowed = |child: &Child| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("Cpus_allowed_list")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+    leaf.attach(child.id()).unwrap();
+    let all = allowed(&child);
+    let one = Resources { cpuset: Some("0".to_owned()), ..Resources::default() };
+    leaf.apply(&one).unwrap();
+    let pinned = allowed(&child);
+    leaf.update(&Resources::default()).unwrap();
+    let untouched = allowed(&child);
+    leaf.update(&Resources { cpuset: Some(all.clone()), ..Resources::default() }).unwrap();
+    let freed = allowed(&child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!((pinned.as_str(), untouched.as_str(), freed), ("0", "0", all));
+    assert!(leaf.apply(&Resources { cpuset: Some("9999".to_owned()), ..Resources::default() }).is_err());
 }

@@ -31,8 +31,17 @@ impl Tree {
         let mut v1 = Vec::with_capacity(layout.v1.len());
         for hierarchy in &layout.v1 {
             let mut fd = open_root(&hierarchy.path)?;
+            let has_cpus = hierarchy.controllers.iter().any(|name| name == Controller::Cpuset.name());
             for component in &components {
-                fd = make_child(fd.as_fd(), component)?;
+                let child = make_child(fd.as_fd(), component)?;
+                if has_cpus {
+                    hand_down_cpus(fd.as_fd(), child.as_fd())?;
+                }
+                fd = child;
+            }
+            if has_cpus {
+                // Pods begin with what it has.
+                files::write(fd.as_fd(), "cgroup.clone_children", "1")?;
             }
             let controllers = hierarchy.controllers.iter().filter_map(|name| Controller::from_name(name)).collect();
             v1.push(V1Dir { fd, controllers });
@@ -149,6 +158,16 @@ fn open_root(path: &Path) -> Result<OwnedFd, CgroupError> {
         .map_err(|errno| CgroupError::OpenHierarchy { path: path.to_owned(), source: errno.into() })
 }
 
+/// v1: a group without CPUs and memory nodes of its own takes no process.
+fn hand_down_cpus(parent: BorrowedFd<'_>, child: BorrowedFd<'_>) -> Result<(), CgroupError> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if files::read(child, file)?.trim().is_empty() {
+            files::write(child, file, files::read(parent, file)?.trim())?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a directory unless it is there, and opens it.
 pub(super) fn make_child(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, CgroupError> {
     match mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
@@ -164,6 +183,7 @@ fn wanted(layout: &Layout) -> Vec<Controller> {
     let has_huge_pages = huge_pages::any();
     let used = |controller: &Controller| match controller {
         Controller::Hugetlb => has_huge_pages,
+        Controller::Cpuset => layout.cpusets,
         _ => layout.is_v2(),
     };
     Controller::ALL.into_iter().filter(used).collect()

@@ -95,6 +95,18 @@ impl NamespaceSandboxes {
     /// Opens the backend: takes the run directory's lock, finds the cgroups, clears what a crash left half-made, adopts warm
     /// sandboxes and begins to fill the pool. Needs root. A second backend on the same directory is refused.
     pub async fn open(config: Config) -> Result<Self, SandboxError> {
+        Self::open_on(config, crate::cgroup::Layout::detect).await
+    }
+
+    /// As [`NamespaceSandboxes::open`], for containers that are told on which CPUs to run ([`Resources::cpuset`]).
+    pub async fn open_with_cpusets(config: Config) -> Result<Self, SandboxError> {
+        Self::open_on(config, crate::cgroup::Layout::detect_with_cpusets).await
+    }
+
+    async fn open_on(
+        config: Config,
+        detect: fn() -> Result<crate::cgroup::Layout, crate::cgroup::CgroupError>,
+    ) -> Result<Self, SandboxError> {
         crate::sys::failpoint::join();
         program::check(&config.shim_program)?;
         let (layout, lock) = Layout::open(&config.run_dir).map_err(|error| {
@@ -107,7 +119,7 @@ impl NamespaceSandboxes {
             }
         })?;
         crate::sys::failpoint::failpoint!(LockTaken);
-        let found = crate::cgroup::Layout::detect().and_then(|found| Tree::open(&found, &config.cgroup_parent));
+        let found = detect().and_then(|found| Tree::open(&found, &config.cgroup_parent));
         let tree = found.map_err(|error| cgroup_failed("search for control groups", &error))?;
         let inner = Arc::new(Inner {
             keeper: Keeper::new(config.clone()),

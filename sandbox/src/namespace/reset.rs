@@ -32,7 +32,9 @@ impl NamespaceSandboxes {
             inner.clear_slot(&warm.slot, &inner.layout.warm(&warm.slot), Some(warm.client)).await?;
         }
         inner.keeper.stop().await?;
-        let found = Layout::detect().map_err(|error| cgroup_failed("search for control groups", &error))?;
+        // With every hierarchy that an agent may have used.
+        let found =
+            Layout::detect_with_cpusets().map_err(|error| cgroup_failed("search for control groups", &error))?;
         Tree::remove(&found, &inner.config.cgroup_parent)
             .map_err(|error| cgroup_failed("removal of the pods' control group", &error))?;
         let run = &inner.config.run_dir;
