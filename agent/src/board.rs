@@ -7,7 +7,8 @@ use agent_api::proto;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::devices::Assigned;
+use crate::cpus::CpuSet;
+use crate::devices::{Assigned, taken_cpus};
 use crate::host::host_ports::HostPort;
 use crate::ledger::Timeline;
 use crate::pod::spec::resources::Amounts;
@@ -96,11 +97,17 @@ impl Posted {
 pub struct Board {
     posted: Arc<Mutex<BTreeMap<String, Posted>>>,
     revision: Arc<watch::Sender<u64>>,
+    /// CPUs that one container has alone.
+    exclusive: Arc<watch::Sender<CpuSet>>,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        Self { posted: Arc::default(), revision: Arc::new(watch::Sender::new(0)) }
+        Self {
+            posted: Arc::default(),
+            revision: Arc::new(watch::Sender::new(0)),
+            exclusive: Arc::new(watch::Sender::new(CpuSet::new())),
+        }
     }
 }
 
@@ -112,7 +119,23 @@ impl Board {
     /// Takes a place for a pod of which there is nothing to tell yet: its requests count, watchers see nothing.
     pub fn reserve(&self, posted: Posted) {
         let posted = Posted { revision: 0, status_json: Bytes::new(), ..posted };
-        self.lock().insert(posted.uid.clone(), posted);
+        let mut map = self.lock();
+        map.insert(posted.uid.clone(), posted);
+        self.count_cpus(&map);
+    }
+
+    /// CPUs that containers have for themselves; whoever shares the others watches it.
+    pub fn exclusive_cpus(&self) -> watch::Receiver<CpuSet> {
+        self.exclusive.subscribe()
+    }
+
+    fn count_cpus(&self, map: &BTreeMap<String, Posted>) {
+        let taken = taken_cpus(map.values().filter(|posted| !posted.terminated).map(|posted| &posted.assigned));
+        self.exclusive.send_if_modified(|known| {
+            let changes = *known != taken;
+            *known = taken;
+            changes
+        });
     }
 
     /// Gives a pod other requests, unless `shortage` says what is lacking beside those of all others. Looked at and taken in
@@ -146,6 +169,7 @@ impl Board {
         let next = *self.revision.borrow() + 1;
         posted.revision = next;
         map.insert(posted.uid.clone(), posted);
+        self.count_cpus(&map);
         self.revision.send_replace(next);
     }
 
@@ -156,7 +180,9 @@ impl Board {
 
     /// Takes a forgotten pod off.
     pub fn remove(&self, uid: &str) {
-        self.lock().remove(uid);
+        let mut map = self.lock();
+        map.remove(uid);
+        self.count_cpus(&map);
     }
 
     /// One pod.

@@ -13,6 +13,7 @@
 //! | [`intent`], [`resolved`] | what vkubelet wants, parsed |
 //! | [`pod`] | state machine, status, refusals, specification, volumes (pure), and the task that owns one pod |
 //! | [`devices`] | devices of the host's that pods get by name: the operator's policy, who has which |
+//! | [`cpus`] | CPUs of a container's own, and those that all others share |
 //! | [`trust`] | what the host's operator lets pods have beyond what holds them apart |
 //! | [`roster`] | every pod of this host: admission, complete-set sync, the mass-delete brake |
 //! | [`ledger`], [`recover`] | what survives the agent, and how it goes on |
@@ -31,6 +32,7 @@
 pub mod board;
 pub mod clock;
 pub mod config;
+pub mod cpus;
 pub mod devices;
 pub mod errors;
 pub mod events;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::board::Board;
 use crate::clock::Now;
 use crate::config::Config;
+use crate::cpus::{Cpus, CpusError};
 use crate::devices::{Policy, PolicyError};
 use crate::errors::chain;
 use crate::events::Journal;
@@ -42,6 +43,8 @@ use crate::trust::Trust;
 
 /// How long sandboxes may fail to be listed at start.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Where the kernel tells of its CPUs.
+const CPUS: &str = "/sys/devices/system/cpu";
 /// Time between two looks at the usage spool for the metrics.
 const SPOOL_LOOK: Duration = Duration::from_secs(5);
 
@@ -54,6 +57,9 @@ pub enum RunError {
     /// The operator's file of devices.
     #[error("could not use the device policy (--device-policy)")]
     Devices(#[source] PolicyError),
+    /// CPUs cannot be given out.
+    #[error("could not use the static CPU policy (--cpu-manager-policy)")]
+    Cpus(#[source] CpusError),
     /// The kernel cannot run pods.
     #[error("could not find in this kernel what pods need")]
     Kernel(#[source] KernelError),
@@ -169,10 +175,7 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
         return Err(RunError::NotRoot);
     }
     blocking(kernel::check).await?.map_err(RunError::Kernel)?;
-    let devices = match config.device_policy.clone() {
-        Some(path) => blocking(move || Policy::load(&path)).await?.map_err(RunError::Devices)?,
-        None => Policy::default(),
-    };
+    let given = Given::read(&config).await?;
     let identity = link::load(&config.state_dir).map_err(RunError::Identity)?;
     if let Some(given) = host_id.filter(|given| *given != identity.host_id.as_str()) {
         return Err(RunError::OtherHost { given, joined: identity.host_id.to_string() });
@@ -198,7 +201,7 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
         }
     });
     let watched = metrics.clone();
-    let parts = Box::pin(assemble(&config, devices, identity.host_id.as_str(), metrics)).await?;
+    let parts = Box::pin(assemble(&config, given, identity.host_id.as_str(), metrics)).await?;
     let meter = parts.meter.clone();
     let meter_stop = CancellationToken::new();
     let ticking = meter_stop.clone();
@@ -232,7 +235,7 @@ async fn watch_spool(meter: &Meter, metrics: &Metrics, stop: CancellationToken) 
     }
 }
 
-async fn assemble(config: &Config, devices: Policy, host_id: &str, metrics: Arc<Metrics>) -> Result<Parts, RunError> {
+async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Metrics>) -> Result<Parts, RunError> {
     let facts = Arc::new(blocking(Facts::read).await?.map_err(RunError::Facts)?);
     let run_dir = config.run_dir.clone();
     let mounted = blocking(move || disk::secure_secrets(&run_dir)).await?.map_err(RunError::Secrets)?;
@@ -248,7 +251,11 @@ async fn assemble(config: &Config, devices: Policy, host_id: &str, metrics: Arc<
     .await?
     .map_err(RunError::Ledger)?;
     // Takes the run directory's lock: before the network, which may be another agent's.
-    let sandboxes = NamespaceSandboxes::open(sandbox_config(config)).await.map_err(RunError::Sandboxes)?;
+    let sandboxes = match given.cpus {
+        Some(_) => NamespaceSandboxes::open_with_cpusets(sandbox_config(config)).await,
+        None => NamespaceSandboxes::open(sandbox_config(config)).await,
+    };
+    let sandboxes = sandboxes.map_err(RunError::Sandboxes)?;
     let network = Network::open(network_config(config)).await.map_err(RunError::Network)?;
     let mut images_config = ImagesConfig::new(config.state_dir.join("images"));
     images_config.insecure_registries.clone_from(&config.insecure_registries);
@@ -272,7 +279,7 @@ async fn assemble(config: &Config, devices: Policy, host_id: &str, metrics: Arc<
     let counters = Arc::new(Counters::new(shared.clone(), network.clone()));
     let meter_config = meter_config(config, host_id);
     let meter = Arc::new(blocking(move || Meter::open(meter_config, counters)).await?.map_err(RunError::Meter)?);
-    let room = room(config, &devices, &facts);
+    let room = room(config, &given, &facts);
     let world = Arc::new(World {
         sandboxes: shared,
         images: Arc::new(images.clone()),
@@ -289,8 +296,9 @@ async fn assemble(config: &Config, devices: Policy, host_id: &str, metrics: Arc<
             capacity: room.amounts,
             memory: facts.memory,
             page_sizes: huge_pages::limited(&facts.huge_pages),
+            cpus: given.cpus,
             policy: config.policy,
-            trust: trust(config, devices),
+            trust: trust(config, given.devices),
         },
         resolver: resolver(config),
         state_dir: config.state_dir.clone(),
@@ -312,6 +320,29 @@ async fn assemble(config: &Config, devices: Policy, host_id: &str, metrics: Arc<
         pod_cidr: config.pod_cidr.to_string(),
     };
     Ok(Parts { sandboxes, roster, meter, service })
+}
+
+/// What the operator lets the host give out, read before anything is opened.
+struct Given {
+    devices: Policy,
+    cpus: Option<Cpus>,
+}
+
+impl Given {
+    async fn read(config: &Config) -> Result<Self, RunError> {
+        let devices = match config.device_policy.clone() {
+            Some(path) => blocking(move || Policy::load(&path)).await?.map_err(RunError::Devices)?,
+            None => Policy::default(),
+        };
+        let cpus = match config.reserved_cpus.clone() {
+            Some(reserved) => {
+                let read = move || Cpus::read(std::path::Path::new(CPUS), reserved);
+                Some(blocking(read).await?.map_err(RunError::Cpus)?)
+            }
+            None => None,
+        };
+        Ok(Self { devices, cpus })
+    }
 }
 
 fn trust(config: &Config, devices: Policy) -> Trust {
@@ -348,17 +379,20 @@ pub(crate) fn meter_config(config: &Config, host_id: &str) -> MeterConfig {
     MeterConfig::new(config.state_dir.join("spool"), host_id.to_owned())
 }
 
-fn room(config: &Config, devices: &Policy, facts: &Facts) -> Room {
+fn room(config: &Config, given: &Given, facts: &Facts) -> Room {
     let disk = facts::disk(&config.state_dir).map_or(0, |(_, all)| all);
     let set_aside = huge_pages::set_aside(&facts.huge_pages);
     Room {
         amounts: Amounts {
-            milli_cpu: config.capacity_milli_cpu.unwrap_or(facts.cpus * 1000),
+            milli_cpu: match given.cpus.as_ref().map(|cpus| cpus.count() as u64 * 1000) {
+                Some(most) => config.capacity_milli_cpu.map_or(most, |wanted| wanted.min(most)),
+                None => config.capacity_milli_cpu.unwrap_or(facts.cpus * 1000),
+            },
             memory: config.capacity_memory.unwrap_or(facts.memory.saturating_sub(set_aside)),
             ephemeral: disk,
         },
         set_aside,
-        scalars: huge_pages::capacity(&facts.huge_pages).into_iter().chain(devices.capacity()).collect(),
+        scalars: huge_pages::capacity(&facts.huge_pages).into_iter().chain(given.devices.capacity()).collect(),
         pods: config.max_pods,
     }
 }

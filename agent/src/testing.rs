@@ -34,6 +34,8 @@ pub(crate) struct FakeState {
     pub(crate) failing: BTreeMap<&'static str, u32>,
     /// Changes of limits in order.
     pub(crate) updates: Vec<String>,
+    /// CPUs that containers were last told to run on, by `ID/NAME`.
+    pub(crate) cpusets: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default)]
@@ -231,7 +233,11 @@ impl Sandboxes for FakeSandboxes {
     async fn update(&self, id: &SandboxId, what: Option<&str>, new: &Resources) -> Result<(), SandboxError> {
         self.enter("update", id)?;
         let line = format!("{} quota {:?} memory {:?}", what.unwrap_or("pod"), new.cpu_quota_us, new.memory_limit);
-        self.lock().updates.push(line);
+        let mut state = self.lock();
+        state.updates.push(line);
+        if let (Some(container), Some(cpus)) = (what, &new.cpuset) {
+            state.cpusets.insert(format!("{id}/{container}"), cpus.clone());
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 
-use super::LogFormat;
+use super::{CpuManagerPolicy, LogFormat};
 use crate::trust::Allow;
 
 /// The agent of Nodeless: runs pods on this host.
@@ -135,6 +135,12 @@ pub struct RunFlags {
     /// The loaded AppArmor profile that `RuntimeDefault`, and no profile at all, mean [default: none].
     #[arg(long, env = "NODELESS_APPARMOR_DEFAULT_PROFILE")]
     pub apparmor_default_profile: Option<String>,
+    /// Whether containers of Guaranteed pods that request whole CPUs get them for themselves [default: none].
+    #[arg(long, env = "NODELESS_CPU_MANAGER_POLICY", value_enum)]
+    pub cpu_manager_policy: Option<CpuManagerPolicy>,
+    /// CPUs that are nobody's own, as the kernel lists them (0-1,4); with --cpu-manager-policy=static.
+    #[arg(long, env = "NODELESS_RESERVED_CPUS")]
+    pub reserved_cpus: Option<String>,
     /// TOML file that says which devices pods may ask for, as extended resources [default: none].
     #[arg(long, env = "NODELESS_DEVICE_POLICY")]
     pub device_policy: Option<PathBuf>,
@@ -178,6 +184,8 @@ impl RunFlags {
             seccomp_profile_root,
             apparmor_default_profile,
             device_policy,
+            cpu_manager_policy,
+            reserved_cpus,
             protect_memory,
             memory_throttling_factor,
             log_format,

@@ -14,6 +14,7 @@ use ipnet::Ipv4Net;
 
 pub use flags::{Cli, Command, JoinFlags, RunFlags};
 
+use crate::cpus::{self, CpuSet};
 use crate::network::DataPlane;
 use crate::pod::spec::resources::Policy;
 use crate::pod::spec::sysctls;
@@ -37,6 +38,17 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// Who runs on which CPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuManagerPolicy {
+    /// All on all.
+    #[default]
+    None,
+    /// Guaranteed containers with whole CPUs on their own, the others on the rest.
+    Static,
 }
 
 /// What the agent runs with.
@@ -86,6 +98,8 @@ pub struct Config {
     pub seccomp_profiles: PathBuf,
     /// The AppArmor profile that `RuntimeDefault` means.
     pub apparmor_default: Option<String>,
+    /// With the static CPU policy: the CPUs that are nobody's own.
+    pub reserved_cpus: Option<CpuSet>,
     /// The devices that pods may ask for; read when the agent begins to run.
     pub device_policy: Option<PathBuf>,
     /// How log lines look.
@@ -200,6 +214,7 @@ impl Config {
             unsafe_sysctls,
             apparmor_default: flags.apparmor_default_profile,
             device_policy: flags.device_policy,
+            reserved_cpus: reserved_cpus(flags.cpu_manager_policy, flags.reserved_cpus.as_deref())?,
             seccomp_profiles: match flags.seccomp_profile_root {
                 None => state_dir.join("seccomp"),
                 named => absolute("seccomp-profile-root", named, "")?,
@@ -230,6 +245,23 @@ impl Config {
             log_format: flags.log_format.unwrap_or_default(),
             otlp_endpoint: flags.otlp_endpoint,
         })
+    }
+}
+
+fn reserved_cpus(policy: Option<CpuManagerPolicy>, list: Option<&str>) -> Result<Option<CpuSet>, ConfigError> {
+    let wrong = |problem: String| ConfigError::Value { flag: "reserved-cpus", problem };
+    match (policy.unwrap_or_default(), list) {
+        (CpuManagerPolicy::None, None) => Ok(None),
+        (CpuManagerPolicy::None, Some(_)) => Err(wrong("only with --cpu-manager-policy=static".to_owned())),
+        (CpuManagerPolicy::Static, None) => Err(wrong(
+            "needed with --cpu-manager-policy=static: the host's own work and pods without CPUs of their own \
+                need at least one"
+                .to_owned(),
+        )),
+        (CpuManagerPolicy::Static, Some(list)) => {
+            let cpus = cpus::parse(list);
+            cpus.map(Some).ok_or_else(|| wrong(format!("{list:?} is no list of CPUs as 0-1,4")))
+        }
     }
 }
 
@@ -311,6 +343,16 @@ mod tests {
             (RunFlags { host_id: Some("Not OK".into()), ..flags() }, "host-id"),
             (RunFlags { registry_timeout_seconds: Some(0), ..flags() }, "registry-timeout-seconds"),
             (RunFlags { allowed_unsafe_sysctls: Some(vec!["vm.*".into()]), ..flags() }, "allowed-unsafe-sysctls"),
+            (RunFlags { cpu_manager_policy: Some(CpuManagerPolicy::Static), ..flags() }, "reserved-cpus"),
+            (RunFlags { reserved_cpus: Some("0".into()), ..flags() }, "reserved-cpus"),
+            (
+                RunFlags {
+                    cpu_manager_policy: Some(CpuManagerPolicy::Static),
+                    reserved_cpus: Some("all".into()),
+                    ..flags()
+                },
+                "reserved-cpus",
+            ),
             (RunFlags { memory_throttling_factor: Some(1.1), ..flags() }, "memory-throttling-factor"),
             (RunFlags { memory_throttling_factor: Some(f64::NAN), ..flags() }, "memory-throttling-factor"),
         ] {

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::PodSpec;
 use serde::{Deserialize, Serialize};
 
 use super::policy::Policy;
+use crate::cpus::CpuSet;
 use crate::pod::spec::scalars;
 
 /// Units by resource.
@@ -20,6 +21,14 @@ pub type Units = BTreeMap<String, BTreeSet<String>>;
 pub struct Assigned {
     /// Units of devices, by container.
     pub devices: BTreeMap<String, Units>,
+    /// CPUs, by container.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub cpus: BTreeMap<String, CpuSet>,
+}
+
+/// The CPUs that pods have for themselves.
+pub fn taken_cpus<'a>(pods: impl Iterator<Item = &'a Assigned>) -> CpuSet {
+    pods.flat_map(|pod| pod.cpus.values()).flatten().copied().collect()
 }
 
 /// Units that are had, by resource.

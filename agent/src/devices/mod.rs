@@ -13,6 +13,6 @@ mod assign;
 mod nodes;
 mod policy;
 
-pub use assign::{Assigned, Taken, Units, assign};
+pub use assign::{Assigned, Taken, Units, assign, taken_cpus};
 pub use nodes::{NodeError, nodes};
 pub use policy::{Offer, Policy, PolicyError};

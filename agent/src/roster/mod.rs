@@ -13,7 +13,8 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, oneshot};
 
 use crate::board::Posted;
-use crate::devices::{self, Assigned, Taken};
+use crate::cpus;
+use crate::devices::{self, Assigned, Taken, taken_cpus};
 use crate::host::admission::{self, Room};
 use crate::host::host_ports;
 use crate::intent::Intent;
@@ -275,15 +276,22 @@ impl Roster {
         }
         let posted = self.world.board.all();
         // Units before amounts, as a kubelet looks at them.
-        let holders = posted.iter().filter(|pod| !pod.terminated).map(|pod| &pod.assigned);
-        let policy = &self.world.host.trust.devices;
-        let assigned = match &intent.pod.spec {
-            Some(spec) => devices::assign(policy, &Taken::by(holders), spec),
-            None => Ok(Assigned::default()),
-        };
+        let holders = || posted.iter().filter(|pod| !pod.terminated).map(|pod| &pod.assigned);
+        let host = &self.world.host;
+        let assigned = intent.pod.spec.as_ref().map_or_else(
+            || Ok(Assigned::default()),
+            |spec| {
+                let devices = devices::assign(&host.trust.devices, &Taken::by(holders()), spec)?;
+                let cpus = match &host.cpus {
+                    Some(cpus) => cpus::assign(cpus, &taken_cpus(holders()), spec)?,
+                    None => Default::default(),
+                };
+                Ok(Assigned { cpus, ..devices })
+            },
+        );
         let judged = match assigned {
             Ok(assigned) => admission::admit(&self.room, &posted, intent).map(|()| assigned),
-            Err(message) => refuse("UnexpectedAdmissionError", &message),
+            Err::<_, String>(message) => refuse("UnexpectedAdmissionError", &message),
         };
         (judged, notes)
     }

@@ -1,3 +1,4 @@
+mod cpus;
 mod devices;
 
 use std::time::{Duration, Instant};

@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 pub use self::build::{container, hostname, sandbox};
 use self::resources::{Amounts, Policy};
+use crate::cpus::Cpus;
 use crate::ports::Address;
 use crate::resolved::Resolved;
 use crate::trust::Trust;
@@ -35,6 +36,8 @@ pub struct HostFacts {
     pub memory: u64,
     /// Sizes of huge pages, in bytes, of which each container is limited to what it asks for.
     pub page_sizes: Vec<u64>,
+    /// Its CPUs, where containers may have some for themselves.
+    pub cpus: Option<Cpus>,
     /// What it does beyond what pods ask for.
     pub policy: Policy,
     /// Its name: that of pods in its network.

@@ -42,6 +42,7 @@ impl PodTask {
         let mut preparation = start::Preparation {
             world: self.world.clone(),
             sandbox: self.sandbox(),
+            own_cpus: !self.record.assigned.cpus.is_empty(),
             dirs: self.dirs.clone(),
             material: self.material.subscribe(),
             ending: self.ending.clone(),
@@ -167,6 +168,7 @@ impl PodTask {
             ending: self.ending.clone(),
             container: planned.name.clone(),
             attempt,
+            own_cpus: self.record.assigned.cpus.get(&planned.name).cloned(),
             units: self.record.assigned.devices.get(&planned.name).cloned().unwrap_or_default(),
             ip: self.record.state.ip,
             image_ids: self.record.state.sandbox_ids.clone(),

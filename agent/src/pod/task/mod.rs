@@ -11,6 +11,7 @@
 //! write for the first one), the meter's start. Container starts need no write of their own: the shim remembers attempts, and
 //! asking again with the same number changes nothing.
 
+mod cpus;
 mod effects;
 mod outcomes;
 mod parts;
@@ -39,6 +40,7 @@ use super::spec::Context;
 use super::state::{Effect, Event, Picture, Run};
 use super::volumes::PodDirs;
 use crate::clock::Now;
+use crate::cpus::CpuSet;
 use crate::intent::Intent;
 use crate::ledger::PodRecord;
 use crate::ports::ReadyImage;
@@ -72,6 +74,10 @@ pub struct PodTask {
     accepted: Now,
     /// When a change of resources is tried again.
     resize_at: Option<tokio::time::Instant>,
+    /// CPUs that containers have for themselves, of any pod.
+    exclusive_cpus: watch::Receiver<CpuSet>,
+    /// When containers are put on their CPUs again.
+    cpus_at: Option<tokio::time::Instant>,
 }
 
 impl PodTask {
@@ -103,6 +109,9 @@ impl PodTask {
             Beginning::New { .. } => true,
             Beginning::Recovered { material, .. } => *material,
         };
+        let mut exclusive_cpus = world.board.exclusive_cpus();
+        // What runs already may have been put elsewhere by an earlier agent.
+        exclusive_cpus.mark_changed();
         let task = PodTask {
             plan: Plan::of(&intent.pod),
             names: Names::new(&intent.uid),
@@ -119,6 +128,8 @@ impl PodTask {
             lost: false,
             start_span,
             resize_at: None,
+            exclusive_cpus,
+            cpus_at: None,
             accepted: record.state.begun.unwrap_or_else(Now::read),
             intent,
             record,
@@ -168,6 +179,8 @@ impl PodTask {
                 },
                 () = sleep(pause) => self.happened(Event::Tick).await,
                 () = until(self.resize_at) => self.resize_again().await,
+                Ok(()) = self.exclusive_cpus.changed() => self.settle_on_cpus().await,
+                () = until(self.cpus_at) => self.settle_on_cpus().await,
             }
         }
     }

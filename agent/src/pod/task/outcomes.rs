@@ -65,11 +65,16 @@ impl PodTask {
             Outcome::Image { slot, reference, .. } if self.plan.slots[slot].image != reference => {}
             Outcome::Image { slot, result, .. } => self.image(slot, *result).await,
             Outcome::Started { slot, attempt, result } => {
+                let runs = result.is_ok();
                 let event = match result {
                     Ok(started) => self.started(slot, attempt, started),
                     Err(failure) => Event::StartFailed { slot, attempt, failure },
                 };
                 self.happened(event).await;
+                if runs {
+                    // CPUs may have been given to others meanwhile.
+                    self.settle_on_cpus().await;
+                }
             }
             // Told with the container's start, which comes next.
             Outcome::Identified { container, user } => drop(self.record.users.insert(container, user)),

@@ -51,6 +51,13 @@ impl PodTask {
             }
         };
         let (Some(old), Some(new)) = (self.intent.pod.spec.clone(), wanted.pod.spec.as_ref()) else { return };
+        if !self.record.assigned.cpus.is_empty() {
+            self.defer(
+                &wanted,
+                "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy".to_owned(),
+            );
+            return;
+        }
         let has = self.world.host.capacity;
         let room = match pod_requests(new) {
             Ok(asked) => self.world.board.resize(&self.intent.uid, asked, |used| admission::shortage(has, used, asked)),
@@ -164,6 +171,7 @@ impl PodTask {
                 }
                 self.saver.save_soon(&self.record);
                 self.publish();
+                self.settle_on_cpus().await;
                 // Something newer may have come meanwhile.
                 self.allocate().await;
             }

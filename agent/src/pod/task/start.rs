@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use agent_api::proto::PodEvent;
 use sandbox::contract::{SandboxError, Started};
-use sandbox::spec::{SandboxId, User};
+use sandbox::spec::{Resources, SandboxId, User};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{Outcome, World, context};
 use crate::clock::Now;
+use crate::cpus::{self, CpuSet};
 use crate::devices::{self, Units};
 use crate::errors::chain;
 use crate::events::Journal;
@@ -55,6 +56,8 @@ pub(super) async fn write_material(dirs: &PodDirs, intent: &Intent) -> Result<()
 pub(super) struct Preparation {
     pub(super) world: Arc<World>,
     pub(super) sandbox: SandboxId,
+    /// A container of it has CPUs for itself.
+    pub(super) own_cpus: bool,
     pub(super) dirs: PodDirs,
     pub(super) material: watch::Receiver<Option<Arc<Intent>>>,
     pub(super) ending: CancellationToken,
@@ -73,6 +76,9 @@ impl Preparation {
         let metered = starting.await.map_err(|e| chain(&e))?;
         let _ = self.outcomes.send(Outcome::Held { metered });
         let mut spec = spec::sandbox(context(&intent, &self.world, None), self.dirs.logs()).map_err(|e| chain(&e))?;
+        if self.own_cpus {
+            unthrottle(&mut spec.resources);
+        }
         self.image_ids.clone_from(&self.wanted_ids.borrow());
         if let Some(pod) = &intent.pod.spec {
             spec.namespaces = spec::security::namespaces_for(pod, &self.image_ids);
@@ -279,12 +285,19 @@ pub(super) struct Launch {
     pub(super) attempt: u32,
     /// The devices that it was given.
     pub(super) units: Units,
+    /// The CPUs that it has for itself.
+    pub(super) own_cpus: Option<CpuSet>,
     pub(super) ip: Option<IpAddr>,
     /// Ids of images' users that the sandbox was made for.
     pub(super) image_ids: BTreeSet<u32>,
     pub(super) image: Option<ReadyImage>,
     pub(super) wish: ImageWish,
     pub(super) outcomes: mpsc::UnboundedSender<Outcome>,
+}
+
+/// Whoever has CPUs alone uses them up to their end: a quota would only make it wait.
+fn unthrottle(resources: &mut Resources) {
+    (resources.cpu_quota_us, resources.cpu_period_us) = (None, None);
 }
 
 impl Launch {
@@ -342,6 +355,13 @@ impl Launch {
         if let Some(name) = context.spec().and_then(|pod| spec::security::local_seccomp(pod, container)) {
             let compiled = seccomp::load(&self.world.host.trust.seccomp_profiles, name, &built.security.capabilities);
             built.security.seccomp = compiled.map_err(|e| config(chain(&e)))?;
+        }
+        if let Some(host) = &self.world.host.cpus {
+            let shared = || host.shared(&self.world.board.exclusive_cpus().borrow());
+            built.resources.cpuset = Some(cpus::list(&self.own_cpus.clone().unwrap_or_else(shared)));
+            if self.own_cpus.is_some() {
+                unthrottle(&mut built.resources);
+            }
         }
         built.security.devices =
             devices::nodes(&self.world.host.trust.devices, &self.units).map_err(|e| config(chain(&e)))?;
