@@ -1,6 +1,6 @@
 //! Asks a source for everything a pod needs, side by side.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use agent_api::proto::{ClusterDns, Object, RegistryCredential, Resolved, ServiceAccountToken};
 use futures::future::join_all;
@@ -50,6 +50,8 @@ pub struct Resolution {
     pub refresh_unix: Option<i64>,
     /// What does not stop the pod but should be told: (reason, message, field).
     pub warnings: Vec<Wait>,
+    /// Some container waits for what is not there: to be looked for again.
+    pub incomplete: bool,
 }
 
 /// What came of asking.
@@ -105,7 +107,10 @@ pub async fn fetch(
     for (kind, name, need, found) in objects {
         match found {
             Ok(Some(object)) => {
-                waits.extend(missing_keys(kind, namespace, name, need, &object));
+                waits.extend(missing_keys(kind, namespace, &need.mounted_keys, name, need, &object));
+                let missing = missing_keys(kind, namespace, &need.keys, name, need, &object);
+                resolution.incomplete |= !missing.is_empty();
+                resolution.warnings.extend(missing);
                 resolution.warnings.extend(invalid_names(kind, name, need, &object));
                 let object =
                     Object { name: name.clone(), data: object.data.into_iter().map(|(k, v)| (k, v.into())).collect() };
@@ -116,7 +121,9 @@ pub async fn fetch(
             }
             Ok(None) => {
                 let wait = absent(kind, namespace, name, need, references.absent_hint());
-                if need.mandatory { waits.push(wait) } else { resolution.warnings.push(wait) }
+                // Its agent has the containers wait that cannot do without it, and starts the others.
+                resolution.incomplete |= need.mandatory;
+                if need.mounted { waits.push(wait) } else { resolution.warnings.push(wait) }
             }
             Err(error) => waits.push(unanswered(&error, &need.field)),
         }
@@ -215,7 +222,7 @@ fn kind_of(kind: ReferenceKind) -> &'static str {
 }
 
 fn container_reason(need: &Need) -> &'static str {
-    if need.env { "CreateContainerConfigError" } else { "ContainerCreating" }
+    if need.env && !need.mounted { "CreateContainerConfigError" } else { "ContainerCreating" }
 }
 
 fn absent(kind: ReferenceKind, namespace: &str, name: &str, need: &Need, hint: Option<&str>) -> Wait {
@@ -238,9 +245,15 @@ fn absent(kind: ReferenceKind, namespace: &str, name: &str, need: &Need, hint: O
     }
 }
 
-fn missing_keys(kind: ReferenceKind, namespace: &str, name: &str, need: &Need, object: &ReferencedObject) -> Vec<Wait> {
-    need.keys
-        .iter()
+fn missing_keys(
+    kind: ReferenceKind,
+    namespace: &str,
+    keys: &BTreeSet<String>,
+    name: &str,
+    need: &Need,
+    object: &ReferencedObject,
+) -> Vec<Wait> {
+    keys.iter()
         .filter(|key| !object.data.contains_key(*key))
         .map(|key| Wait {
             reason: match kind {

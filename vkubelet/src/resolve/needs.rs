@@ -25,8 +25,13 @@ pub struct Needs {
 pub struct Need {
     /// At least one use is not optional.
     pub mandatory: bool,
-    /// Keys that must be there.
+    /// At least one volume cannot be set up without it, and with it no container of the pod; otherwise those containers wait
+    /// whose environment it is for, and only they.
+    pub mounted: bool,
+    /// Keys that containers' environments must find there.
     pub keys: BTreeSet<String>,
+    /// Keys that volumes must find there.
+    pub mounted_keys: BTreeSet<String>,
     /// Used for a container's environment: without it the container cannot be created.
     pub env: bool,
     /// All its keys become environment variables, with these prefixes.
@@ -160,7 +165,8 @@ impl Needs {
 
 fn want_keys(need: &mut Need, items: Option<&Vec<KeyToPath>>, optional: Option<bool>) {
     if !optional.unwrap_or(false) {
-        need.keys.extend(items.into_iter().flatten().map(|item| item.key.clone()));
+        need.mounted = true;
+        need.mounted_keys.extend(items.into_iter().flatten().map(|item| item.key.clone()));
     }
 }
 
@@ -182,7 +188,7 @@ mod tests {
             ]}],
         }));
         let need = &n.objects[&(ReferenceKind::ConfigMap, "m".to_owned())];
-        assert!(need.mandatory && need.env);
+        assert!(need.mandatory && need.env && !need.mounted);
         assert_eq!(need.keys.iter().collect::<Vec<_>>(), ["y"]);
         assert_eq!(need.field, "spec.containers{a}.env{X}");
     }
@@ -199,7 +205,7 @@ mod tests {
         }));
         assert_eq!(n.tokens[0].expiration_seconds, 3607);
         assert_eq!(n.tokens[0].volume, "kube-api-access-x");
-        assert!(n.objects[&(ReferenceKind::ConfigMap, "kube-root-ca.crt".to_owned())].keys.contains("ca.crt"));
+        assert!(n.objects[&(ReferenceKind::ConfigMap, "kube-root-ca.crt".to_owned())].mounted_keys.contains("ca.crt"));
     }
 
     #[test]

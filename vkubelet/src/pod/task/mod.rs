@@ -27,8 +27,9 @@ use crate::resolve::{ClusterSettings, HeldToken, Needs, Resolution};
 
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(30);
-/// While an image cannot be had, the pull secrets are read again this often: somebody may have corrected them.
-const PULL_SECRETS_EVERY: Duration = Duration::from_secs(8);
+/// While an image cannot be had, or a container waits for an object, what the pod refers to is read again this often: somebody
+/// may have corrected it.
+const LOOK_EVERY: Duration = Duration::from_secs(8);
 
 /// What every task shares.
 pub(super) struct Shared {
@@ -66,6 +67,8 @@ pub(super) struct Task {
     outdated: bool,
     /// When the references are read again, although nothing told of a change.
     look_again: Option<Instant>,
+    /// An image could not be had, by its agent's last word.
+    lacks_image: bool,
     held: Vec<HeldToken>,
     made_for: Option<MadeFor>,
     removal_done: bool,
@@ -116,6 +119,7 @@ impl Task {
             resolution_number: 0,
             outdated: false,
             look_again: None,
+            lacks_image: false,
             held: Vec::new(),
             made_for: None,
             removal_done: false,
@@ -181,7 +185,7 @@ impl Task {
                 self.outdated |= self.token_age().is_some_and(|left| left.is_zero());
                 if self.look_again.is_some_and(|at| at <= Instant::now()) {
                     self.outdated = true;
-                    self.look_again = Some(Instant::now() + PULL_SECRETS_EVERY);
+                    self.look_again = Some(Instant::now() + LOOK_EVERY);
                 }
             }
         }

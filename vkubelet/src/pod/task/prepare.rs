@@ -84,6 +84,7 @@ impl Task {
                 self.held.clone_from(&resolution.tokens);
                 self.resolution = Some(*resolution);
                 self.outdated = false;
+                self.look_or_not();
                 true
             }
             Outcome::Waiting(waits) => {

@@ -6,7 +6,7 @@ use agent_api::proto::{Refusal, StatusUpdate, Timeline};
 use tokio::time::Instant;
 use tracing::Span;
 
-use super::{PULL_SECRETS_EVERY, Task, now_ns, now_text};
+use super::{LOOK_EVERY, Task, now_ns, now_text};
 use crate::pod::reconcile::Presence;
 use crate::pod::status;
 use crate::ports::{Event, EventType, StatusReport};
@@ -73,8 +73,8 @@ impl Task {
                 return;
             }
         };
-        let may_help = !self.needs.pull_secrets.is_empty() && status::lacks_image(&status);
-        self.look_again = may_help.then(|| self.look_again.unwrap_or_else(|| Instant::now() + PULL_SECRETS_EVERY));
+        self.lacks_image = status::lacks_image(&status);
+        self.look_or_not();
         self.count_start(update.timeline.as_ref());
         let report = StatusReport {
             generation: update.generation,
@@ -88,6 +88,13 @@ impl Task {
         if self.start_counted {
             self.start = Span::none();
         }
+    }
+
+    /// Whether what the pod refers to is to be read again in a while.
+    pub(super) fn look_or_not(&mut self) {
+        let incomplete = self.resolution.as_ref().is_some_and(|resolution| resolution.incomplete);
+        let may_help = incomplete || (self.lacks_image && !self.needs.pull_secrets.is_empty());
+        self.look_again = may_help.then(|| self.look_again.unwrap_or_else(|| Instant::now() + LOOK_EVERY));
     }
 
     fn count_start(&mut self, timeline: Option<&Timeline>) {

@@ -267,6 +267,25 @@ async fn a_missing_config_map_waits_and_its_appearance_wakes() {
     bench.called(&["place h", "apply h"]).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_missing_config_map_of_one_container_holds_no_pod_and_is_looked_for_until_it_is_there() {
+    let bench = Bench::new();
+    bench.controller.reservations().host(host("h", 1000));
+    let from = json!([{"configMapRef": {"name": "m"}}]);
+    bench.upsert(
+        json!({}),
+        json!({"containers": [{"name": "a", "image": "i", "envFrom": from}, {"name": "b", "image": "i"}]}),
+    );
+    bench.called(&["place h", "apply h"]).await;
+    bench.say("Pending", false);
+    // Nobody tells of its appearance.
+    bench.world.config_maps.lock().unwrap().insert("m".into(), ReferencedObject::default());
+    bench.called(&["place h", "apply h", "apply h"]).await;
+    let intents = bench.world.intents.lock().unwrap();
+    let maps = |n: usize| intents[n].resolved.as_ref().unwrap().config_maps.len();
+    assert_eq!((maps(0), maps(1)), (0, 1));
+}
+
 #[tokio::test]
 async fn a_deletion_ends_at_the_agent_then_in_the_source_then_is_forgotten() {
     let bench = Bench::new();

@@ -74,11 +74,27 @@ fn resolved(outcome: Outcome) -> Resolution {
 }
 
 #[tokio::test]
-async fn a_missing_mandatory_object_waits_under_its_contract_name() {
-    let list = waits(run(&FakeReferences::default(), &env_pod(false), &[], 0).await);
-    assert_eq!(list[0].reason, "MandatoryConfigMapNotFound");
-    assert_eq!(list[0].container_reason, "CreateContainerConfigError");
+async fn a_volumes_missing_object_holds_the_pod_under_its_contract_name() {
+    let pod = pod(json!({"containers": [{"name": "a"}], "volumes": [{"name": "v", "configMap": {"name": "m"}}]}));
+    let list = waits(run(&FakeReferences::default(), &pod, &[], 0).await);
+    assert_eq!((list[0].reason, list[0].container_reason), ("MandatoryConfigMapNotFound", "ContainerCreating"));
     assert!(list[0].message.contains("\"m\""));
+}
+
+/// The agent, as a kubelet, has that container wait, and starts the others.
+#[tokio::test]
+async fn an_environments_missing_object_or_key_holds_its_container_only() {
+    let resolution = resolved(run(&FakeReferences::default(), &env_pod(false), &[], 0).await);
+    assert!(resolution.incomplete && resolution.resolved.config_maps.is_empty());
+    assert_eq!(resolution.warnings[0].reason, "MandatoryConfigMapNotFound");
+    let mut fake = FakeReferences::default();
+    fake.config_maps.insert("m".into(), object(&[("other", "1")]));
+    let resolution = resolved(run(&fake, &env_pod(false), &[], 0).await);
+    assert!(resolution.incomplete && resolution.resolved.config_maps.len() == 1);
+    let message = &resolution.warnings[0].message;
+    assert!(message.contains("couldn't find key k in ConfigMap ns/m"), "{message}");
+    fake.config_maps.insert("m".into(), object(&[("k", "1")]));
+    assert!(!resolved(run(&fake, &env_pod(false), &[], 0).await).incomplete);
 }
 
 #[tokio::test]
@@ -86,13 +102,15 @@ async fn a_missing_optional_object_is_left_out_and_told() {
     let resolution = resolved(run(&FakeReferences::default(), &env_pod(true), &[], 0).await);
     assert!(resolution.resolved.config_maps.is_empty());
     assert_eq!(resolution.warnings[0].reason, "OptionalConfigMapNotFound");
+    assert!(!resolution.incomplete);
 }
 
 #[tokio::test]
-async fn a_missing_key_waits() {
+async fn a_volumes_missing_key_holds_the_pod() {
     let mut fake = FakeReferences::default();
     fake.config_maps.insert("m".into(), object(&[("other", "1")]));
-    let list = waits(run(&fake, &env_pod(false), &[], 0).await);
+    let volume = json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "k", "path": "k"}]}});
+    let list = waits(run(&fake, &pod(json!({"containers": [{"name": "a"}], "volumes": [volume]})), &[], 0).await);
     assert!(list[0].message.contains("couldn't find key k in ConfigMap ns/m"), "{}", list[0].message);
 }
 
