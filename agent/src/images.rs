@@ -98,7 +98,7 @@ fn credential(wire: &RegistryCredential) -> Credential {
 }
 
 fn failure(error: &ImageError) -> ImageFailure {
-    ImageFailure { reason: error.reason(), message: error.chain() }
+    ImageFailure { reason: error.reason(), message: error.chain(), retry_after: error.retry_after() }
 }
 
 #[async_trait]
@@ -135,5 +135,53 @@ impl ImageSource for ImageStore {
 
     fn allow_collection(&self) {
         self.images.allow_gc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// A registry that answers everything with this status and wants to be left alone for a while.
+    async fn busy_registry(status: &'static str, seconds: u32) -> std::net::SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\nRetry-After: {seconds}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                );
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn what_a_busy_registry_asks_for_reaches_the_pod() {
+        // As main does; another test may have done it.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let config = image_snapshot::ImagesConfig::new(dir.path());
+        let images = tokio::task::spawn_blocking(|| Images::open(config)).await.unwrap().unwrap();
+        let store = ImageStore::new(images, None);
+        for (status, seconds) in [("429 Too Many Requests", 120), ("503 Service Unavailable", 300)] {
+            let address = busy_registry(status, seconds).await;
+            let wish = ImageWish {
+                reference: format!("{address}/image:1"),
+                policy: PullPolicy::Always,
+                credentials: Vec::new(),
+                trusted: false,
+            };
+            let failure = store.ensure(&wish).await.unwrap_err();
+            assert_eq!(failure.reason, "ErrImagePull", "{failure}");
+            assert_eq!(failure.retry_after, Some(Duration::from_secs(seconds.into())), "{failure}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sandbox::spec::{Layer, SandboxId};
@@ -92,6 +93,8 @@ pub struct ImageFailure {
     pub reason: &'static str,
     /// The whole story.
     pub message: String,
+    /// How long its registry asked us to stay away, if it did.
+    pub retry_after: Option<Duration>,
 }
 
 /// Where images come from.

@@ -294,7 +294,7 @@ impl ImageSource for FakeImages {
     }
 
     async fn ensure(&self, wish: &ImageWish) -> Result<ReadyImage, ImageFailure> {
-        let fail = |reason, message: &str| Err(ImageFailure { reason, message: message.to_owned() });
+        let fail = |reason, message: &str| Err(ImageFailure { reason, message: message.to_owned(), retry_after: None });
         if wish.reference.starts_with("absent") {
             return fail("ErrImagePull", "manifest unknown");
         }

@@ -22,6 +22,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -292,6 +293,8 @@ pub enum Event {
         reason: String,
         /// The whole story.
         message: String,
+        /// How long its registry asked us to stay away.
+        retry_after: Option<Duration>,
     },
     /// A container that was never made is to have another image.
     ImageChanged {

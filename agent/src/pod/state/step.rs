@@ -9,6 +9,8 @@ use crate::pod::plan::Plan;
 
 /// How long a container that cannot be created waits for another try.
 const BLOCKED: u64 = 10 * SECOND;
+/// The longest that a registry can have us stay away.
+const STAY_AWAY: u64 = 15 * 60 * SECOND;
 /// Time that a kubelet leaves an evicted pod, whatever it asks for.
 const EVICTION_GRACE: u64 = SECOND;
 
@@ -71,13 +73,15 @@ impl PodState {
                 }
                 container.image = Picture::Ready(facts);
             }
-            Event::ImageFailed { slot, reason, message } => {
+            Event::ImageFailed { slot, reason, message, retry_after } => {
                 let container = self.container(slot)?;
                 if container.image != Picture::Pulling {
                     return Err(Refused::Stale);
                 }
                 container.image_backoff.tried(now.boottime_ns);
-                let until = container.image_backoff.ready_at(now.boottime_ns);
+                let asked = retry_after.map_or(0, |pause| u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+                let asked = now.boottime_ns.saturating_add(asked.min(STAY_AWAY));
+                let until = container.image_backoff.ready_at(now.boottime_ns).max(asked);
                 container.image =
                     Picture::Failed { reason, message, since: now.boottime_ns, until, backing_off: false };
             }

@@ -168,7 +168,10 @@ fn waiting_reason(status: &serde_json::Value) -> (String, String) {
 fn a_failed_pull_is_first_an_error_and_then_a_back_off() {
     let mut rig = Rig::new(one_container());
     rig.step(0, Event::Begin);
-    rig.step(1, Event::ImageFailed { slot: 0, reason: "ErrImagePull".into(), message: "not found".into() });
+    rig.step(
+        1,
+        Event::ImageFailed { slot: 0, reason: "ErrImagePull".into(), message: "not found".into(), retry_after: None },
+    );
     assert_eq!(waiting_reason(&rig.status()), ("ErrImagePull".into(), "not found".into()));
     rig.step(2, Event::Tick);
     assert_eq!(
@@ -182,7 +185,7 @@ fn other_image_troubles_keep_their_names() {
     for reason in ["InvalidImageName", "ErrImageNeverPull"] {
         let mut rig = Rig::new(one_container());
         rig.step(0, Event::Begin);
-        rig.step(1, Event::ImageFailed { slot: 0, reason: reason.into(), message: "m".into() });
+        rig.step(1, Event::ImageFailed { slot: 0, reason: reason.into(), message: "m".into(), retry_after: None });
         rig.step(5, Event::Tick);
         assert_eq!(waiting_reason(&rig.status()).0, reason);
     }

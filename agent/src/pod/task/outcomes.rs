@@ -135,7 +135,12 @@ impl PodTask {
                 self.images.insert(slot, image);
                 Event::ImageReady { slot, facts }
             }
-            Err(failure) => Event::ImageFailed { slot, reason: failure.reason.to_owned(), message: failure.message },
+            Err(failure) => Event::ImageFailed {
+                slot,
+                reason: failure.reason.to_owned(),
+                message: failure.message,
+                retry_after: failure.retry_after,
+            },
         };
         self.happened(event).await;
         self.image_ids.send_replace(self.record.state.image_ids());

@@ -253,11 +253,13 @@ pub(super) async fn image(world: &World, wish: &ImageWish, teller: &Teller) -> R
                     let message = format!("Container image \"{name}\" is not present with pull policy of Never");
                     ("ErrImageNeverPull", message.clone(), message)
                 }
-                _ => ("Failed", format!("Failed to pull image \"{name}\": {}", failure.message), failure.message),
+                _ => {
+                    ("Failed", format!("Failed to pull image \"{name}\": {}", failure.message), failure.message.clone())
+                }
             };
             teller.tell(true, reason, told);
             teller.tell(true, "Failed", format!("Error: {}", failure.reason));
-            Err(ImageFailure { reason: failure.reason, message })
+            Err(ImageFailure { message, ..failure })
         }
     }
 }
