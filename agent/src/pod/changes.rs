@@ -22,10 +22,15 @@ pub fn keep(old: &Value, new: &mut Value) -> Vec<String> {
         }
     }
     keep_resources(old, spec, "spec.resources", &mut kept);
-    for container in spec.get("ephemeralContainers").and_then(Value::as_array).into_iter().flatten() {
-        kept.push(format!("spec.ephemeralContainers[{}]", container["name"].as_str().unwrap_or_default()));
-    }
+    kept.extend(ephemeral(new));
     kept
+}
+
+/// The paths of a pod's ephemeral containers: they are not run, and the pod is.
+pub fn ephemeral(pod: &Value) -> Vec<String> {
+    let path =
+        |container: &Value| format!("spec.ephemeralContainers[{}]", container["name"].as_str().unwrap_or_default());
+    pod["spec"]["ephemeralContainers"].as_array().into_iter().flatten().map(path).collect()
 }
 
 /// As [`keep`], for what is given to a pod once: huge pages and devices.

@@ -167,6 +167,21 @@ async fn an_image_may_name_a_user_of_a_high_id() {
     assert!(sandbox.spec.as_ref().unwrap().namespaces.has_id(70_000));
 }
 
+/// As an agent that takes a pod over meets it, whose debugger has been there before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_has_an_ephemeral_container_already_runs_without_it() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    let mut json = pod("u", "Never", &["run"]);
+    json["spec"]["ephemeralContainers"] =
+        serde_json::json!([{"name": "debugger", "image": "image:1", "targetContainerName": "c", "stdin": true}]);
+    roster.apply(1, intent(json, 1)).await.unwrap();
+    until(&roster, "u", runs).await;
+    let events = roster.world().journal.after(0, 1000);
+    let told = events.iter().find(|event| event.reason == "UnsupportedPodChange").unwrap();
+    assert!(told.message.contains("spec.ephemeralContainers[debugger]"), "{}", told.message);
+}
+
 /// A claim lives from a pod's admission to its end, over a restart of the agent.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_port_is_given_to_one_pod_until_its_end() {

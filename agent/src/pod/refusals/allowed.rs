@@ -27,6 +27,8 @@ const ALLOWED: &[&str] = &[
     "dnsConfig.*",
     "dnsPolicy",
     "enableServiceLinks",
+    // Not run and told as a change of a running pod, which they are.
+    "ephemeralContainers",
     "hostAliases.*",
     "hostIPC",
     "hostNetwork",

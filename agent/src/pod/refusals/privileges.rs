@@ -102,6 +102,9 @@ impl Checks<'_> {
                 self.refuse(&path, &format!("{name}; there is no such capability"));
             } else if !privileged && !security::may_add(name, self.namespaces) {
                 self.needs(Allow::Capabilities, &path, name);
+                if security::gives_the_host_away(name, self.namespaces) {
+                    self.needs(Allow::Privileged, &path, name);
+                }
             }
         }
         for name in context.capabilities.iter().flat_map(|c| c.drop.iter().flatten()) {

@@ -57,7 +57,6 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
         (serde_json::json!({"hostIPC": true}), "spec.hostIPC (host policy: --allow host-ipc)"),
         (serde_json::json!({"readinessGates": [{"conditionType": "x"}]}), "spec.readinessGates"),
         (serde_json::json!({"resourceClaims": [{"name": "x"}]}), "spec.resourceClaims"),
-        (serde_json::json!({"ephemeralContainers": [{"name": "x"}]}), "spec.ephemeralContainers"),
         (serde_json::json!({"runtimeClassName": "nodeless-vm"}), "spec.runtimeClassName (nodeless-vm)"),
         (serde_json::json!({"volumes": [{"name": "h", "hostPath": {"path": "/"}}]}), "spec.volumes[h].hostPath"),
         (serde_json::json!({"volumes": [{"name": "g", "gitRepo": {"repository": "x"}}]}), "spec.volumes[g].gitRepo"),
@@ -191,6 +190,27 @@ fn what_takes_more_of_the_host_needs_its_operators_word() {
         assert!(refused.len() == 1 && refused[0].ends_with(&flag), "{spec}: {refused:?}");
         assert_eq!(look_within(spec.clone(), &trust(&[allow])), Found::default(), "{spec}");
     }
+}
+
+/// It traces what joins the pod with the host's power; the operator has to give that away by name.
+#[test]
+fn tracing_without_a_user_namespace_needs_the_word_that_privileged_needs() {
+    use crate::trust::Allow;
+    let pod = |host_users: bool, name: &str| {
+        serde_json::json!({"hostUsers": host_users,
+            "containers": [{"name": "c", "securityContext": {"capabilities": {"add": [name]}}}]})
+    };
+    let trust = |allowed: &[Allow]| Trust { allowed: allowed.iter().copied().collect(), ..Trust::default() };
+    let some = trust(&[Allow::HostUsers, Allow::Capabilities]);
+    for name in ["SYS_PTRACE", "CAP_SYS_PTRACE", "ALL"] {
+        let path =
+            format!("spec.containers[c].securityContext.capabilities.add ({name}; host policy: --allow privileged)");
+        assert_eq!(look_within(pod(true, name), &some).refused, [path]);
+        assert_eq!(look_within(pod(false, name), &some), Found::default(), "in a user namespace of its own");
+        let all = trust(&[Allow::HostUsers, Allow::Capabilities, Allow::Privileged]);
+        assert_eq!(look_within(pod(true, name), &all), Found::default());
+    }
+    assert_eq!(look_within(pod(true, "SYS_TIME"), &some), Found::default());
 }
 
 #[test]

@@ -47,6 +47,12 @@ pub fn may_add(name: &str, namespaces: &Namespaces) -> bool {
     BASELINE.contains(&name.as_str()) || namespaces.user && OWN_NETWORK.contains(&name.as_str())
 }
 
+/// A capability with which a container without a user namespace is as good as privileged, whatever else it lacks: it could take
+/// over each process of the host's root that joins the pod, as every exec does on its way in.
+pub fn gives_the_host_away(name: &str, namespaces: &Namespaces) -> bool {
+    !namespaces.user && ["CAP_SYS_PTRACE", "ALL"].contains(&full_name(name).as_str())
+}
+
 /// The namespaces that a pod asks for. A user namespace of its own unless it asks for one of the host's, or says
 /// `hostUsers: true`.
 pub fn namespaces(spec: &PodSpec) -> Namespaces {
