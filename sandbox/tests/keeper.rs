@@ -16,7 +16,7 @@ use sandbox::protocol::keeper::{Reply, Request, Spawn};
 use sandbox::protocol::{Answer, Call, Connection, Refusal, VERSIONS};
 use sandbox::spec::Layer;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 const TINY: &[u8] = include_bytes!("data/tiny.erofs");
 
 struct Keeper {

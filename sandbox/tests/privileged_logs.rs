@@ -14,7 +14,7 @@ use sandbox::spec::{ContainerSpec, SandboxId};
 use support::Host;
 
 /// Longest that a sibling of a flood may have to wait for anything, on a machine that does other things besides.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Five files of 10 MiB.
 const KEPT: u64 = 5 * (10 << 20);
 
@@ -84,7 +84,10 @@ async fn privileged_a_logger_without_end_is_held_back_and_no_other_is() {
     let directory = directory(&host, &id, "flood");
     let (began, before, spent) = (Instant::now(), logged(&files(&directory)), cpu(shim));
     let mut slowest = Duration::ZERO;
-    while began.elapsed() < Duration::from_secs(3) {
+    // Where others have most of the machine it takes the flood longer to become one.
+    while began.elapsed() < Duration::from_secs(3)
+        || logged(&files(&directory)) - before < RATE / 2 && began.elapsed() < PATIENCE
+    {
         let round = Instant::now();
         let (exit, out, _) = in_time("exec beside a flood", host.exec(&id, "other", &["echo", "here"])).await;
         assert_eq!((exit.code, out.as_str()), (0, "here\n"));
@@ -126,7 +129,7 @@ async fn privileged_a_flooded_log_is_never_larger_than_its_limit() {
         if logged(&now) > 8 * (10 << 20) {
             break;
         }
-        assert!(began.elapsed() < Duration::from_secs(100), "{now:?}");
+        assert!(began.elapsed() < Duration::from_secs(300), "{now:?}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     eprintln!("80 MiB in {:?}, at most {most} bytes on the disk", began.elapsed());
@@ -145,7 +148,7 @@ async fn privileged_a_follower_over_rotations_misses_nothing() {
     let directory = directory(&host, &id, "main");
     let following = tokio::task::spawn_blocking(move || {
         let mut reader = LogReader::open(&directory, 0).unwrap();
-        let (mut next, deadline) = (1, Instant::now() + Duration::from_secs(100));
+        let (mut next, deadline) = (1, Instant::now() + Duration::from_secs(300));
         while next <= LINES {
             assert!(Instant::now() < deadline, "line {next} does not come");
             reader

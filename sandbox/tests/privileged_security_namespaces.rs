@@ -236,7 +236,7 @@ async fn privileged_in_the_hosts_pid_namespace_containers_are_reaped_killed_and_
     support::until("it has written", || !host.log(&id, "main", 0).is_empty()).await;
     assert_eq!(host.log(&id, "main", 0), started.pid.to_string());
     let stats = || async { host.sandboxes().stats(&id).await.unwrap().containers["main"].pids };
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + support::PATIENCE;
     while stats().await < 3 {
         assert!(std::time::Instant::now() < deadline);
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -262,7 +262,7 @@ async fn privileged_in_the_hosts_pid_namespace_containers_are_reaped_killed_and_
     }
     let gone = || !std::path::Path::new(&format!("/proc/{}", started.pid)).exists();
     support::until("the container died with its shim", gone).await;
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + support::PATIENCE;
     while host.sandboxes().stats(&other).await.unwrap().pod.pids > 0 {
         assert!(std::time::Instant::now() < deadline, "its other processes live on");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;

@@ -74,11 +74,10 @@ async fn privileged_in_a_user_namespace_a_privileged_container_is_strong_only_in
     privileged!("privileged_in_a_user_namespace_a_privileged_container_is_strong_only_in_it");
     let host = Host::with_pool(1).await;
     let id = host.sandbox("contained").await;
-    let mut spec = host.shell("main", &format!("{LOOK}; exec sleep 1000"));
+    let mut spec = host.shell("main", &format!("{LOOK}; echo looked; exec sleep 1000"));
     spec.security = privileged();
     host.sandboxes().start(&id, &spec).await.unwrap();
-    support::until("it has looked", || host.log(&id, "main", 0).contains("changed")).await;
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    support::until("it has looked", || host.log(&id, "main", 0).ends_with("looked")).await;
     let log = host.log(&id, "main", 0);
     let all = (1_u64 << ALL_CAPABILITIES.len()) - 1;
     assert!(log.contains(&format!("CapEff:\t{all:016x}\nSeccomp:\t0")), "{log}");

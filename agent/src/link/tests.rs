@@ -122,13 +122,13 @@ fn run(identity: LinkIdentity, desk: &Server) -> Running {
 
 impl Running {
     async fn until(&mut self, what: impl Fn(&LinkState) -> bool) -> LinkState {
-        let waiting = tokio::time::timeout(Duration::from_secs(10), self.state.wait_for(|state| what(state)));
+        let waiting = tokio::time::timeout(Duration::from_secs(60), self.state.wait_for(|state| what(state)));
         waiting.await.expect("in time").expect("running").clone()
     }
 
     async fn end(self) {
         self.shutdown.cancel();
-        tokio::time::timeout(Duration::from_secs(5), self.task).await.expect("in time").expect("task");
+        tokio::time::timeout(Duration::from_secs(60), self.task).await.expect("in time").expect("task");
     }
 }
 
@@ -247,6 +247,6 @@ async fn a_server_that_says_nothing_does_not_hold_the_link_for_ever() {
     running.end().await;
     let mut byte = [0];
     let read = tokio::io::AsyncReadExt::read(&mut stream, &mut byte);
-    let end = tokio::time::timeout(Duration::from_secs(5), read).await.expect("in time");
+    let end = tokio::time::timeout(Duration::from_secs(60), read).await.expect("in time");
     assert!(matches!(end, Ok(0) | Err(_)));
 }

@@ -70,7 +70,7 @@ async fn until(service: &Service, uid: &str, what: impl Fn(&proto::StatusUpdate)
         }
         panic!("the stream ended");
     };
-    tokio::time::timeout(Duration::from_secs(20), found).await.expect("in time")
+    tokio::time::timeout(Duration::from_secs(60), found).await.expect("in time")
 }
 
 fn running(update: &proto::StatusUpdate) -> bool {
@@ -204,7 +204,7 @@ async fn logs_are_read_followed_and_kept_until_forgotten() {
     assert_eq!(service.read_logs(other).err().unwrap().error_code(), Code::NotFound);
     let follower = tokio::spawn(read(service.read_logs(asked(true, false)).unwrap()));
     rig.sandboxes.end("u-0", "c", 0, false);
-    let followed = tokio::time::timeout(Duration::from_secs(20), follower).await.expect("it ends").unwrap();
+    let followed = tokio::time::timeout(Duration::from_secs(60), follower).await.expect("it ends").unwrap();
     assert_eq!(followed, "c 0\n");
     until(&service, "u", |u| u.terminated).await;
     assert_eq!(read(service.read_logs(asked(false, false)).unwrap()).await, "c 0\n");

@@ -135,6 +135,16 @@ pub fn keepers(set_up: &SetUp) -> Vec<Pid> {
         .collect()
 }
 
+/// The keeper alone.
+pub fn keeper(set_up: &SetUp) -> Option<Pid> {
+    let all = keepers(set_up);
+    let parent = |pid: &Pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        Pid::from_raw(stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()?)
+    };
+    all.iter().copied().find(|pid| parent(pid).is_none_or(|parent| !all.contains(&parent)))
+}
+
 /// Kills the keeper, if there is one.
 pub fn kill_keeper(set_up: &SetUp) {
     for pid in keepers(set_up) {

@@ -3,9 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sandbox::sys::failpoint::{self, Point};
+
+/// How long somebody whose turn it was may take to say that it is stopped; it may be killed before.
+const LONGEST_WORD: Duration = Duration::from_secs(5);
 
 /// The file, written and read word by word; who maps it sees each write.
 #[derive(Debug)]
@@ -42,8 +45,15 @@ impl Plan {
     /// Nobody is stopped any more, and who holds still goes on; whether somebody was stopped.
     pub async fn disarm(&self) -> bool {
         self.write(failpoint::ARMED, 0);
-        // Somebody may have looked just before, and be about to say so.
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        // Whose turn it was has counted down to nothing, or beyond; from here on it is nobody's turn.
+        let countdown = self.read(failpoint::COUNTDOWN);
+        self.write(failpoint::COUNTDOWN, 0);
+        let taken = countdown == 0 || countdown > u32::MAX / 2;
+        // It may be about to say so, however long the machine lets it wait.
+        let deadline = Instant::now() + if taken { LONGEST_WORD } else { Duration::from_millis(5) };
+        while !self.reached() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         let reached = self.reached();
         if reached {
             self.release();

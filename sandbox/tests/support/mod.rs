@@ -21,6 +21,9 @@ use sandbox::spec::{
 };
 use tokio::sync::mpsc::Receiver;
 
+/// Longest wait for what must happen: others may have most of the machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Why privileged tests cannot run here, if so.
 pub fn why_not() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
@@ -79,7 +82,7 @@ impl Host {
     pub async fn reopen(&mut self) {
         self.sandboxes = None;
         // Background work lets go of the lock when its last step ends.
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while self.sandboxes.is_none() {
             match NamespaceSandboxes::open(self.config.clone()).await {
                 Ok(sandboxes) => self.sandboxes = Some(sandboxes),
@@ -305,12 +308,12 @@ pub async fn exit_of(events: &mut Receiver<SandboxEvent>, name: &str, wanted: u3
         }
         panic!("the events ended");
     };
-    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("the container ends in time")
+    tokio::time::timeout(2 * PATIENCE, waiting).await.expect("the container ends in time")
 }
 
 /// Polls until a condition holds.
 pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
