@@ -23,8 +23,11 @@ use crate::protocol::{Connection, Refusal};
 use crate::spec::ContainerSpec;
 use crate::sys::clone::{Child, fork_beside, fork_with};
 
-/// How long it may take to fork.
-const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long it may take to be ready: afterwards there is the other way.
+const READY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long it may take to fork: afterwards nobody knows whether it has, so that only failing is left. A host whose processors
+/// are all taken lets it wait for seconds.
+const FORKED: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// The waiting process.
 #[derive(Debug)]
@@ -89,7 +92,7 @@ impl Shim {
         let body = || serve(&shared, &process.pidfd, &namespace, &known.spec, leaf, theirs);
         let child = fork_with(0, leaf.clone_into(), body).ok()?;
         let mut joiner = Joiner { child, channel: Connection::new(ours) };
-        match joiner.said() {
+        match joiner.said(&READY) {
             Ok((Joined::Ready, _)) => Some(joiner),
             failed => {
                 crate::sys::say::say!("no process is ready beside container {}: {failed:?}", known.spec.name);
@@ -101,9 +104,9 @@ impl Shim {
 }
 
 impl Joiner {
-    fn said(&mut self) -> Result<(Joined, Vec<OwnedFd>), Refusal> {
+    fn said(&mut self, patience: &Timespec) -> Result<(Joined, Vec<OwnedFd>), Refusal> {
         let socket = self.channel.socket();
-        let ready = poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::IN)], Some(&PATIENCE));
+        let ready = poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::IN)], Some(patience));
         if ready.step("wait for the fork of a process")? == 0 {
             return Err(Refusal::failed("fork of the process", &std::io::ErrorKind::TimedOut.into()));
         }
@@ -112,7 +115,7 @@ impl Joiner {
     }
 
     fn answer(&mut self) -> Result<Result<Child, Refusal>, Refusal> {
-        let (answer, fds) = self.said()?;
+        let (answer, fds) = self.said(&FORKED)?;
         match (answer, fds.into_iter().next()) {
             (Joined::Forked(number), Some(pidfd)) => match Pid::from_raw(number) {
                 Some(pid) => Ok(Ok(Child { pid, pidfd })),
