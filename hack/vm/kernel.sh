@@ -2,6 +2,7 @@
 # A Debian cloud kernel for guests, in the cache; nothing is installed on this machine.
 #
 #   vm_kernel CACHE SERIES     SERIES: 6.1 or 6.12; sets vm_kernel_dir (vmlinuz, modules/, version)
+#   vm_package CACHE NAME      any other package; sets vm_package_dir
 
 vm_kernel() {
     local cache=$1/vm series=$2 package dir
@@ -24,6 +25,24 @@ vm_kernel() {
     fi
     # shellcheck disable=SC2034 # for the caller
     vm_kernel_dir=$dir
+}
+
+# vm_package CACHE NAME: the files of a Debian package, unpacked in the cache; sets vm_package_dir. Fails where apt has it not.
+vm_package() {
+    local dir=$1/vm/package-$2
+    if ! [[ -e $dir/complete ]]; then
+        rm -rf "$dir"
+        mkdir -p "$dir/unpacked"
+        (cd "$dir" && apt-get -q download "$2" >/dev/null 2>&1) || {
+            echo "vm: cannot download $2" >&2
+            return 1
+        }
+        dpkg-deb -x "$dir"/*.deb "$dir/unpacked"
+        rm "$dir"/*.deb
+        touch "$dir/complete"
+    fi
+    # shellcheck disable=SC2034 # for the caller
+    vm_package_dir=$dir/unpacked
 }
 
 # The newest kernel package of a series that apt knows.
