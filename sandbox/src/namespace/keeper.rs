@@ -45,9 +45,14 @@ impl Keeper {
     pub(crate) async fn program(&self) -> Result<Option<String>, SandboxError> {
         let known = || self.program.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if known().is_none() {
-            self.call("search for the keeper", || Request::Ping, Vec::new).await?;
+            self.search().await?;
         }
         Ok(known())
+    }
+
+    /// Makes sure that a keeper answers.
+    pub(crate) async fn search(&self) -> Result<(), SandboxError> {
+        self.call("search for the keeper", || Request::Ping, Vec::new).await.map(drop)
     }
 
     /// Detached clones of the layers' mounts.
@@ -67,15 +72,9 @@ impl Keeper {
     }
 
     /// Starts a shim; its process, and the descriptor of it. Never asked twice: a keeper that died over it may have started
-    /// the shim, and whoever asks clears the slot away when told `Unavailable`.
-    pub(crate) async fn spawn(
-        &self,
-        spawn: &Spawn,
-        fds: impl FnOnce() -> Vec<OwnedFd>,
-    ) -> Result<(u32, Option<OwnedFd>), SandboxError> {
-        // A connection that is found dead here was not asked yet.
-        self.call("search for the keeper", || Request::Ping, Vec::new).await?;
-        let delivered = self.client().await?.call("start of a shim", Request::Spawn(spawn.clone()), fds()).await?;
+    /// the shim, and whoever asks clears the slot away when told `Unavailable`, and may try again with another.
+    pub(crate) async fn spawn(&self, spawn: &Spawn, fds: Vec<OwnedFd>) -> Result<(u32, Option<OwnedFd>), SandboxError> {
+        let delivered = self.client().await?.call("start of a shim", Request::Spawn(spawn.clone()), fds).await?;
         match delivered.reply {
             Reply::Spawned { pid } => Ok((pid, delivered.fds.into_iter().next())),
             _ => Err(unexpected("start of a shim")),

@@ -43,8 +43,20 @@ pub(crate) struct Warm {
 pub(crate) type Pool = VecDeque<Warm>;
 
 impl Inner {
-    /// Makes a slot in `pool/`: claim, directory, cgroup, shim. What fails half-way is taken apart again.
+    /// Makes a slot in `pool/`: claim, directory, cgroup, shim. What fails half-way is taken apart again; a keeper that was
+    /// found gone is asked once more, for another slot.
     pub(crate) async fn make_slot(self: &Arc<Self>, namespaces: &Namespaces) -> Result<Warm, SandboxError> {
+        match self.try_slot(namespaces).await {
+            Err(SandboxError::Unavailable { .. }) => {
+                // Finds the new keeper, or starts it.
+                self.keeper.search().await?;
+                self.try_slot(namespaces).await
+            }
+            other => other,
+        }
+    }
+
+    async fn try_slot(self: &Arc<Self>, namespaces: &Namespaces) -> Result<Warm, SandboxError> {
         let claimed = self.layout.claim(namespaces).map_err(|error| io_failed("claim of a range of ids", error))?;
         crate::sys::failpoint::failpoint!(SlotClaimed);
         let slot = Slot { namespaces: namespaces.clone(), ..claimed };
@@ -136,10 +148,8 @@ impl Inner {
         let (roles, fds): (Vec<FdRole>, Vec<OwnedFd>) = lent.into_iter().unzip();
         let host_pid = slot.namespaces.host_pid;
         let spawn = Spawn { slot: slot.name.clone(), arguments: vec![argument], fds: roles, host_pid };
-        // A copy for each try; a copy that fails makes the count wrong, which the keeper refuses.
-        let copies = || fds.iter().filter_map(|fd| fd.try_clone().ok()).collect();
         crate::sys::failpoint::failpoint!(ShimAsked);
-        let (pid, _) = self.keeper.spawn(&spawn, copies).await?;
+        let (pid, _) = self.keeper.spawn(&spawn, fds).await?;
         tracing::debug!(slot = slot.name, pid, "started a shim");
         Ok(())
     }

@@ -17,7 +17,8 @@ use super::stub::report::Step;
 use super::stub::{self, Order, mounts};
 use crate::cgroup::{DEFAULT_DEVICES, DeviceRule, Enforcement, Group};
 use crate::protocol::{Connection, Refusal};
-use crate::spec::Resources;
+use crate::seccomp;
+use crate::spec::{Resources, Security};
 use crate::sys::clone::{Child, fork_with};
 
 /// The leaf's name; a container's own leaf has a dot in its name.
@@ -35,6 +36,9 @@ pub(super) struct Spare {
 impl Shim {
     /// Makes the sandbox's spare stub. Without one everything works, later.
     pub(super) fn stand_by(&mut self) {
+        // The usual filter, compiled before there is a hurry: its stubs have it from here.
+        let usual = Security::default();
+        let _ = seccomp::program(&usual.seccomp, &usual.capabilities);
         match self.make_spare() {
             Ok(spare) => self.spare = Some(spare),
             Err(refusal) => {
