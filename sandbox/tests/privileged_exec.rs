@@ -7,6 +7,7 @@ mod support;
 use std::io::{Read, Write};
 
 use sandbox::contract::{SandboxError, Sandboxes, Stdio};
+use sandbox::spec::{ContainerSpec, Seccomp, User};
 use support::{Host, exec_spec};
 
 async fn sleeper(host: &Host, name: &str) -> sandbox::spec::SandboxId {
@@ -46,6 +47,46 @@ async fn privileged_exec_joins_the_container_and_tells_its_end() {
         )
         .await;
     assert_eq!(inside.split_whitespace().collect::<Vec<_>>(), first.split_whitespace().collect::<Vec<_>>());
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_every_exec_is_what_its_container_is_and_sees_nobody_else() {
+    privileged!("privileged_every_exec_is_what_its_container_is_and_sees_nobody_else");
+    /// Of the process whose number is `$p`.
+    const LOOK: &str = "grep -E '^(Uid|Gid|Groups|Cap.*|NoNewPrivs|Seccomp.*|Umask):' /proc/$p/status; cat /proc/$p/limits \
+        /proc/$p/oom_score_adj /proc/$p/cgroup; for n in cgroup ipc mnt net pid user uts; do readlink /proc/$p/ns/$n; done";
+    let host = Host::new().await;
+    let allow_all = vec![u64::from(0x06_u16) << 48 | 0x7fff_0000];
+    let variants: [(&str, fn(&mut ContainerSpec, &[u64])); 4] = [
+        ("usual", |_, _| {}),
+        ("somebody", |spec, _| {
+            spec.user = User { uid: 1000, gid: 1001, additional_gids: vec![1002, 1003] };
+            spec.security.no_new_privileges = true;
+        }),
+        ("custom", |spec, filter| spec.security.seccomp = Seccomp::Custom(filter.to_vec())),
+        ("unconfined", |spec, _| spec.security.seccomp = Seccomp::Unconfined),
+    ];
+    for (name, change) in variants {
+        let id = host.sandbox(name).await;
+        let mut spec = host.shell("main", "");
+        spec.args = vec!["sleep".into(), "1000".into()];
+        spec.resources.oom_score_adj = Some(321);
+        change(&mut spec, &allow_all);
+        host.sandboxes().start(&id, &spec).await.unwrap();
+        let first = format!("p=1; {LOOK}");
+        let (_, container, _) = host.exec(&id, "main", &["sh", "-c", &first]).await;
+        assert!(container.lines().count() > 25, "{name}: {container}");
+        // The first exec, and those that the process that it left behind forks.
+        for round in 0..3 {
+            let own = format!("p=$$; {LOOK}");
+            let (_, exec, _) = host.exec(&id, "main", &["sh", "-c", &own]).await;
+            assert_eq!(exec, container, "{name}, round {round}");
+            let (_, seen, _) = host.exec(&id, "main", &["sh", "-c", "echo /proc/[0-9]*; echo /proc/1 /proc/$$"]).await;
+            let (all, expected) = seen.trim().split_once('\n').unwrap();
+            assert_eq!(all, expected, "{name}, round {round}");
+        }
+    }
     host.close().await;
 }
 
