@@ -58,7 +58,8 @@ async fn privileged_every_exec_is_what_its_container_is_and_sees_nobody_else() {
         /proc/$p/oom_score_adj /proc/$p/cgroup; for n in cgroup ipc mnt net pid user uts; do readlink /proc/$p/ns/$n; done";
     let host = Host::new().await;
     let allow_all = vec![u64::from(0x06_u16) << 48 | 0x7fff_0000];
-    let variants: [(&str, fn(&mut ContainerSpec, &[u64])); 4] = [
+    type Change = fn(&mut ContainerSpec, &[u64]);
+    let variants: [(&str, Change); 4] = [
         ("usual", |_, _| {}),
         ("somebody", |spec, _| {
             spec.user = User { uid: 1000, gid: 1001, additional_gids: vec![1002, 1003] };

@@ -2,6 +2,15 @@
 //!
 //! Copying a mount namespace takes time in proportion to its mounts (27 us with few, 1.2 ms with a thousand), and whatever
 //! is in it is kept from being unmounted elsewhere. So neither has anything of the host's, and the shims' has no layers.
+//!
+//! ```text
+//!  the template   /        tmpfs
+//!                 /proc    of the keeper's PID namespace
+//!                 /parts   tmpfs, read-only: empty directories that all shims share ([`crate::shim::own_root`])
+//! ```
+//!
+//! They are shared because a file system costs: its own slabs, and in each memory control group of the host a place for
+//! what its shrinker counts.
 
 use std::os::fd::OwnedFd;
 
@@ -11,6 +20,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{chdir, fchdir, pivot_root};
 
 use super::{KeeperError, Step};
+use crate::shim::own_root;
 use crate::sys::mount;
 
 /// Where layers are mounted in the keeper's namespace.
@@ -39,6 +49,7 @@ pub(super) fn enter() -> Result<OwnedFd, KeeperError> {
         mkdirat(CWD, path, Mode::from_raw_mode(0o755)).step(format!("directory {path}"))?;
     }
     attach(&mount::create("proc", &[], strict).step("proc for the keeper")?, "/proc")?;
+    make_parts(strict)?;
     let template = openat(CWD, "/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .step("open of the template")?;
     unshare()?;
@@ -46,6 +57,22 @@ pub(super) fn enter() -> Result<OwnedFd, KeeperError> {
         .step("tmpfs for the layers' mount points")?;
     attach(&layers, LAYERS)?;
     Ok(template)
+}
+
+/// The directories that shims and stubs mount on or show as empty.
+fn make_parts(strict: u64) -> Result<(), KeeperError> {
+    let parts = mount::create("tmpfs", &[("mode", Some("0555")), ("size", Some("4m"))], strict)
+        .step("tmpfs for the shims' directories")?;
+    let make = |path: &str| mkdirat(&parts, path, Mode::from_raw_mode(0o555)).step(format!("directory {path}"));
+    for path in own_root::PARTS {
+        make(path)?;
+    }
+    for number in 0..own_root::MOST_LAYERS {
+        make(&format!("{}/{number}", own_root::LAYERS_PART))?;
+    }
+    mkdirat(CWD, own_root::PARTS_PATH, Mode::from_raw_mode(0o555)).step("directory for the shims' directories")?;
+    mount::set(&parts, mount::RDONLY, false).step("read-only directories of the shims")?;
+    attach(&parts, own_root::PARTS_PATH)
 }
 
 fn attach(mounted: &OwnedFd, path: &str) -> Result<(), KeeperError> {

@@ -30,7 +30,7 @@ mod joiner;
 mod launch;
 pub mod log;
 mod output;
-mod own_root;
+pub(crate) mod own_root;
 mod pause;
 mod poller;
 mod reaper;

@@ -17,8 +17,28 @@ const NULL: &str = "/null";
 
 /// The pod's shared memory, a tmpfs.
 pub(crate) const SHM: &str = "/shm";
-/// The empty read-only tmpfs that masks directories.
-pub(crate) const EMPTY: &str = "/empty";
+/// Directories of the keeper's that all shims of the host share, read-only.
+pub(crate) const PARTS_PATH: &str = "/parts";
+/// What there is of them; parents come first.
+pub(crate) const PARTS: [&str; 9] = [
+    "empty",
+    "stage",
+    "stage/proc",
+    "stage/dev",
+    "stage/sys",
+    "stage/empty",
+    LAYERS_PART,
+    "stage/writable",
+    "stage/root",
+];
+/// Where a stub attaches layers, each on the directory of its number, on kernels that take them by path only.
+pub(crate) const LAYERS_PART: &str = "stage/layers";
+/// Layers of an image at most, there: what image builders allow.
+pub(crate) const MOST_LAYERS: usize = 128;
+/// The empty directory that masks others.
+pub(crate) const EMPTY: &str = "/parts/empty";
+/// What a stub's own root is a clone of.
+pub(crate) const STAGE: &str = "/parts/stage";
 
 /// What setting up gave.
 #[derive(Debug)]
@@ -31,6 +51,8 @@ pub(crate) struct OwnRoot {
 pub(crate) fn set_up() -> Result<OwnRoot, Refusal> {
     let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let host_fdinfo = openat(CWD, "/proc/self/fdinfo", directory | OFlags::RDONLY, Mode::empty()).ok();
+    let parts = self::directory(PARTS_PATH)?;
+    let parts = mount::clone_tree(&parts, "", false).step("clone of the keeper's directories")?;
     let old = openat(CWD, "/", directory | OFlags::PATH, Mode::empty()).step("open of the old root")?;
     mount::make_private(&old, true).step("privacy of mounts")?;
     // Device nodes of this mount are for the shim and its stubs only; containers have their own /dev.
@@ -53,6 +75,7 @@ pub(crate) fn set_up() -> Result<OwnRoot, Refusal> {
         mkdirat(CWD, path, Mode::from_raw_mode(0o755)).step(format!("directory {path}"))?;
     }
     mknodat(CWD, NULL, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3)).step("null device")?;
+    keep(&parts, PARTS_PATH)?;
     Ok(OwnRoot { host_fdinfo })
 }
 

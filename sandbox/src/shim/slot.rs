@@ -101,10 +101,7 @@ fn keep_shared(base: u32, shm: Option<OwnedFd>) -> Result<(), Refusal> {
         Some(shm) => shm,
         None => mount::create("tmpfs", &options, strict).step("the pod's shared memory")?,
     };
-    let empty = mount::create("tmpfs", &[("mode", Some("0555")), ("size", Some("4k"))], strict | mount::RDONLY)
-        .step("the empty directory")?;
-    own_root::keep(&shm, own_root::SHM)?;
-    own_root::keep(&empty, own_root::EMPTY)
+    own_root::keep(&shm, own_root::SHM)
 }
 
 /// Maps the ids of the child's user namespace, and enters the namespaces that this one owns.

@@ -1,6 +1,6 @@
 //! Paths that are hidden or made read-only.
 //!
-//! A directory is covered by one empty read-only tmpfs that all of the sandbox shares, a file by the null device of the
+//! A directory is covered by one empty read-only directory that all of the host's sandboxes share, a file by the null device of the
 //! container's own /dev, which was made a moment ago and is checked to be 1:3 (CVE-2025-31133).
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,12 +15,13 @@ use crate::sys::mount;
 use crate::sys::paths::{self, Kind};
 
 /// Hides each path that exists. One component may hold a `*`, which stands for any part of a name.
-pub(crate) fn hide(root: &OwnedFd, dev: &OwnedFd, masked: &[String]) -> Result<(), Refusal> {
+/// `empty`: where this mount namespace has the empty directory.
+pub(crate) fn hide(root: &OwnedFd, dev: &OwnedFd, masked: &[String], empty: &str) -> Result<(), Refusal> {
     if masked.is_empty() {
         return Ok(());
     }
     let null = null_device(dev)?;
-    let empty = own_root::directory(own_root::EMPTY)?;
+    let empty = own_root::directory(empty)?;
     for path in masked.iter().map(|path| meant(root, path)).collect::<Result<Vec<_>, _>>()?.iter().flatten() {
         let Some(target) = existing(root, path)? else { continue };
         let directory = paths::kind_of(&target).step(format!("kind of masked path {path}"))? == Kind::Directory;

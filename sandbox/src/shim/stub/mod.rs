@@ -171,7 +171,7 @@ fn make_container(
     };
     if mask {
         masks::protect(tree, &spec.security.readonly_paths)?;
-        masks::hide(tree, dev, &spec.security.masked_paths)?;
+        masks::hide(tree, dev, &spec.security.masked_paths, stage::EMPTY)?;
     }
     crate::sys::failpoint::failpoint!(PathsMasked);
     if assembled.covers {

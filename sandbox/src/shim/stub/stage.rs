@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  made without an order              moved when the order has come
-//!    / tmpfs, otherwise empty           / tmpfs, read-only, empty: beneath, out of sight
+//!    / read-only, empty directories     / the same: beneath, out of sight
 //!      proc   masked, protected           root overlay  <- the process's root
 //!      dev    pts, shm, mqueue              proc dev sys
 //!      sys    cgroups, masked
@@ -15,7 +15,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::super::own_root;
@@ -28,6 +28,9 @@ use crate::sys::mount;
 
 /// Where the mount namespace's own root is made, below the shim's.
 const OWN_ROOT: &str = rootfs::ROOT;
+
+/// Where it has the empty directory, for masks that another profile asks for.
+pub(crate) const EMPTY: &str = "/empty";
 
 /// The prepared mounts.
 #[derive(Debug)]
@@ -47,15 +50,11 @@ impl Stage {
     /// Makes it, in a mount namespace that is a copy of the shim's, and leaves the shim's root. `base` is the host's id of
     /// the container's root.
     pub(crate) fn make(base: u32, dev: &OwnedFd, cgroups: &CgroupView) -> Result<Self, Refusal> {
-        let strict = mount::NOSUID | mount::NODEV | mount::NOEXEC;
-        let root = mount::create("tmpfs", &[("mode", Some("0755")), ("size", Some("64k"))], strict)
-            .step("tmpfs for the mounts of a container")?;
+        let root = mount::clone_tree(own_root::directory(own_root::STAGE)?, "", false)
+            .step("clone of the directories for the mounts of a container")?;
         let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let target = openat(CWD, OWN_ROOT, path, Mode::empty()).step("open of the stub's root")?;
         mount::attach(&root, &target).step("mount of the stub's root")?;
-        for directory in ["proc", "dev", "sys", "empty", "layers", "writable", "root"] {
-            mkdirat(&root, directory, Mode::from_raw_mode(0o555)).step("directory for a mount")?;
-        }
         // For masks that another profile asks for.
         let empty =
             mount::clone_tree(own_root::directory(own_root::EMPTY)?, "", false).step("clone of the empty directory")?;
@@ -65,7 +64,7 @@ impl Stage {
         let sys = mounts::mount_sys(&root, base, cgroups, false)?;
         let profile = Security::default();
         masks::protect(&root, &profile.readonly_paths)?;
-        masks::hide(&root, dev, &profile.masked_paths)?;
+        masks::hide(&root, dev, &profile.masked_paths, own_root::EMPTY)?;
         rootfs::pivot(&root)?;
         Ok(Self { root, proc, pts, sys, masked: true })
     }
@@ -104,9 +103,8 @@ impl Stage {
     }
 
     /// Makes the root, which was mounted over the own one, what the process sees. Nothing is left in the own one but
-    /// directories without content.
+    /// empty directories, which nobody can write to.
     pub(crate) fn cover(&self, tree: &OwnedFd) -> Result<(), Refusal> {
-        mount::set(&self.root, mount::RDONLY, false).step("read-only root of the stub")?;
         rustix::process::fchdir(tree.as_fd()).step("change into the root")?;
         rustix::process::chroot(".").step("change of root")
     }
