@@ -10,14 +10,7 @@ vm_kernel() {
     dir=$cache/$package
     if ! [[ -e $dir/complete ]]; then
         echo "vm: fetching $package" >&2
-        rm -rf "$dir"
-        mkdir -p "$dir/unpacked"
-        (cd "$dir" && apt-get -q download "$package" >/dev/null 2>&1) || {
-            echo "vm: cannot download $package" >&2
-            return 1
-        }
-        dpkg-deb -x "$dir"/*.deb "$dir/unpacked"
-        rm "$dir"/*.deb
+        vm_unpack "$dir" "$package" || return 1
         mv "$dir"/unpacked/boot/vmlinuz-* "$dir/vmlinuz"
         basename "$dir"/unpacked/lib/modules/* >"$dir/version"
         busybox depmod -b "$dir/unpacked" "$(cat "$dir/version")"
@@ -27,18 +20,22 @@ vm_kernel() {
     vm_kernel_dir=$dir
 }
 
+# vm_unpack DIR NAME: makes DIR anew, with the files of a Debian package in DIR/unpacked
+vm_unpack() {
+    rm -rf "$1"
+    mkdir -p "$1/unpacked"
+    (cd "$1" && apt-get -q download "$2" >/dev/null 2>&1) || {
+        echo "vm: cannot download $2" >&2
+        return 1
+    }
+    dpkg-deb -x "$1"/*.deb "$1/unpacked" && rm "$1"/*.deb
+}
+
 # vm_package CACHE NAME: the files of a Debian package, unpacked in the cache; sets vm_package_dir. Fails where apt has it not.
 vm_package() {
     local dir=$1/vm/package-$2
     if ! [[ -e $dir/complete ]]; then
-        rm -rf "$dir"
-        mkdir -p "$dir/unpacked"
-        (cd "$dir" && apt-get -q download "$2" >/dev/null 2>&1) || {
-            echo "vm: cannot download $2" >&2
-            return 1
-        }
-        dpkg-deb -x "$dir"/*.deb "$dir/unpacked"
-        rm "$dir"/*.deb
+        vm_unpack "$dir" "$2" || return 1
         touch "$dir/complete"
     fi
     # shellcheck disable=SC2034 # for the caller

@@ -8,10 +8,11 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::client::{Client, ShimWire};
+use super::client::Client;
 use super::exec::{End, relay};
 use super::keeper::unexpected;
 use super::slots::io_failed;
+use super::wire::ShimWire;
 use crate::contract::{Attachment, Detached, SandboxError, Stdio};
 use crate::protocol::shim::{Reply, Request};
 

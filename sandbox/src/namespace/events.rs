@@ -4,9 +4,10 @@ use std::sync::{Arc, PoisonError};
 
 use tokio::sync::mpsc;
 
-use super::client::{Client, Listener, ShimWire, connect_in};
+use super::client::{Client, Listener, connect_in};
 use super::layout::Slot;
 use super::slots::hello;
+use super::wire::ShimWire;
 use super::{Inner, RECORD, SHIM_SOCKET};
 use crate::contract::{SandboxError, SandboxEvent};
 use crate::protocol::shim::Request;

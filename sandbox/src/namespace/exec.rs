@@ -10,8 +10,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::client::{Client, ShimWire};
+use super::client::Client;
 use super::slots::io_failed;
+use super::wire::ShimWire;
 use crate::contract::{ExecProcess, Exit, SandboxError, Stdio};
 use crate::protocol::shim::Request;
 use crate::sys::watch;

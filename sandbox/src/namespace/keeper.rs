@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use super::client::{Client, Delivered, KeeperWire, Listener, connect_in};
+use super::client::{Client, Delivered, Listener, connect_in};
 use super::slots::{blocking, io_failed};
+use super::wire::KeeperWire;
 use super::{Config, reset};
 use crate::contract::SandboxError;
 use crate::keeper::program::digest;

@@ -22,6 +22,7 @@ mod reset;
 mod shims;
 mod slots;
 mod sources;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;

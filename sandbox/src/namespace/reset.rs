@@ -54,7 +54,8 @@ impl Keeper {
         *held = None;
         let Ok(connection) = client::connect_in(&self.config.run_dir, "keeper.sock") else { return Ok(()) };
         let failed = |source| SandboxError::Unavailable { operation: "end of the keeper".to_owned(), source };
-        let client = client::Client::<client::KeeperWire>::new(connection, client::Listener::Nobody).map_err(failed)?;
+        let client =
+            client::Client::<super::wire::KeeperWire>::new(connection, client::Listener::Nobody).map_err(failed)?;
         let greeted = client.call("greeting of the keeper", Request::Hello { versions: VERSIONS }, vec![]).await?;
         let Reply::Hello { pid, .. } = greeted.reply else { return Err(unexpected("greeting of the keeper")) };
         blocking(move || end(pid)).await?.map_err(failed)

@@ -5,8 +5,9 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
-use super::client::{Client, ShimWire};
+use super::client::Client;
 use super::slots::{greet, io_failed};
+use super::wire::ShimWire;
 use super::{Inner, not_found};
 use crate::contract::{SandboxError, SandboxEvent};
 use crate::spec::SandboxId;

@@ -11,9 +11,10 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 use tokio::sync::mpsc;
 
-use super::client::{Client, Listener, ShimWire, connect_in};
+use super::client::{Client, Listener, connect_in};
 use super::keeper::unexpected;
 use super::layout::{self, Slot};
+use super::wire::ShimWire;
 use super::{Inner, RECORD, SHIM_SOCKET, events};
 use crate::cgroup::{CgroupError, Group, SHIM_LEAF};
 use crate::contract::{SandboxError, SandboxEvent};

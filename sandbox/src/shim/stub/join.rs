@@ -8,7 +8,8 @@
 //!
 //! The process beside the container ([`Beside`]) is in the container's control groups, mount, cgroup and user namespaces,
 //! as the container's user with its capabilities and its filter, but in the shim's PID namespace: nothing in the container
-//! sees it, signals it or traces it. Its children begin inside, with no power that the container has not.
+//! sees it, signals it or traces it. Its children begin inside, with no power that the container has not, unless they still
+//! have to install a filter of the operator's own.
 
 use std::convert::Infallible;
 use std::mem::ManuallyDrop;
