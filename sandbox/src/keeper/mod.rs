@@ -131,7 +131,7 @@ pub fn run(config: &Config) -> Result<(), KeeperError> {
     // Whatever started it may go away, with its session and terminal; a leader already is as good.
     let _ = rustix::process::setsid();
     let listener = server::Listener::bind(&config.run_dir)?;
-    let (program, digest) = program::sealed_copy()?;
+    let (program, digest) = program::fixed_copy()?;
     let directories = layers::Directories::open(&config.layer_dirs)?;
     let loop_devices = layers::LoopDevices::open(config.force_loop);
     let null =

@@ -1,17 +1,25 @@
-//! The program that shims run: a sealed copy of the keeper's own, in memory.
+//! The program that shims run: a copy of the keeper's own, in memory, on a file system that nobody can write to any more.
 //!
 //! A container that tricks its runtime into executing itself (CVE-2019-5736) finds no file of the host to overwrite, and an
 //! upgrade of the file on disk never mixes versions under a running keeper.
+//!
+//! Not a sealed memory file: to a root without a user namespace of its own that file belongs, and whatever the seals, it may
+//! give it away or, before Linux 6.3, take its execute bits, so that no shim starts any more. Here owner, mode, times and
+//! attributes are as fixed as the bytes. The file system is attached nowhere, so that no mount of it can be changed, and is
+//! itself read-only, so that none ever could be writable.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags, openat};
 use sha2::{Digest, Sha256};
 
 use super::{KeeperError, Step};
+use crate::sys::mount;
+
+/// Its name there.
+const NAME: &str = "nodeless-shim";
 
 /// What tells one program from another: the SHA-256 of its file in hexadecimal.
 pub(crate) fn digest(program: &mut impl Read) -> io::Result<String> {
@@ -28,42 +36,24 @@ pub(crate) fn digest(program: &mut impl Read) -> io::Result<String> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Copies this process's program into a sealed memory file; with its digest.
-pub(super) fn sealed_copy() -> Result<(OwnedFd, String), KeeperError> {
+/// Copies this process's program to where nobody changes it; with its digest.
+pub(super) fn fixed_copy() -> Result<(OwnedFd, String), KeeperError> {
     let mut from = File::open("/proc/self/exe").step("open of the own program")?;
-    let to = memory_file().step("memory file for the shims' program")?;
-    let mut to = File::from(to);
-    copy(&mut from, &mut to).step("copy of the own program")?;
-    let to = OwnedFd::from(to);
-    seal(&to).step("seal of the shims' program")?;
-    // Executed by way of a read-only descriptor: one that can write answers ETXTBSY.
-    let read_only = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&to));
-    let mut program = File::open(read_only).step("reopen of the shims' program")?;
+    let mut program = File::from(fix(&mut from)?);
     let digest = digest(&mut program).step("digest of the shims' program")?;
+    program.rewind().step("digest of the shims' program")?;
     Ok((program.into(), digest))
 }
 
-/// With `EXEC` nobody can take its execute bits away either: to a root without a user namespace of its own the file belongs,
-/// and without those bits no shim would start any more.
-fn seal(file: &OwnedFd) -> Result<(), Errno> {
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    match fcntl_add_seals(file, seals | SealFlags::EXEC) {
-        // Before Linux 6.3.
-        Err(Errno::INVAL) => fcntl_add_seals(file, seals),
-        other => other,
-    }
-}
-
-fn memory_file() -> Result<OwnedFd, Errno> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    match memfd_create("nodeless-shim", flags | MemfdFlags::EXEC) {
-        // Before Linux 6.3 every memory file was executable.
-        Err(Errno::INVAL) => memfd_create("nodeless-shim", flags),
-        other => other,
-    }
-}
-
-fn copy(from: &mut impl Read, to: &mut File) -> io::Result<()> {
-    io::copy(from, to)?;
-    Ok(())
+fn fix(from: &mut impl Read) -> Result<OwnedFd, KeeperError> {
+    let strict = mount::NOSUID | mount::NODEV;
+    let directory =
+        mount::create("tmpfs", &[("mode", Some("0555"))], strict).step("file system for the shims' program")?;
+    let (new, mode) = (OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o555));
+    let to = openat(&directory, NAME, new, mode).step("file for the shims' program")?;
+    // Closed before anything is executed: of what somebody may still write to, execve answers ETXTBSY.
+    io::copy(from, &mut File::from(to)).step("copy of the own program")?;
+    mount::set(&directory, mount::RDONLY, false).step("read-only mount of the shims' program")?;
+    mount::close(&directory).step("read-only file system of the shims' program")?;
+    openat(&directory, NAME, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step("open of the shims' program")
 }

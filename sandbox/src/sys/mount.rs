@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_reconfigure, fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick, move_mount,
+    open_tree,
 };
 
 /// Read-only.
@@ -90,6 +91,14 @@ pub fn attach(mount: impl AsFd, target: impl AsFd) -> io::Result<()> {
 /// Sets mount attributes (`RDONLY` …) on the mount that `mount` is the root of.
 pub fn set(mount: impl AsFd, attributes: u64, recursive: bool) -> io::Result<()> {
     setattr(mount.as_fd(), attributes, None, recursive)
+}
+
+/// Makes the file system itself that `mount` is the root of read-only, whoever mounts it where. `EBUSY` while a file of it
+/// is open for writing.
+pub fn close(mount: impl AsFd) -> io::Result<()> {
+    let context = fspick(mount.as_fd(), "", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
+    fsconfig_set_flag(context.as_fd(), "ro")?;
+    Ok(fsconfig_reconfigure(context.as_fd())?)
 }
 
 /// Shifts owners by a user namespace's mapping: what is id 0 on disk appears as the namespace's 0. The mount must be

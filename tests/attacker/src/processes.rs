@@ -108,12 +108,21 @@ pub(crate) fn overwrite(stop: &str) -> Report {
     report
 }
 
-fn write_to(file: &File) -> [(&'static str, io::Result<()>); 4] {
+fn write_to(file: &File) -> [(&'static str, io::Result<()>); 6] {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let emptied = OpenOptions::new().write(true).truncate(true).open(&path).map(drop);
     let grown = OpenOptions::new().append(true).open(&path).and_then(|mut file| file.write_all(b"\0"));
     let changed = OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(b"#!/bin/sh\n"));
     // Not to be executed any more: no new container on this host.
     let mode = rustix::fs::fchmod(file, Mode::empty()).map_err(io::Error::from);
-    [("emptying", emptied), ("appending", grown), ("overwriting", changed), ("change of mode", mode)]
+    let owner = rustix::fs::fchown(file, Some(rustix::fs::Uid::from_raw(1)), None).map_err(io::Error::from);
+    let times = file.set_modified(std::time::SystemTime::UNIX_EPOCH);
+    [
+        ("emptying", emptied),
+        ("appending", grown),
+        ("overwriting", changed),
+        ("change of mode", mode),
+        ("change of owner", owner),
+        ("change of times", times),
+    ]
 }
