@@ -143,8 +143,11 @@ pub type Kind = (&'static str, fn(&mut SandboxSpec));
 /// How a sandbox may be made: each attack is run on all of these.
 pub const KINDS: [Kind; 2] = [("own-ids", |_| {}), ("hosts-ids", |spec| spec.namespaces.user = false)];
 
-/// The future's value; a hang is a failed test that cleans up.
+/// The future's value; a hang is a failed test that cleans up. More rounds may take longer, on a machine that others have
+/// most of, too.
 pub async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    const LONGEST: Duration = Duration::from_secs(600);
-    tokio::time::timeout(LONGEST, future).await.expect("the attack ends in time")
+    const LEAST: Duration = Duration::from_secs(600);
+    const A_ROUND: Duration = Duration::from_millis(400);
+    let longest = LEAST.max(A_ROUND * u32::try_from(iterations()).unwrap_or(u32::MAX));
+    tokio::time::timeout(longest, future).await.expect("the attack ends in time")
 }
