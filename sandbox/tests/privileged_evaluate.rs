@@ -194,7 +194,7 @@ async fn privileged_evaluate_identity_limits_and_environment_are_the_lists() {
             (line("Seccomp:"), line("Groups:"), line("NSpid:").split(' ').count()),
             ("2".into(), String::new(), 1)
         );
-        assert_eq!(line("Max core file size"), "0 0 bytes", "{kind}");
+        assert_eq!(line("Max core file size"), "1 1 bytes", "{kind}");
         assert!(line("Max open files").starts_with("1024 "), "{kind}");
         for limit in ["Max realtime priority", "Max nice priority"] {
             assert_eq!(line(limit), "0 0", "{kind}: {limit}");

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::core_limit;
 use super::table::{FAMILIES, NAMESPACE_FLAGS, PERSONALITIES};
 use crate::sys::filter::Instruction;
 
@@ -23,6 +24,10 @@ pub(super) enum Verdict {
     Personality,
     /// Allowed without namespace flags.
     Clone,
+    /// Allowed for all limits but that of core files ([`core_limit`]).
+    SetLimit,
+    /// The same of `prlimit64`.
+    SetAndGetLimit,
 }
 
 /// What the kernel calls this build's architecture (`AUDIT_ARCH_*`).
@@ -41,20 +46,20 @@ pub(super) const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
 /// `struct seccomp_data`: number, architecture, instruction pointer, six arguments; little-endian words.
-const NUMBER: u32 = 0;
-const ARCH: u32 = 4;
+pub(super) const NUMBER: u32 = 0;
+pub(super) const ARCH: u32 = 4;
 pub(super) const FIRST_ARGUMENT: u32 = 16;
 
-const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+pub(super) const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
-const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+pub(super) const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
 pub(super) const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
 /// The first number of the x32 calls, which share the architecture's name.
 pub(super) const ABSENT_X32: u32 = 0x4000_0000;
 
 /// Gives an answer.
-pub(super) fn answer(action: u32) -> Instruction {
+pub(super) const fn answer(action: u32) -> Instruction {
     statement(RETURN, action)
 }
 
@@ -63,11 +68,11 @@ pub(super) fn prologue() -> Vec<Instruction> {
     vec![statement(LOAD, ARCH), branch(EQUAL, ARCHITECTURE, 1, 0), statement(RETURN, KILL), statement(LOAD, NUMBER)]
 }
 
-pub(super) fn statement(code: u16, k: u32) -> Instruction {
+pub(super) const fn statement(code: u16, k: u32) -> Instruction {
     Instruction { code, jt: 0, jf: 0, k }
 }
 
-pub(super) fn branch(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
+pub(super) const fn branch(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
     Instruction { code, jt, jf, k }
 }
 
@@ -134,6 +139,8 @@ fn leaf(verdict: Verdict, program: &mut Vec<Instruction>) {
         Verdict::Absent => program.push(statement(RETURN, ENOSYS)),
         Verdict::Family => one_of(FAMILIES, program),
         Verdict::Personality => one_of(PERSONALITIES, program),
+        Verdict::SetLimit => core_limit::set(program),
+        Verdict::SetAndGetLimit => core_limit::set_and_get(program),
         Verdict::Clone => program.extend([
             statement(LOAD, FIRST_ARGUMENT),
             branch(ANY_BIT, NAMESPACE_FLAGS, 1, 0),

@@ -1,11 +1,13 @@
 //! The seccomp filter of a container.
 //!
 //! [`numbers`]: what system calls there are. [`table`]: what the default profile says of each. [`assemble`]: both as a
-//! filter program, once for each set of capabilities that matters. [`profile`]: profiles of the operator's own. Installing is `sys::filter::install`.
+//! filter program, once for each set of capabilities that matters. [`profile`]: profiles of the operator's own.
+//! [`core_limit`]: what stands before those, too. Installing is `sys::filter::install`.
 //!
 //! | call | answer |
 //! | --- | --- |
 //! | in the table, condition met | allowed |
+//! | the limit of core files set | nothing done, as if it had been |
 //! | known to us, not allowed | EPERM |
 //! | `clone3`; numbers that we do not know | ENOSYS, so that C libraries fall back |
 //! | another architecture's entry (int 0x80, arm32) | the process is killed; x32 numbers: ENOSYS |
@@ -14,6 +16,7 @@
 //! the answers for every number and many arguments. Its code is not what is installed (see [`assemble`] for why).
 
 mod assemble;
+mod core_limit;
 mod numbers;
 pub mod profile;
 mod table;
@@ -37,7 +40,10 @@ pub fn program(profile: &Seccomp, capabilities: &[String]) -> Option<Program> {
     static COMPILED: Mutex<BTreeMap<u32, Program>> = Mutex::new(BTreeMap::new());
     match profile {
         Seccomp::Unconfined => None,
-        Seccomp::Custom(numbers) => Some(numbers.iter().map(|number| profile::unpack(*number)).collect()),
+        Seccomp::Custom(numbers) => {
+            let own = numbers.iter().map(|number| profile::unpack(*number));
+            Some(core_limit::before().into_iter().chain(own).collect())
+        }
         Seccomp::RuntimeDefault => {
             let relevant = relevant(capabilities);
             let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,6 +93,8 @@ fn verdicts(capabilities: u32) -> BTreeMap<u32, Verdict> {
     put(table::SOCKETS, Verdict::Family);
     put(&["personality"], Verdict::Personality);
     put(&["clone"], Verdict::Clone);
+    put(&["setrlimit"], Verdict::SetLimit);
+    put(&["prlimit64"], Verdict::SetAndGetLimit);
     for (i, (capability, names)) in table::WITH_CAPABILITY.iter().enumerate() {
         if capabilities & 1 << i != 0 {
             put(names, Verdict::Allow);

@@ -26,8 +26,8 @@ use super::assemble::{self, ABSENT_X32};
 use super::number_of;
 use crate::sys::filter::Instruction;
 
-/// Longest program that the kernel takes.
-const LONGEST: usize = 4096;
+/// Longest program that the kernel takes, less what stands before it ([`super::core_limit`]).
+const LONGEST: usize = 4096 - super::core_limit::MOST;
 
 /// Why a profile cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -39,15 +39,22 @@ pub(super) fn run(program: &[Instruction], arch: u32, number: u32, arguments: [u
     }
 }
 
-/// The same table by seccompiler, as two stacked filters; the kernel takes the strictest answer, and of two errnos that of
+/// The same table by seccompiler, as three stacked filters; the kernel takes the strictest answer, and of two errnos that of
 /// the filter installed last: so each call is matched by at most one of them.
-fn judged(capabilities: u32) -> [BpfProgram; 2] {
+fn judged(capabilities: u32) -> [BpfProgram; 3] {
     let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
     let word = |op, value: u32| SeccompCondition::new(0, SeccompCmpArgLen::Dword, op, value.into()).unwrap();
     let none_of =
         |values: &[u32]| vec![SeccompRule::new(values.iter().map(|v| word(SeccompCmpOp::Ne, *v)).collect()).unwrap()];
     let mut denied: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let mut known: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    let mut done: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    let core = |argument| {
+        let resource = libc::RLIMIT_CORE.into();
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, resource).unwrap()
+    };
+    let pointer = |argument, op| SeccompCondition::new(argument, SeccompCmpArgLen::Qword, op, 0).unwrap();
+    let rule = |conditions| vec![SeccompRule::new(conditions).unwrap()];
     for (number, verdict) in verdicts(capabilities) {
         if verdict != Verdict::Absent {
             known.insert(number.into(), vec![]);
@@ -62,25 +69,35 @@ fn judged(capabilities: u32) -> [BpfProgram; 2] {
                     bits.map(|bit| SeccompRule::new(vec![word(SeccompCmpOp::MaskedEq(bit.into()), bit)]).unwrap());
                 denied.insert(number.into(), rules.collect());
             }
+            Verdict::SetLimit => drop(done.insert(number.into(), rule(vec![core(0)]))),
+            Verdict::SetAndGetLimit => {
+                let (new, old) = (pointer(2, SeccompCmpOp::Ne), SeccompCmpOp::Ne);
+                done.insert(number.into(), rule(vec![core(1), new.clone(), pointer(3, SeccompCmpOp::Eq)]));
+                denied.insert(number.into(), rule(vec![core(1), new, pointer(3, old)]));
+            }
             Verdict::Allow | Verdict::Absent => {}
         }
     }
     let filter =
         |rules, mismatch, matched| SeccompFilter::new(rules, mismatch, matched, arch).unwrap().try_into().unwrap();
     let errno = |errno: i32| SeccompAction::Errno(errno as u32);
-    [filter(denied, SeccompAction::Allow, errno(libc::EPERM)), filter(known, errno(libc::ENOSYS), SeccompAction::Allow)]
+    [
+        filter(denied, SeccompAction::Allow, errno(libc::EPERM)),
+        filter(known, errno(libc::ENOSYS), SeccompAction::Allow),
+        filter(done, SeccompAction::Allow, errno(0)),
+    ]
 }
 
-/// The strictest of two answers, as the kernel orders them (actions as signed numbers; the lower wins).
-fn strictest(a: u32, b: u32) -> u32 {
-    let action = |answer: u32| (answer & libc::SECCOMP_RET_ACTION_FULL) as i32;
-    if action(a) <= action(b) { a } else { b }
+/// The strictest of their answers, as the kernel orders them (actions as signed numbers; the lower wins).
+fn strictest(judges: &[BpfProgram], answer: impl Fn(&[Instruction]) -> u32) -> u32 {
+    let action = |answer: &u32| (answer & libc::SECCOMP_RET_ACTION_FULL) as i32;
+    judges.iter().map(|judge| answer(judge)).min_by_key(action).unwrap()
 }
 
 #[test]
 fn every_name_of_the_table_is_a_system_call_and_no_name_has_two_verdicts() {
     let mut seen = BTreeMap::new();
-    let lists = [table::ALLOWED, table::ABSENT, table::SOCKETS, &["personality", "clone"]];
+    let lists = [table::ALLOWED, table::ABSENT, table::SOCKETS, &["personality", "clone", "setrlimit", "prlimit64"]];
     for name in lists.into_iter().flatten() {
         assert!(numbers::SYSCALLS.iter().any(|entry| entry.0 == *name), "{name}");
         assert_eq!(seen.insert(*name, ()), None, "{name}");
@@ -221,8 +238,7 @@ fn the_program_answers_as_seccompiler_s_for_every_number() {
         for number in (0..600).chain([0x4000_0000, 0x4000_0027, u32::MAX - 1, u32::MAX]) {
             for argument in arguments {
                 let answer = |p: &[Instruction]| run(p, ARCHITECTURE, number, [argument, 0, 0, 0, 0, 0]);
-                let expected = strictest(answer(&judges[0]), answer(&judges[1]));
-                assert_eq!(answer(&ours), expected, "call {number} argument {argument:#x}");
+                assert_eq!(answer(&ours), strictest(&judges, answer), "call {number} argument {argument:#x}");
             }
         }
     }
@@ -234,7 +250,19 @@ proptest! {
         let judges = judged(capabilities);
         let ours = assemble::assemble(&verdicts(capabilities));
         let answer = |p: &[Instruction]| run(p, ARCHITECTURE, number, [argument, 0, 0, 0, 0, 0]);
-        prop_assert_eq!(answer(&ours), strictest(answer(&judges[0]), answer(&judges[1])));
+        prop_assert_eq!(answer(&ours), strictest(&judges, answer));
+    }
+
+    #[test]
+    fn any_change_of_a_limit_gets_the_judge_s_answer(
+        name in prop::sample::select(vec!["setrlimit", "getrlimit", "prlimit64"]),
+        arguments in prop::array::uniform6(prop_oneof![
+            Just(0), Just(4), Just(1 << 32), Just(1 << 32 | 4), Just(7), any::<u64>()
+        ]),
+    ) {
+        let judges = judged(0);
+        let answer = |p: &[Instruction]| run(p, ARCHITECTURE, number_of(name).unwrap(), arguments);
+        prop_assert_eq!(answer(&default_program()), strictest(&judges, answer));
     }
 
     #[test]
@@ -357,9 +385,10 @@ fn installing_costs_microseconds() {
         crate::sys::filter::install(judge).unwrap();
     }
     eprintln!(
-        "seccompiler's {} + {} instructions installed in {:?}",
+        "seccompiler's {} + {} + {} instructions installed in {:?}",
         judges[0].len(),
         judges[1].len(),
+        judges[2].len(),
         start.elapsed()
     );
     // A figure that no loaded machine exceeds, and a chain of comparisons would.

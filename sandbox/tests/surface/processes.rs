@@ -7,6 +7,7 @@ use sandbox::spec::{Seccomp, User};
 
 use super::{all_powerful, answers, outcomes};
 use crate::attack;
+use crate::support::attack::KINDS;
 use crate::support::{self, Host, exec_spec, shim};
 
 #[tokio::test]
@@ -111,6 +112,87 @@ async fn privileged_surface_a_crash_leaves_no_core_file() {
         std::fs::read_dir(upper.join("data")).into_iter().flatten().flatten().map(|e| e.path()).collect();
     assert_eq!(left, Vec::<std::path::PathBuf>::new());
     host.close().await;
+}
+
+/// Where crashes are handed to a program of the host's: it is run, as its root, for every process whatever its limit of core
+/// files, but for a limit of exactly 1 (core(5)).
+struct Handler {
+    directory: tempfile::TempDir,
+    before: String,
+}
+
+const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
+
+impl Handler {
+    fn install() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let before = std::fs::read_to_string(CORE_PATTERN).unwrap();
+        std::fs::write(CORE_PATTERN, format!("|/bin/touch {}/%P", directory.path().display())).unwrap();
+        Self { directory, before }
+    }
+
+    /// For which processes it was run.
+    fn ran(&self) -> Vec<u32> {
+        let names = std::fs::read_dir(self.directory.path()).unwrap();
+        names.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
+    }
+
+    /// A crash outside of every sandbox, with no core files allowed; until it was handled.
+    async fn crash_outside(&self) -> u32 {
+        let script = "ulimit -c 0; kill -SEGV $$";
+        let mut child = std::process::Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
+        let pid = child.id();
+        assert!(!child.wait().unwrap().success());
+        support::until("the host's own crash is handled", || self.ran().contains(&pid)).await;
+        pid
+    }
+}
+
+impl Drop for Handler {
+    fn drop(&mut self) {
+        let _ = std::fs::write(CORE_PATTERN, &self.before);
+    }
+}
+
+#[tokio::test]
+async fn privileged_surface_a_crash_runs_no_program_of_the_hosts() {
+    attack!("privileged_surface_a_crash_runs_no_program_of_the_hosts");
+    if std::env::var_os("NODELESS_OWN_KERNEL").is_none() {
+        eprintln!(
+            "SKIPPED privileged_surface_a_crash_runs_no_program_of_the_hosts: it sets the kernel's core_pattern, and \
+             NODELESS_OWN_KERNEL does not say that nobody else has this kernel"
+        );
+        return;
+    }
+    let handler = Handler::install();
+    let first = handler.crash_outside().await;
+    let lenient = sandbox::seccomp::profile::compile(r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#, &[], (6, 1)).unwrap();
+    for (kind, change) in KINDS {
+        let host = Host::new().await;
+        let id = host.sandbox_with(&format!("crash-{kind}"), change).await;
+        for (name, seccomp) in [("usual", Seccomp::RuntimeDefault), ("custom", Seccomp::Custom(lenient.clone()))] {
+            let mut spec = host.surface(name, &[]);
+            spec.security.seccomp = seccomp;
+            // A first process of a PID namespace ignores its own signals.
+            let script = "/bin/attacker surface crash 0; /bin/attacker surface crash; /bin/attacker surface crash 1; \
+                          ulimit -c; sleep 1000";
+            spec.args = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+            support::start(&host, &id, &spec).await;
+            for limit in ["0", "1", "4096"] {
+                let exit = host.exec(&id, name, &["/bin/attacker", "surface", "crash", limit]).await.0;
+                assert_eq!(exit.signal, Some(libc::SIGSEGV), "{kind} {name}");
+            }
+            // Less than one block.
+            support::until("it has crashed", || host.log(&id, name, 0).lines().last() == Some("0")).await;
+        }
+        host.close().await;
+    }
+    let last = handler.crash_outside().await;
+    let mut ran = handler.ran();
+    ran.sort_unstable();
+    let mut outside = vec![first, last];
+    outside.sort_unstable();
+    assert_eq!(ran, outside, "a container's crash was handed to the host");
 }
 
 #[tokio::test]

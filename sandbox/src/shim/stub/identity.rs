@@ -38,7 +38,8 @@ pub(crate) fn limit_resources() -> Result<(), Refusal> {
     let hard = getrlimit(Resource::Nofile).maximum;
     let soft = hard.map_or(OPEN_FILES, |hard| hard.min(OPEN_FILES));
     setrlimit(Resource::Nofile, Rlimit { current: Some(soft), maximum: hard }).step("limit of open files")?;
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).step("limit of core files")
+    // Not 0, which a host's program for core files is run in spite of (see `seccomp::core_limit`).
+    setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }).step("limit of core files")
 }
 
 /// Becomes root of the user namespace: no power over the host from here on. Without one the host's root goes on, until

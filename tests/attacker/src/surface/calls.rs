@@ -271,7 +271,11 @@ fn limit(resource: libc::__rlimit_resource_t) -> Result<(), i32> {
     let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     call!(libc::SYS_prlimit64, 0, resource, NULL, &raw mut now)?;
     now.rlim_max = now.rlim_max.saturating_add(1);
-    call!(libc::SYS_prlimit64, 0, resource, &raw const now, NULL)
+    let wanted = now.rlim_max;
+    call!(libc::SYS_prlimit64, 0, resource, &raw const now, NULL)?;
+    // That it was done is not always true.
+    call!(libc::SYS_prlimit64, 0, resource, NULL, &raw mut now)?;
+    if now.rlim_max == wanted { Ok(()) } else { Err(libc::EPERM) }
 }
 
 fn write(path: &str, bytes: &[u8]) -> Result<(), i32> {

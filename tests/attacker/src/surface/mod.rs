@@ -11,7 +11,7 @@
 //! peek PID                  all that /proc and ptrace have of a process
 //! release-agent             CVE-2022-0492
 //! mount-in-own-namespace    file systems in a user namespace of one's own
-//! keys NAME, add-key NAME VALUE, open PATH, who, type-in, crash, ask SOCKET
+//! keys NAME, add-key NAME VALUE, open PATH, who, type-in, crash [LIMIT], ask SOCKET
 //! fork-bomb, eat-memory, flood-inodes DIRECTORY, flood-log, burn THREADS; echo, ask-echo MILLISECONDS
 //! ```
 
@@ -38,7 +38,8 @@ pub(crate) fn run(words: &[&str]) -> bool {
         ["open", path] => process::open(path),
         ["who"] => process::who(),
         ["type-in"] => process::type_in(),
-        ["crash"] => process::crash(),
+        ["crash"] => process::crash(libc::RLIM_INFINITY),
+        ["crash", limit] => process::crash(limit.parse().unwrap_or(0)),
         ["release-agent"] => process::release_agent(),
         ["mount-in-own-namespace"] => process::mount_in_own_namespace(),
         ["ask", socket] => socket::ask(socket),

@@ -141,13 +141,17 @@ pub(crate) fn type_in() {
     }
 }
 
-/// Dies as a program does that would leave a core file.
-pub(crate) fn crash() {
-    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the limit lives during the call; the signal, whose handler of the standard library is taken away first, ends
+/// Dies as a program does that would leave a core file, or be looked at by a program of the host's. `limit`: what it would
+/// have core files limited to.
+pub(crate) fn crash(limit: u64) {
+    let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+    // SAFETY: the limit lives during the calls; the signal, whose handler of the standard library is taken away first, ends
     // this process.
     unsafe {
-        libc::setrlimit(libc::RLIMIT_CORE, &raw const limit);
+        libc::syscall(libc::SYS_setrlimit, libc::RLIMIT_CORE, &raw const limit);
+        libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_CORE, &raw const limit, std::ptr::null::<u8>());
+        let mut before = limit;
+        libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_CORE, &raw const limit, &raw mut before);
         libc::prctl(libc::PR_SET_DUMPABLE, 1);
         libc::signal(libc::SIGSEGV, libc::SIG_DFL);
         libc::raise(libc::SIGSEGV);
