@@ -12,6 +12,7 @@ use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::io::{Interest, Ready};
 use tokio::sync::{mpsc, oneshot};
 
+use super::pool::Ending;
 use super::wire::{Begun, Incoming, Wire};
 use crate::contract::{Detached, Exit, SandboxError, SandboxEvent};
 use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, VERSIONS};
@@ -86,7 +87,11 @@ pub(crate) enum Listener {
     /// To somebody for whom alone the connection is there: it waits for a slow reader, and ends with it.
     Subscriber(mpsc::Sender<SandboxEvent>),
     /// To somebody who may come to read them: who does not read in time gets no more.
-    Aside(mpsc::Sender<SandboxEvent>),
+    Aside {
+        events: Option<mpsc::Sender<SandboxEvent>>,
+        #[expect(dead_code, reason = "tells who keeps the pool, by being dropped")]
+        ending: Ending,
+    },
 }
 
 impl<W: Wire> Client<W> {
@@ -164,6 +169,7 @@ type Answered<R> = oneshot::Receiver<Result<Delivered<R>, SandboxError>>;
 struct Task<W: Wire> {
     link: Arc<Link<W>>,
     asked: mpsc::Receiver<()>,
+    /// The last: whoever is told of the end finds the connection closed.
     events: Listener,
 }
 
@@ -248,12 +254,12 @@ impl<W: Wire> Task<W> {
 
     async fn take_in(&mut self) -> Result<(), ProtocolError> {
         while let Some(event) = self.next_event()? {
-            match &self.events {
+            match &mut self.events {
                 Listener::Nobody => {}
                 Listener::Subscriber(events) => events.send(event).await.map_err(|_| ProtocolError::Closed)?,
-                Listener::Aside(events) => {
-                    if events.try_send(event).is_err() {
-                        self.events = Listener::Nobody;
+                Listener::Aside { events, .. } => {
+                    if events.as_ref().is_some_and(|reader| reader.try_send(event).is_err()) {
+                        *events = None;
                     }
                 }
             }

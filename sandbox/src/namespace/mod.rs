@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  NamespaceSandboxes ── keeper.rs ──> keeper: layer clones, new shims
-//!        │   └── slots.rs: warm pool, making and clearing; layout.rs: what is written down
+//!        │   └── slots.rs: making and clearing; pool.rs: some are kept warm; layout.rs: what is written down
 //!        └────── client.rs ──> shims: everything about one sandbox; events.rs, exec.rs, attach.rs: what comes back
 //! ```
 //!
@@ -16,6 +16,7 @@ mod exec;
 mod keeper;
 mod layers;
 mod layout;
+mod pool;
 mod program;
 mod protection;
 mod reset;
@@ -83,7 +84,10 @@ struct Inner {
     tree: Tree,
     keeper: Keeper,
     pool: Mutex<Pool>,
+    /// Held by who fills the pool, or empties it.
     refilling: Mutex<()>,
+    pool_wanted: AtomicBool,
+    pool_changes: mpsc::Sender<pool::Change>,
     /// The protection of all pods together is about to be summed up.
     summing: AtomicBool,
     layers: Layers,
@@ -122,6 +126,7 @@ impl NamespaceSandboxes {
         crate::sys::failpoint::failpoint!(LockTaken);
         let found = detect().and_then(|found| Tree::open(&found, &config.cgroup_parent));
         let tree = found.map_err(|error| cgroup_failed("search for control groups", &error))?;
+        let (pool_changes, changes) = mpsc::channel(1);
         let inner = Arc::new(Inner {
             keeper: Keeper::new(config.clone()),
             config,
@@ -130,6 +135,8 @@ impl NamespaceSandboxes {
             tree,
             pool: Mutex::default(),
             refilling: Mutex::default(),
+            pool_wanted: AtomicBool::new(true),
+            pool_changes,
             summing: AtomicBool::default(),
             layers: Layers::default(),
             shims: Shims::default(),
@@ -137,7 +144,7 @@ impl NamespaceSandboxes {
         });
         inner.recover().await?;
         crate::sys::failpoint::failpoint!(Recovered);
-        tokio::spawn(Arc::clone(&inner).refill());
+        tokio::spawn(pool::tend(Arc::downgrade(&inner), changes));
         Ok(Self { inner })
     }
 
@@ -154,11 +161,7 @@ impl NamespaceSandboxes {
 
     /// Clears the warm pool, for a host that is taken out of service.
     pub async fn drain_pool(&self) -> Result<(), SandboxError> {
-        let _no_refill = self.inner.refilling.lock().await;
-        while let Some(warm) = self.inner.pool.lock().await.pop_front() {
-            self.inner.clear_slot(&warm.slot, &self.inner.layout.warm(&warm.slot), Some(warm.client)).await?;
-        }
-        Ok(())
+        self.inner.drain().await
     }
 }
 
@@ -205,7 +208,7 @@ impl Sandboxes for NamespaceSandboxes {
         std::fs::rename(inner.layout.warm(&warm.slot), inner.layout.sandbox(id)).map_err(failed)?;
         crate::sys::failpoint::failpoint!(SlotTaken);
         inner.shims.add(id, warm.client, Some(warm.events));
-        tokio::spawn(Arc::clone(inner).refill());
+        inner.taken();
         Ok(Prepared { id: id.clone(), netns: warm.netns })
     }
 

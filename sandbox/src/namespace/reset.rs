@@ -25,12 +25,7 @@ impl NamespaceSandboxes {
             self.destroy(&listed.id).await?;
         }
         let inner = &self.inner;
-        // Held to the end: nobody refills.
-        let _no_refill = inner.refilling.lock().await;
-        loop {
-            let Some(warm) = inner.pool.lock().await.pop_front() else { break };
-            inner.clear_slot(&warm.slot, &inner.layout.warm(&warm.slot), Some(warm.client)).await?;
-        }
+        inner.drain().await?;
         inner.keeper.stop().await?;
         // With every hierarchy that an agent may have used.
         let found =

@@ -1,4 +1,4 @@
-//! Making slots, keeping some warm, and taking them apart.
+//! Making slots and taking them apart.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::client::{Client, Listener, connect_in};
 use super::keeper::unexpected;
 use super::layout::{self, Slot};
+use super::pool::Ending;
 use super::wire::ShimWire;
 use super::{Inner, RECORD, SHIM_SOCKET, events};
 use crate::cgroup::{CgroupError, Group, SHIM_LEAF};
@@ -24,8 +25,6 @@ use crate::protocol::shim::{Reply, Request, Status};
 use crate::shim::Arguments;
 use crate::spec::{Namespaces, SandboxId};
 
-/// While half of the pool waits, launches have the processors first.
-const REST: Duration = Duration::from_millis(10);
 /// How long a shim may take to end by itself, and then its processes to be gone.
 const GRACE: Duration = Duration::from_secs(2);
 const REMOVAL: Duration = Duration::from_secs(10);
@@ -80,7 +79,7 @@ impl Inner {
         self.spawn_shim(slot, &parts).await?;
         crate::sys::failpoint::failpoint!(ShimSpawned);
         drop(parts);
-        let (warm, _) = adopt(slot, &directory).await?;
+        let (warm, _) = self.adopt(slot, &directory).await?;
         crate::sys::failpoint::failpoint!(ShimGreeted);
         Ok(warm)
     }
@@ -199,25 +198,13 @@ impl Inner {
         Ok(())
     }
 
-    /// Brings the pool to its size, at leisure as long as it is half full.
-    pub(crate) async fn refill(self: Arc<Self>) {
-        let Ok(_one) = self.refilling.try_lock() else { return };
-        loop {
-            let waiting = self.pool.lock().await.len();
-            if waiting >= self.config.pool_size {
-                return;
-            }
-            if waiting * 2 >= self.config.pool_size {
-                tokio::time::sleep(REST).await;
-            }
-            match self.make_slot(&Namespaces::default()).await {
-                Ok(warm) => self.pool.lock().await.push_back(warm),
-                Err(error) => {
-                    tracing::warn!(error = %error, source = ?std::error::Error::source(&error), "no warm sandbox could be made");
-                    return;
-                }
-            }
-        }
+    /// Connects to the shim of a slot that waits, and subscribes to what will happen in it.
+    async fn adopt(&self, slot: &Slot, directory: &Path) -> Result<(Warm, Status), SandboxError> {
+        let (events, receiver) = mpsc::channel(events::BUFFER);
+        let ending = Ending(self.pool_changes.downgrade());
+        let (client, status, netns) = greet_with(directory, Listener::Aside { events: Some(events), ending }).await?;
+        client.call("subscription to a shim", Request::Subscribe, vec![]).await?;
+        Ok((Warm { slot: slot.clone(), client, netns, events: receiver }, status))
     }
 
     /// After a start: warm slots that live are kept, every other claim that is no sandbox's is cleared.
@@ -240,7 +227,7 @@ impl Inner {
             // One of other namespaces was made for a pod that did not get it.
             let recorded: Option<Slot> = layout::read_json(&directory.join("slot.json")).map_err(failed)?;
             let usual = recorded.is_some_and(|recorded| recorded == slot);
-            match adopt(&slot, &directory).await {
+            match self.adopt(&slot, &directory).await {
                 // Nor is one of an older program for a new pod.
                 Ok((warm, status))
                     if usual && !status.configured && status.program == self.keeper.program().await? =>
@@ -280,14 +267,6 @@ fn listen_in(directory: &Path) -> io::Result<OwnedFd> {
     rustix::fs::chmodat(&directory, SHIM_SOCKET, rustix::fs::Mode::from_raw_mode(0o600), rustix::fs::AtFlags::empty())?;
     listen(&socket, 64)?;
     Ok(socket)
-}
-
-/// Connects to the shim of a slot that waits, and subscribes to what will happen in it.
-async fn adopt(slot: &Slot, directory: &Path) -> Result<(Warm, Status), SandboxError> {
-    let (sender, events) = mpsc::channel(events::BUFFER);
-    let (client, status, netns) = greet_with(directory, Listener::Aside(sender)).await?;
-    client.call("subscription to a shim", Request::Subscribe, vec![]).await?;
-    Ok((Warm { slot: slot.clone(), client, netns, events }, status))
 }
 
 /// Connects to the shim whose directory this is, and learns how it is.
