@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::devices::DeviceRule;
 use super::driver::{Controller, Dirs, Driver, Enforcement, UnifiedDir, V1Dir};
+use super::loaded_program::DeviceProgram;
 use super::tree::make_child;
 use super::{CgroupError, files, remove, v1::V1, v2::V2};
 use crate::contract::Usage;
@@ -164,6 +165,14 @@ impl Group {
     /// Denies every device but these.
     pub fn allow_devices(&self, rules: &[DeviceRule]) -> Result<Enforcement, CgroupError> {
         self.driver.allow_devices(&self.dirs, rules)
+    }
+
+    /// Denies every device but those of a program that is loaded already; false where programs do not decide.
+    pub fn obey(&self, program: &DeviceProgram) -> Result<bool, CgroupError> {
+        match self.dirs.unified() {
+            Some(dir) if self.dirs.of(Controller::Devices).is_none() => program.put(dir).map(|()| true),
+            _ => Ok(false),
+        }
     }
 
     /// Moves the calling process in. Its threads must be one.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cgroups_rs::fs::hierarchies::mountinfo_self;
 use serde::{Deserialize, Serialize};
 
-use super::{CgroupError, Controller, huge_pages};
+use super::{CgroupError, Controller, DeviceProgram, huge_pages};
 
 /// The host's hierarchies as data. Serialisable, so that one finding serves every shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,15 @@ pub struct Layout {
     /// Pods are told on which CPUs to run: the controller for it is used, which costs each of them time and memory.
     #[serde(default)]
     pub cpusets: bool,
+}
+
+/// What is to be used besides what every pod needs.
+#[derive(Debug, Clone, Copy, Default)]
+struct Wanted {
+    /// The unified hierarchy takes programs that decide about devices.
+    device_programs: bool,
+    huge_pages: bool,
+    cpusets: bool,
 }
 
 /// One v1 hierarchy.
@@ -49,32 +58,41 @@ impl Layout {
             .into_iter()
             .filter(|mount| mount.mount_point.starts_with(root))
             .map(|mount| (mount.mount_point, mount.super_opts));
-        let layout = Self::of_mounts(unified, mounts, huge_pages::any(), cpusets);
+        let device_programs = unified.is_some() && matches!(DeviceProgram::usual(), Ok(Some(_)));
+        let layout =
+            Self::of_mounts(unified, mounts, &Wanted { device_programs, huge_pages: huge_pages::any(), cpusets });
         if layout.v1.is_empty() && layout.unified.is_none() {
             return Err(CgroupError::NoHierarchy { root: root.to_owned() });
         }
         Ok(layout)
     }
 
-    /// Chooses among mounts: each controller once, at its first mount; the v1 freezer only when nothing better freezes, huge
-    /// pages only when there are any.
+    /// Chooses among mounts: each controller once, at its first mount. Each hierarchy costs every pod two directories, so
+    /// those are left out whose work the unified one does better: the freezer, devices where it takes device programs, and CPU
+    /// time, unless that comes with what is needed anyway. Huge pages only when there are any.
     fn of_mounts(
         unified: Option<PathBuf>,
         mounts: impl Iterator<Item = (PathBuf, Vec<String>)>,
-        huge_pages: bool,
-        cpusets: bool,
+        wanted: &Wanted,
     ) -> Self {
+        let useful = |controller: Controller, together: usize| match controller {
+            Controller::Freezer => unified.is_none(),
+            Controller::Devices => !wanted.device_programs,
+            Controller::Cpuacct => unified.is_none() || together > 1,
+            Controller::Hugetlb => wanted.huge_pages,
+            Controller::Cpuset => wanted.cpusets,
+            Controller::Cpu | Controller::Memory | Controller::Pids => true,
+        };
         let mut taken: Vec<Controller> = Vec::new();
         let mut v1 = Vec::new();
         for (path, options) in mounts {
-            let fresh: Vec<Controller> = options
+            let mounted: Vec<Controller> = options
                 .iter()
                 .filter_map(|option| Controller::from_name(option))
-                .filter(|controller| !taken.contains(controller))
-                .filter(|controller| *controller != Controller::Freezer || unified.is_none())
-                .filter(|controller| *controller != Controller::Hugetlb || huge_pages)
-                .filter(|controller| *controller != Controller::Cpuset || cpusets)
+                .filter(|c| !taken.contains(c))
                 .collect();
+            let fresh: Vec<Controller> =
+                mounted.iter().copied().filter(|controller| useful(*controller, mounted.len())).collect();
             if fresh.is_empty() {
                 continue;
             }
@@ -90,7 +108,7 @@ impl Layout {
                 .max()
                 .and_then(|last| Controller::ALL.iter().position(|c| *c == last))
         });
-        Self { unified, v1, cpusets }
+        Self { unified, v1, cpusets: wanted.cpusets }
     }
 
     /// The host has the unified hierarchy only.
@@ -120,7 +138,7 @@ mod tests {
             ("/c/net_cls", "rw,net_cls"),
             ("/c/systemd", "rw,xattr,name=systemd"),
         ]);
-        let layout = Layout::of_mounts(Some("/c/unified".into()), found.into_iter(), false, false);
+        let layout = Layout::of_mounts(Some("/c/unified".into()), found.into_iter(), &Wanted::default());
         let names: Vec<_> = layout.v1.iter().map(|h| (h.path.to_str().unwrap(), h.controllers.join(","))).collect();
         assert_eq!(names, [("/c/cpu,cpuacct", "cpu,cpuacct".to_owned()), ("/c/memory", "memory".to_owned())]);
         assert!(!layout.is_v2());
@@ -129,29 +147,54 @@ mod tests {
     #[test]
     fn the_v1_freezer_is_used_only_without_a_unified_mount() {
         let found = mounts(&[("/c/freezer", "rw,freezer")]);
-        assert!(Layout::of_mounts(Some("/u".into()), found.clone().into_iter(), false, false).v1.is_empty());
-        assert_eq!(Layout::of_mounts(None, found.into_iter(), false, false).v1.len(), 1);
+        assert!(Layout::of_mounts(Some("/u".into()), found.clone().into_iter(), &Wanted::default()).v1.is_empty());
+        assert_eq!(Layout::of_mounts(None, found.into_iter(), &Wanted::default()).v1.len(), 1);
+    }
+
+    #[test]
+    fn cpu_time_is_counted_by_the_unified_mount_unless_its_hierarchy_is_used_anyway() {
+        let names = |mounts: &[(&str, &str)], unified: Option<&str>| -> Vec<String> {
+            let found =
+                Layout::of_mounts(unified.map(PathBuf::from), self::mounts(mounts).into_iter(), &Wanted::default());
+            found.v1.iter().map(|hierarchy| hierarchy.controllers.join(",")).collect()
+        };
+        let apart = [("/c/cpu", "rw,cpu"), ("/c/cpuacct", "rw,cpuacct")];
+        assert_eq!(names(&apart, Some("/u")), ["cpu"]);
+        assert_eq!(names(&apart, None), ["cpu", "cpuacct"]);
+        assert_eq!(names(&[("/c/both", "rw,cpu,cpuacct")], Some("/u")), ["cpu,cpuacct"]);
+    }
+
+    #[test]
+    fn the_devices_hierarchy_is_used_only_where_the_unified_mount_takes_no_programs() {
+        let found = mounts(&[("/c/devices", "rw,devices")]);
+        let programs = Wanted { device_programs: true, ..Wanted::default() };
+        assert!(Layout::of_mounts(Some("/u".into()), found.clone().into_iter(), &programs).v1.is_empty());
+        assert_eq!(Layout::of_mounts(Some("/u".into()), found.into_iter(), &Wanted::default()).v1.len(), 1);
     }
 
     #[test]
     fn the_huge_pages_hierarchy_is_used_only_where_there_are_huge_pages() {
         let found = mounts(&[("/c/hugetlb", "rw,hugetlb")]);
-        assert!(Layout::of_mounts(None, found.clone().into_iter(), false, false).v1.is_empty());
-        assert_eq!(Layout::of_mounts(None, found.into_iter(), true, false).v1[0].controllers, ["hugetlb"]);
+        assert!(Layout::of_mounts(None, found.clone().into_iter(), &Wanted::default()).v1.is_empty());
+        assert_eq!(
+            Layout::of_mounts(None, found.into_iter(), &Wanted { huge_pages: true, ..Wanted::default() }).v1[0]
+                .controllers,
+            ["hugetlb"]
+        );
     }
 
     #[test]
     fn the_cpuset_hierarchy_is_used_only_when_asked_for() {
         let found = mounts(&[("/c/cpuset", "rw,cpuset"), ("/c/memory", "rw,memory")]);
-        assert_eq!(Layout::of_mounts(None, found.clone().into_iter(), false, false).v1.len(), 1);
-        let layout = Layout::of_mounts(None, found.into_iter(), false, true);
+        assert_eq!(Layout::of_mounts(None, found.clone().into_iter(), &Wanted::default()).v1.len(), 1);
+        let layout = Layout::of_mounts(None, found.into_iter(), &Wanted { cpusets: true, ..Wanted::default() });
         assert_eq!(layout.v1.iter().map(|h| h.controllers.join(",")).collect::<Vec<_>>(), ["cpuset", "memory"]);
     }
 
     #[test]
     fn a_controller_mounted_twice_is_used_once() {
         let found = mounts(&[("/c/pids", "rw,pids"), ("/c/other", "rw,pids")]);
-        let layout = Layout::of_mounts(None, found.into_iter(), false, false);
+        let layout = Layout::of_mounts(None, found.into_iter(), &Wanted::default());
         assert_eq!(layout.v1.len(), 1);
         assert_eq!(layout.v1[0].path, Path::new("/c/pids"));
     }

@@ -16,7 +16,7 @@
 //! * [`Driver`]: what differs between hosts: [`v1`] (v1 and hybrid: controllers under `/sys/fs/cgroup/NAME`, the unified
 //!   mount for `cgroup.kill` and `cgroup.freeze`) and [`v2`].
 //! * [`DeviceRule`]: which devices may be used: lines for the v1 devices controller, a program of our own making
-//!   (`device_program`) for v2.
+//!   (`device_program`) where there is a unified mount, which a host loads once ([`DeviceProgram`]).
 //!
 //! # A controller that the host lacks
 //! is told once by a warning when the tree is opened. Only a limit that needs it then fails
@@ -36,6 +36,7 @@ mod freeze;
 mod group;
 mod huge_pages;
 mod layout;
+mod loaded_program;
 pub mod plan;
 mod remove;
 mod tree;
@@ -50,6 +51,7 @@ pub use driver::{Controller, Driver, Enforcement};
 pub use error::CgroupError;
 pub use group::{Group, Handle};
 pub use layout::{Hierarchy, Layout};
+pub use loaded_program::DeviceProgram;
 pub use tree::Tree;
 
 /// Name of the leaf that holds the shim, on v2.

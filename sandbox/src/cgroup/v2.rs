@@ -3,14 +3,13 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::device_program::assemble;
 use super::devices::DeviceRule;
 use super::driver::{Controller, Dirs, Driver, Enforcement};
+use super::loaded_program::DeviceProgram;
 use super::plan::{self, Step};
 use super::{CgroupError, files};
 use crate::contract::Usage;
 use crate::spec::Resources;
-use crate::sys::device_filter;
 
 /// Hosts with the unified hierarchy only.
 #[derive(Debug)]
@@ -73,17 +72,10 @@ fn unified(dirs: &Dirs) -> Result<BorrowedFd<'_>, CgroupError> {
 /// Puts an eBPF program in charge of a cgroup's devices. A kernel without such programs enforces nothing; any other failure
 /// is one.
 pub(super) fn device_program(dir: BorrowedFd<'_>, rules: &[DeviceRule]) -> Result<Enforcement, CgroupError> {
-    let program = assemble(rules).ok_or(CgroupError::NoSuchDevice)?;
-    let loaded = match device_filter::load(&program) {
-        Ok(loaded) => loaded,
-        // Built without BPF, or without device programs.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => {
-            return Ok(Enforcement::None);
-        }
-        Err(source) => return Err(CgroupError::DeviceProgram { step: "load", source }),
-    };
-    device_filter::attach(dir, &loaded).map_err(|source| CgroupError::DeviceProgram { step: "attachment", source })?;
-    Ok(Enforcement::Kernel)
+    match DeviceProgram::load(rules)? {
+        Some(program) => program.put(dir).map(|()| Enforcement::Kernel),
+        None => Ok(Enforcement::None),
+    }
 }
 
 /// CPU time in nanoseconds from `cpu.stat`, which the unified hierarchy has with or without the cpu controller.

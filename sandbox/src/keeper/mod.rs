@@ -25,6 +25,7 @@
 //! Regular files of the keeper's own user that nobody else can write, below the directories named at the start, reached
 //! without a symbolic link. An EROFS image from elsewhere is never given to the kernel's parser.
 
+mod cgroups;
 mod layers;
 mod namespace;
 pub(crate) mod program;
@@ -46,25 +47,29 @@ pub struct Config {
     pub layer_dirs: Vec<PathBuf>,
     /// Mount layers through loop devices even where the kernel mounts files.
     pub force_loop: bool,
+    /// The control group below which all pods have theirs, relative to each hierarchy's root. Containers of a v1 host see
+    /// none of their control groups without it.
+    pub cgroup_parent: Option<String>,
 }
 
 impl Config {
-    /// From the arguments after `keeper`: `--run-dir DIR --layer-dir DIR [--layer-dir DIR …] [--force-loop]`.
+    /// From the arguments after `keeper`: `--run-dir DIR --layer-dir DIR [--layer-dir DIR …] [--cgroup-parent NAME] [--force-loop]`.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, KeeperError> {
         let mut arguments = arguments.into_iter();
-        let (mut run_dir, mut layer_dirs, mut force_loop) = (None, Vec::new(), false);
+        let (mut run_dir, mut layer_dirs, mut force_loop, mut cgroup_parent) = (None, Vec::new(), false, None);
         while let Some(argument) = arguments.next() {
             let name = argument.to_string_lossy().into_owned();
             let mut value = || arguments.next().map(PathBuf::from).ok_or(KeeperError::Usage { argument: name.clone() });
             match name.as_str() {
                 "--run-dir" => run_dir = Some(value()?),
                 "--layer-dir" => layer_dirs.push(value()?),
+                "--cgroup-parent" => cgroup_parent = Some(value()?.to_string_lossy().into_owned()),
                 "--force-loop" => force_loop = true,
                 _ => return Err(KeeperError::Usage { argument: name }),
             }
         }
         let run_dir = run_dir.ok_or(KeeperError::Usage { argument: "--run-dir".to_owned() })?;
-        Ok(Self { run_dir, layer_dirs, force_loop })
+        Ok(Self { run_dir, layer_dirs, force_loop, cgroup_parent })
     }
 }
 
@@ -73,7 +78,7 @@ impl Config {
 pub enum KeeperError {
     /// An argument is unknown, or lacks its value.
     #[error(
-        "argument {argument} is unknown, missing or without its value; usage: keeper --run-dir DIR --layer-dir DIR [--force-loop]"
+        "argument {argument} is unknown, missing or without its value; usage: keeper --run-dir DIR --layer-dir DIR [--cgroup-parent NAME] [--force-loop]"
     )]
     Usage {
         /// Which.
@@ -136,7 +141,7 @@ pub fn run(config: &Config) -> Result<(), KeeperError> {
     let loop_devices = layers::LoopDevices::open(config.force_loop);
     let null =
         openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open of the null device")?;
-    let template = namespace::enter()?;
+    let template = namespace::enter(config.cgroup_parent.as_deref())?;
     crate::sys::failpoint::failpoint!(KeeperIsolated);
     let spawner = spawn::Spawner::new(program, template, null);
     let layers = layers::Layers::new(directories, loop_devices);
@@ -162,7 +167,12 @@ mod tests {
 
     #[test]
     fn arguments_are_all_known_and_complete() {
-        let config = parse(&["--run-dir", "/r", "--layer-dir", "/a", "--layer-dir", "/b", "--force-loop"]).unwrap();
+        let config = [
+            &["--run-dir", "/r", "--layer-dir", "/a", "--layer-dir", "/b"][..],
+            &["--cgroup-parent", "pods", "--force-loop"],
+        ];
+        let config = parse(&config.concat()).unwrap();
+        assert_eq!(config.cgroup_parent.as_deref(), Some("pods"));
         assert_eq!(config.layer_dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
         assert!(config.force_loop);
         for bad in

@@ -4,21 +4,21 @@
 //! is in it is kept from being unmounted elsewhere. So neither has anything of the host's, and the shims' has no layers.
 //!
 //! ```text
-//!  the template   /        tmpfs
-//!                 /proc    of the keeper's PID namespace
-//!                 /parts   tmpfs, read-only: empty directories that all shims share ([`crate::shim::own_root`])
+//!  the template: what a shim starts from, and its root afterwards ([`crate::shim::own_root`])
+//!    /        tmpfs, read-only: empty directories and a null device, for all shims of the host
+//!    /proc    of the keeper's PID namespace, until the shim replaces it
+//!    /parts   the same tmpfs once more, without devices
+//!    /cgroups the pods' directory of each v1 hierarchy, read-only
 //! ```
-//!
-//! They are shared because a file system costs: its own slabs, and in each memory control group of the host a place for
-//! what its shrinker counts.
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, chmodat, makedev, mkdirat, mknodat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{chdir, fchdir, pivot_root};
 
+use super::cgroups::{self, Cgroups};
 use super::{KeeperError, Step};
 use crate::shim::own_root;
 use crate::sys::mount;
@@ -28,14 +28,16 @@ pub(super) const LAYERS: &str = "/layers";
 
 /// Moves the process into a namespace of its own and gives the shims' template. Paths of the host are gone afterwards;
 /// descriptors opened before go on working.
-pub(super) fn enter() -> Result<OwnedFd, KeeperError> {
+///
+/// `cgroup_parent`: below which control group pods are.
+pub(super) fn enter(cgroup_parent: Option<&str>) -> Result<OwnedFd, KeeperError> {
     unshare()?;
+    let cgroups = cgroup_parent.map(cgroups::clones).transpose()?.unwrap_or_default();
     let directory = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH;
     let old = openat(CWD, "/", directory, Mode::empty()).step("open of the host's root")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).step("privacy of mounts")?;
     let strict = mount::NOSUID | mount::NODEV | mount::NOEXEC;
-    let root = mount::create("tmpfs", &[("mode", Some("0755")), ("size", Some("256k"))], strict)
-        .step("tmpfs for the keeper's root")?;
+    let root = make_root(&cgroups)?;
     mount::attach(&root, &old).step("mount of the keeper's root")?;
     fchdir(&root).step("change into the keeper's root")?;
     match pivot_root(".", ".") {
@@ -45,11 +47,14 @@ pub(super) fn enter() -> Result<OwnedFd, KeeperError> {
         other => other.step("pivot_root of the keeper")?,
     }
     chdir("/").step("change to /")?;
-    for path in ["/proc", LAYERS] {
-        mkdirat(CWD, path, Mode::from_raw_mode(0o755)).step(format!("directory {path}"))?;
+    attach(&mount::create("proc", &[], strict).step("proc for the keeper")?, own_root::PROC)?;
+    let parts = mount::clone_tree(&root, own_root::PARTS_PATH.trim_start_matches('/'), false)
+        .step("clone of the shims' directories")?;
+    mount::set(&parts, strict, false).step("attributes of the shims' directories")?;
+    attach(&parts, own_root::PARTS_PATH)?;
+    for Cgroups { name, mounted } in &cgroups {
+        attach(mounted, &format!("{}/{name}", own_root::CGROUPS))?;
     }
-    attach(&mount::create("proc", &[], strict).step("proc for the keeper")?, "/proc")?;
-    make_parts(strict)?;
     let template = openat(CWD, "/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .step("open of the template")?;
     unshare()?;
@@ -59,20 +64,42 @@ pub(super) fn enter() -> Result<OwnedFd, KeeperError> {
     Ok(template)
 }
 
-/// The directories that shims and stubs mount on or show as empty.
-fn make_parts(strict: u64) -> Result<(), KeeperError> {
-    let parts = mount::create("tmpfs", &[("mode", Some("0555")), ("size", Some("4m"))], strict)
-        .step("tmpfs for the shims' directories")?;
-    let make = |path: &str| mkdirat(&parts, path, Mode::from_raw_mode(0o555)).step(format!("directory {path}"));
-    for path in own_root::PARTS {
+/// The root of all shims, detached.
+fn make_root(cgroups: &[Cgroups]) -> Result<OwnedFd, KeeperError> {
+    // With devices, for the shims' null device: nobody else comes here.
+    let attributes = mount::NOSUID | mount::NOEXEC;
+    let root = mount::create("tmpfs", &[("mode", Some("0755")), ("size", Some("4m"))], attributes)
+        .step("tmpfs for the shims' root")?;
+    let make = |path: &str| {
+        let path = path.trim_start_matches('/');
+        mkdirat(&root, path, Mode::from_raw_mode(0o555)).step(format!("directory {path} for shims"))
+    };
+    for path in [LAYERS, own_root::PROC, own_root::POD, own_root::STUB_ROOT, own_root::PARTS_PATH, own_root::CGROUPS] {
         make(path)?;
     }
-    for number in 0..own_root::MOST_LAYERS {
-        make(&format!("{}/{number}", own_root::LAYERS_PART))?;
+    for path in own_root::PARTS {
+        make(&format!("{}/{path}", own_root::PARTS_PATH))?;
     }
-    mkdirat(CWD, own_root::PARTS_PATH, Mode::from_raw_mode(0o555)).step("directory for the shims' directories")?;
-    mount::set(&parts, mount::RDONLY, false).step("read-only directories of the shims")?;
-    attach(&parts, own_root::PARTS_PATH)
+    for number in 0..own_root::MOST_LAYERS {
+        make(&format!("{}/{}/{number}", own_root::PARTS_PATH, own_root::LAYERS_PART))?;
+    }
+    for Cgroups { name, .. } in cgroups {
+        make(&format!("{}/{name}", own_root::CGROUPS))?;
+        make(&format!("{}/{name}", own_root::CGROUP_HOLDER))?;
+        for controller in name.split(',').filter(|controller| controller != name) {
+            let link = format!("{}/{controller}", own_root::CGROUP_HOLDER);
+            symlinkat(name.as_str(), &root, link.trim_start_matches('/'))
+                .step("link to a control group's directory")?;
+        }
+    }
+    let null = own_root::NULL.trim_start_matches('/');
+    mknodat(&root, null, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))
+        .and_then(|()| chmodat(&root, null, Mode::from_raw_mode(0o666), AtFlags::empty()))
+        .step("null device for shims")?;
+    // The file system too: who may change mounts changes nothing in what the others have.
+    mount::close(&root).step("read-only file system of the shims' root")?;
+    mount::set(&root, mount::RDONLY, false).step("read-only root of the shims")?;
+    Ok(root)
 }
 
 fn attach(mounted: &OwnedFd, path: &str) -> Result<(), KeeperError> {

@@ -144,6 +144,7 @@ impl Keeper {
             .args(
                 self.config.layer_dirs.iter().flat_map(|directory| [OsStr::new("--layer-dir"), directory.as_os_str()]),
             )
+            .args(["--cgroup-parent", &self.config.cgroup_parent])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .process_group(0)

@@ -43,7 +43,7 @@ use self::layers::Layers;
 use self::layout::Layout;
 use self::shims::Shims;
 use self::slots::{Pool, blocking, cgroup_failed, greet, io_failed};
-use crate::cgroup::Tree;
+use crate::cgroup::{DeviceProgram, Tree};
 use crate::contract::{
     Attachment, ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
 };
@@ -82,6 +82,8 @@ struct Inner {
     layout: Layout,
     _lock: File,
     tree: Tree,
+    /// The usual rules about devices, loaded once for all containers; the host may not take such programs.
+    device_program: Option<DeviceProgram>,
     keeper: Keeper,
     pool: Mutex<Pool>,
     /// Held by who fills the pool, or empties it.
@@ -132,6 +134,7 @@ impl NamespaceSandboxes {
             config,
             layout,
             _lock: lock,
+            device_program: usual_devices(),
             tree,
             pool: Mutex::default(),
             refilling: Mutex::default(),
@@ -352,6 +355,14 @@ impl Sandboxes for NamespaceSandboxes {
         }
         Ok(listed)
     }
+}
+
+/// Where it cannot be loaded, each container's shim tries for itself and says why.
+fn usual_devices() -> Option<DeviceProgram> {
+    DeviceProgram::usual().unwrap_or_else(|error| {
+        tracing::debug!(%error, "the usual device program is not shared");
+        None
+    })
 }
 
 fn not_found(id: &SandboxId) -> SandboxError {

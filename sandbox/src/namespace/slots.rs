@@ -118,6 +118,7 @@ impl Inner {
             cgroup: handle,
             namespaces: slot.namespaces.clone(),
             program: self.keeper.program().await?,
+            device_program: self.device_program.is_some(),
         };
         let argument = serde_json::to_string(&arguments)
             .map_err(|error| io_failed("arguments of a shim", io::Error::other(error)))?;
@@ -132,6 +133,9 @@ impl Inner {
         }
         if slot.namespaces.host_ipc {
             lent.push((FdRole::Keep, super::sources::shared_memory()?));
+        }
+        if let Some(program) = &self.device_program {
+            lent.push((FdRole::Keep, copy(program.as_fd())?));
         }
         let group = parts.leaf.as_ref().unwrap_or(&parts.pod);
         match group.clone_into() {

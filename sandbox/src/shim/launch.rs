@@ -172,11 +172,11 @@ impl Shim {
         crate::sys::failpoint::failpoint!(ContainerLeafMade);
         leaf.apply(&spec.resources).map_err(|error| cgroup_refusal("limits of the container", &error))?;
         let rules = if every_device { EVERY_DEVICE.to_vec() } else { devices::rules(own) };
-        furnish(&leaf, &rules)?;
+        furnish(&leaf, &rules, self.usual_devices.as_ref())?;
         crate::sys::failpoint::failpoint!(LimitsApplied);
         let (ours, theirs) = report_channel()?;
         let shared = self.shared(&spec.security);
-        let stub = || stub::launch(&shared, order, fds, &leaf, &dev, theirs);
+        let stub = || stub::launch(&shared, order, fds, (&leaf, &self.view), &dev, theirs);
         let child = match namespace {
             None => fork_with(self.slot.container_spaces(), leaf.clone_into(), stub),
             Some(namespace) => in_pid_namespace(namespace, || fork_with(clone::NEWNS, leaf.clone_into(), stub))?,
@@ -190,7 +190,6 @@ impl Shim {
         Shared {
             user: self.slot.user.as_ref(),
             ids: &self.slot.ids,
-            cgroups: &self.view,
             filter: seccomp::program(&security.seccomp, &security.capabilities),
         }
     }

@@ -44,16 +44,16 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use self::stub::mounts::CgroupView;
-use crate::cgroup::{Group, Handle};
+use self::stub::cgroups::CgroupView;
+use crate::cgroup::{DeviceProgram, Group, Handle};
 use crate::protocol::Refusal;
 use crate::spec::Namespaces;
 use crate::sys::process::adopt;
 
 /// What a shim is started with, as its only argument, in JSON.
 ///
-/// Descriptors: 3 its listening socket, 4 its record directory, 5 … the pod's cgroup ([`Group::lend`]), and last, where
-/// [`Namespaces::host_ipc`] is chosen, a detached clone of the host's shared memory.
+/// Descriptors: 3 its listening socket, 4 its record directory, 5 … the pod's cgroup ([`Group::lend`]), then, where
+/// [`Namespaces::host_ipc`] is chosen, a detached clone of the host's shared memory, and last the usual device program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arguments {
     /// The slot's name, for messages.
@@ -68,6 +68,9 @@ pub struct Arguments {
     /// What is known of the program that it runs.
     #[serde(default)]
     pub program: Option<String>,
+    /// The usual device program comes along ([`DeviceProgram::usual`]).
+    #[serde(default)]
+    pub device_program: bool,
 }
 
 /// Why a shim could not run.
@@ -106,7 +109,8 @@ pub fn run(argument: &str) -> Result<(), ShimError> {
     let mut numbers = 5..;
     let fds: Vec<OwnedFd> = numbers.by_ref().take(hierarchies).map(adopt).collect();
     let shm = arguments.namespaces.host_ipc.then(|| numbers.next().map(adopt)).flatten();
-    for fd in [&listener, &record].into_iter().chain(&fds).chain(&shm) {
+    let devices = arguments.device_program.then(|| numbers.next().map(adopt)).flatten();
+    for fd in [&listener, &record].into_iter().chain(&fds).chain(&shm).chain(&devices) {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).map_err(|errno| ShimError::Wait(errno.into()))?;
     }
     crate::sys::failpoint::join_beside(&record, &arguments.slot);
@@ -129,6 +133,7 @@ pub fn run(argument: &str) -> Result<(), ShimError> {
     crate::sys::failpoint::failpoint!(HistoryOpened);
     let mut shim = server::Shim::new(listener, pod, slot, own_root, view?, history)?;
     shim.program = arguments.program;
+    shim.usual_devices = devices.map(DeviceProgram::adopt);
     shim.stand_by();
     crate::sys::failpoint::failpoint!(StubReady);
     shim.serve()
@@ -152,10 +157,12 @@ fn cgroup_view(handle: &Handle) -> Result<CgroupView, Refusal> {
         return Ok(CgroupView::Unified);
     }
     let text = std::fs::read_to_string("/proc/self/cgroup").step("read of /proc/self/cgroup")?;
-    Ok(CgroupView::Legacy(legacy_hierarchies(&text, &handle.v1)))
+    let hierarchies = legacy_hierarchies(&text, &handle.v1);
+    Ok(CgroupView::Legacy { hierarchies, pod: handle.name.clone() })
 }
 
-fn legacy_hierarchies(text: &str, used: &[Vec<String>]) -> Vec<String> {
+/// Of the lines of /proc/self/cgroup, the lists of controllers that are used.
+pub(crate) fn legacy_hierarchies(text: &str, used: &[Vec<String>]) -> Vec<String> {
     text.lines()
         .filter_map(|line| line.split(':').nth(1))
         .filter(|list| list.split(',').any(|name| used.iter().flatten().any(|ours| ours == name)))

@@ -1,27 +1,50 @@
-//! The shim's own root: an empty tmpfs with its own /proc, in which stubs assemble containers.
+//! The shim's own root, in which stubs assemble containers: the keeper's template with a /proc of its own.
 //!
-//! Nothing of the host's paths is reachable from it. A stub's mount namespace is a copy of this one: few mounts, so cheap
-//! to copy, and the stub's `pivot_root` leaves it.
+//! Nothing of the host's paths is reachable from it but the pods' control groups. It is read-only, and one file system for all
+//! shims of the host: one costs its own slabs, and in each memory control group of the host a place for what its shrinker
+//! counts. A stub's mount namespace is a copy of the shim's: few mounts, so cheap to copy, and the stub's `pivot_root` leaves
+//! it.
+//!
+//! ```text
+//!  /           tmpfs, read-only
+//!  /null       a null device
+//!  /proc       of the shim's PID namespace (in the template: of the keeper's)
+//!  /pod        tmpfs, the pod's own: /pod/shm its shared memory, /pod/dev the first container's /dev
+//!  /root       where a stub makes its own root
+//!  /parts      directories that stubs mount on or show as empty
+//!  /cgroups    the pods' control groups in each v1 hierarchy, read-only
+//! ```
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mkdirat, mknodat, openat};
-use rustix::io::Errno;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::stub::report::Step;
 use crate::protocol::Refusal;
 use crate::sys::mount;
 
-/// A null device of the shim's own.
-const NULL: &str = "/null";
-
-/// The pod's shared memory, a tmpfs.
-pub(crate) const SHM: &str = "/shm";
+/// A null device.
+pub(crate) const NULL: &str = "/null";
+/// What the pod has of file systems in memory.
+pub(crate) const POD: &str = "/pod";
+/// The pod's shared memory; or the host's, mounted over it.
+pub(crate) const SHM: &str = "/pod/shm";
+/// The first container's /dev.
+pub(crate) const FIRST_DEV: &str = "/pod/dev";
+/// Where a stub makes its own root.
+pub(crate) const STUB_ROOT: &str = "/root";
+/// What of the keeper's the shim replaces by its own.
+pub(crate) const PROC: &str = "/proc";
+/// Below it each v1 hierarchy's directory of pods, by the list of its controllers.
+pub(crate) const CGROUPS: &str = "/cgroups";
+/// The directory that a container sees as /sys/fs/cgroup on v1, with one in it for each hierarchy.
+pub(crate) const CGROUP_HOLDER: &str = "/parts/cgroups";
 /// Directories of the keeper's that all shims of the host share, read-only.
 pub(crate) const PARTS_PATH: &str = "/parts";
 /// What there is of them; parents come first.
-pub(crate) const PARTS: [&str; 9] = [
+pub(crate) const PARTS: [&str; 10] = [
     "empty",
+    "cgroups",
     "stage",
     "stage/proc",
     "stage/dev",
@@ -47,46 +70,23 @@ pub(crate) struct OwnRoot {
     pub(crate) host_fdinfo: Option<OwnedFd>,
 }
 
-/// Replaces the mount namespace's content. The process must be in a mount namespace of its own.
+/// Makes the copy of the template the shim's own. The process must be in a mount namespace of its own.
 pub(crate) fn set_up() -> Result<OwnRoot, Refusal> {
-    let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let host_fdinfo = openat(CWD, "/proc/self/fdinfo", directory | OFlags::RDONLY, Mode::empty()).ok();
-    let parts = self::directory(PARTS_PATH)?;
-    let parts = mount::clone_tree(&parts, "", false).step("clone of the keeper's directories")?;
-    let old = openat(CWD, "/", directory | OFlags::PATH, Mode::empty()).step("open of the old root")?;
-    mount::make_private(&old, true).step("privacy of mounts")?;
-    // Device nodes of this mount are for the shim and its stubs only; containers have their own /dev.
-    let root = mount::create("tmpfs", &[("mode", Some("0755")), ("size", Some("1m"))], mount::NOSUID)
-        .step("tmpfs for the shim's root")?;
-    mount::attach(&root, &old).step("mount of the shim's root")?;
-    rustix::process::fchdir(&root).step("change into the shim's root")?;
-    match rustix::process::pivot_root(".", ".") {
-        Ok(()) => rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).step("unmount of the old root")?,
-        // The old root has no parent (an initramfs): it stays beneath, out of reach.
-        Err(Errno::INVAL) => rustix::process::chroot(".").step("change of root")?,
-        other => other.step("pivot_root of the shim")?,
-    }
-    rustix::process::chdir("/").step("change to /")?;
-    mkdirat(CWD, "/proc", Mode::from_raw_mode(0o555)).step("directory /proc")?;
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let host_fdinfo = openat(CWD, "/proc/self/fdinfo", flags, Mode::empty()).ok();
+    rustix::mount::unmount(PROC, rustix::mount::UnmountFlags::DETACH).step("unmount of the keeper's /proc")?;
     let proc = mount::create("proc", &[], mount::NOSUID | mount::NODEV | mount::NOEXEC).step("mount of /proc")?;
-    let target = openat(CWD, "/proc", directory | OFlags::PATH, Mode::empty()).step("open of /proc")?;
-    mount::attach(&proc, &target).step("mount of /proc")?;
-    for path in [super::stub::rootfs::LAYERS, super::stub::rootfs::WRITABLE, super::stub::rootfs::ROOT] {
-        mkdirat(CWD, path, Mode::from_raw_mode(0o755)).step(format!("directory {path}"))?;
-    }
-    mknodat(CWD, NULL, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3)).step("null device")?;
-    keep(&parts, PARTS_PATH)?;
+    keep(&proc, PROC)?;
     Ok(OwnRoot { host_fdinfo })
 }
 
 /// Attaches a mount for the stubs. By path, because before Linux 6.15 only what is attached in one's own mount namespace
 /// can be cloned: a stub finds it in its copy of this root.
 pub(crate) fn keep(mounted: &OwnedFd, path: &str) -> Result<(), Refusal> {
-    mkdirat(CWD, path, Mode::from_raw_mode(0o755)).step(format!("directory {path}"))?;
     mount::attach(mounted, directory(path)?).step(format!("mount of {path}"))
 }
 
-/// What [`keep`] attached, as the calling stub has it.
+/// A directory of this root, as the calling process has it.
 pub(crate) fn directory(path: &str) -> Result<OwnedFd, Refusal> {
     openat(CWD, path, OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step(format!("open of {path}"))
 }

@@ -15,9 +15,9 @@ use super::own_root::OwnRoot;
 use super::poller::{Key, Poller};
 use super::slot::Slot;
 use super::spare::Spare;
-use super::stub::mounts::CgroupView;
+use super::stub::cgroups::CgroupView;
 use super::stub::report::Step;
-use crate::cgroup::Group;
+use crate::cgroup::{DeviceProgram, Group};
 use crate::contract::SandboxEvent;
 use crate::protocol::{Fill, Refusal};
 use crate::spec::SandboxSpec;
@@ -86,6 +86,8 @@ pub(crate) struct Shim {
     pub(super) configured: Option<Configured>,
     /// For the first container.
     pub(super) spare: Option<Spare>,
+    /// What decides about the devices of containers that ask for nothing special, where the host has loaded it.
+    pub(super) usual_devices: Option<DeviceProgram>,
     /// Digest of the program that it runs, where it was told.
     pub(super) program: Option<String>,
     /// Set by `Shutdown`: who waits for the last child's end.
@@ -126,6 +128,7 @@ impl Shim {
             held_back: Vec::new(),
             configured: None,
             spare: None,
+            usual_devices: None,
             program: None,
             leaving: None,
             listener,

@@ -10,8 +10,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::CloneFlags;
-use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{Signal, WaitOptions, pidfd_send_signal, waitpid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chmodat, chownat, mkdirat, openat};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::own_root;
@@ -77,31 +76,31 @@ fn make_unowned(namespaces: &Namespaces) -> Result<OwnedFd, Refusal> {
 fn make_owned(ids: &Ids) -> Result<(OwnedFd, OwnedFd), Refusal> {
     let spaces = clone::NEWUSER | clone::NEWNET | clone::NEWIPC | clone::NEWUTS;
     // The kernel makes the user namespace first, and then the others as its own.
-    let child = clone::fork_with(spaces, None, || {
-        loop {
-            nix::unistd::pause()
-        }
-    })
-    .step("namespaces of the sandbox")?;
+    let maker = clone::hold(spaces).step("namespaces of the sandbox")?;
     crate::sys::failpoint::failpoint!(MakerForked);
-    let made = adopt(&child, ids);
-    // It has done its work; its namespaces live on in our descriptors.
-    pidfd_send_signal(&child.pidfd, Signal::KILL).step("end of the namespaces' maker")?;
-    waitpid(Some(child.pid), WaitOptions::empty()).step("end of the namespaces' maker")?;
-    made
+    // Then it has done its work: the namespaces live on in our descriptors.
+    adopt(&maker.child, ids)
 }
 
-/// What the containers share of file systems.
+/// The pod's file system in memory: what its containers share, and its first container's /dev, which is as large. Each file
+/// system more costs all pods of the host.
 fn keep_shared(base: u32, shm: Option<OwnedFd>) -> Result<(), Refusal> {
     let id = base.to_string();
     let options =
-        [("uid", Some(id.as_str())), ("gid", Some(id.as_str())), ("mode", Some("1777")), ("size", Some(SHM_SIZE))];
-    let strict = mount::NOSUID | mount::NODEV | mount::NOEXEC;
-    let shm = match shm {
-        Some(shm) => shm,
-        None => mount::create("tmpfs", &options, strict).step("the pod's shared memory")?,
-    };
-    own_root::keep(&shm, own_root::SHM)
+        [("uid", Some(id.as_str())), ("gid", Some(id.as_str())), ("mode", Some("0755")), ("size", Some(SHM_SIZE))];
+    let pod = mount::create("tmpfs", &options, mount::NOSUID | libc::MOUNT_ATTR_STRICTATIME)
+        .step("the pod's file system in memory")?;
+    own_root::keep(&pod, own_root::POD)?;
+    let owner = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
+    for (path, mode) in [(own_root::SHM, 0o1777), (own_root::FIRST_DEV, 0o755)] {
+        mkdirat(CWD, path, Mode::from_raw_mode(0o700)).step(format!("directory {path}"))?;
+        chownat(CWD, path, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).step(format!("owner of {path}"))?;
+        chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty()).step(format!("mode of {path}"))?;
+    }
+    match shm {
+        Some(hosts) => own_root::keep(&hosts, own_root::SHM),
+        None => Ok(()),
+    }
 }
 
 /// Maps the ids of the child's user namespace, and enters the namespaces that this one owns.

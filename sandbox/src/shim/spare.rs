@@ -15,7 +15,7 @@ use super::requests::cgroup_refusal;
 use super::server::Shim;
 use super::stub::report::Step;
 use super::stub::{self, Order, mounts};
-use crate::cgroup::{DEFAULT_DEVICES, DeviceRule, Enforcement, Group};
+use crate::cgroup::{CgroupError, DEFAULT_DEVICES, DeviceProgram, DeviceRule, Enforcement, Group};
 use crate::protocol::{Connection, Refusal};
 use crate::seccomp;
 use crate::spec::{Resources, Security};
@@ -49,12 +49,12 @@ impl Shim {
     }
 
     fn make_spare(&self) -> Result<Spare, Refusal> {
-        let dev = mounts::make_dev(self.slot.ids.base())?;
+        let dev = mounts::make_first_dev(self.slot.ids.base())?;
         let leaf = self.pod.create_leaf(LEAF).map_err(|error| cgroup_refusal("control group of a stub", &error))?;
-        furnish(&leaf, &DEFAULT_DEVICES)?;
+        furnish(&leaf, &DEFAULT_DEVICES, self.usual_devices.as_ref())?;
         let (ours, theirs) = report_channel()?;
         let (slot, view) = (&self.slot, &self.view);
-        let body = || stub::stand_by(slot.user.as_ref(), &slot.ids, view, &leaf, &dev, theirs);
+        let body = || stub::stand_by(slot.user.as_ref(), &slot.ids, (&leaf, view), &dev, theirs);
         let child = fork_with(slot.container_spaces(), leaf.clone_into(), body).step("fork of a stub")?;
         Ok(Spare { child, leaf, channel: Connection::new(ours) })
     }
@@ -111,10 +111,16 @@ impl Shim {
 }
 
 /// What every container's leaf has: it is killed as a whole, and denied every device but these; says so where the host
-/// cannot.
-pub(super) fn furnish(leaf: &Group, rules: &[DeviceRule]) -> Result<(), Refusal> {
+/// cannot. `usual`: the program of [`DEFAULT_DEVICES`], where the host has loaded it.
+pub(super) fn furnish(leaf: &Group, rules: &[DeviceRule], usual: Option<&DeviceProgram>) -> Result<(), Refusal> {
     leaf.kill_whole().map_err(|error| cgroup_refusal("OOM group of a container", &error))?;
-    match leaf.allow_devices(rules).map_err(|error| cgroup_refusal("devices of a container", &error))? {
+    let failed = |error: CgroupError| cgroup_refusal("devices of a container", &error);
+    if let Some(usual) = usual.filter(|_| *rules == DEFAULT_DEVICES)
+        && leaf.obey(usual).map_err(failed)?
+    {
+        return Ok(());
+    }
+    match leaf.allow_devices(rules).map_err(failed)? {
         Enforcement::Kernel => {}
         Enforcement::None => {
             crate::sys::say::say!("this kernel controls no devices by control group: only missing nodes and nodev do")

@@ -82,6 +82,52 @@ pub fn fork_beside(body: impl FnOnce() -> i32) -> io::Result<Child> {
     after(result, &pidfd, body)
 }
 
+/// Namespaces that a process holds which does nothing else; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Holder {
+    /// The process.
+    pub child: Child,
+    /// What it runs on.
+    _stack: Box<[u8]>,
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        use rustix::process::{Signal, WaitOptions, pidfd_send_signal, waitpid};
+        // Of what is a child of ours and not waited for yet neither can fail.
+        let _ = pidfd_send_signal(&self.child.pidfd, Signal::KILL);
+        let _ = waitpid(Some(self.child.pid), WaitOptions::empty());
+    }
+}
+
+/// Makes namespaces (`flags`) by a process that has the caller's memory, not a copy, as copying it takes longer than making
+/// the namespaces of some.
+pub fn hold(flags: u64) -> io::Result<Holder> {
+    /// The kernel needs none of it; a page for the C library's frames, and one to spare.
+    const STACK: usize = 16 << 10;
+    extern "C" fn wait(_: *mut libc::c_void) -> libc::c_int {
+        loop {
+            // SAFETY: no argument, and it comes back after a signal only: the process has no handlers.
+            unsafe { libc::pause() };
+        }
+    }
+    let mut stack = vec![0u8; STACK].into_boxed_slice();
+    let mut pidfd: RawFd = -1;
+    let flags = flags | libc::CLONE_VM as u64 | CLONE_PIDFD;
+    let flags = libc::c_int::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)? | libc::SIGCHLD;
+    let top = stack.as_mut_ptr_range().end;
+    // SAFETY: the stack is `STACK` bytes that live until the process has ended (`Holder`'s drop waits for it), aligned by the C
+    // library; `wait` touches nothing but it; CLONE_PIDFD stores the descriptor in `pidfd`, which outlives the call.
+    let result = unsafe { libc::clone(wait, top.cast(), flags, std::ptr::null_mut(), &raw mut pidfd) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as it succeeded, this is a fresh descriptor that nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pid = Pid::from_raw(result).ok_or_else(|| io::Error::other("clone returned no process id"))?;
+    Ok(Holder { child: Child { pid, pidfd }, _stack: stack })
+}
+
 /// What a fork goes on with, in either process. `pidfd`: where the kernel has stored the child's descriptor.
 fn after(result: libc::c_long, pidfd: &RawFd, body: impl FnOnce() -> i32) -> io::Result<Child> {
     match result {

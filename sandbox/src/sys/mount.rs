@@ -101,6 +101,13 @@ pub fn close(mount: impl AsFd) -> io::Result<()> {
     Ok(fsconfig_reconfigure(context.as_fd())?)
 }
 
+/// Takes mount attributes from the mount that `mount` is the root of.
+pub fn clear(mount: impl AsFd, attributes: u64) -> io::Result<()> {
+    let mut taken = self::attributes(0, 0, 0);
+    taken.attr_clr = attributes;
+    call(mount.as_fd(), &taken, false)
+}
+
 /// Shifts owners by a user namespace's mapping: what is id 0 on disk appears as the namespace's 0. The mount must be
 /// detached and not be shifted already; file systems that cannot answer `EINVAL`.
 pub fn idmap(mount: impl AsFd, user: impl AsFd, attributes: u64) -> io::Result<()> {

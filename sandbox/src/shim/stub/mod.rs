@@ -13,6 +13,7 @@
 //! dumpable, so nothing in the container's PID namespace can look into it before `execve`.
 
 pub(crate) mod apparmor;
+pub(crate) mod cgroups;
 pub(crate) mod devices;
 pub(crate) mod host_devices;
 pub(crate) mod identity;
@@ -36,7 +37,7 @@ use rustix::fs::{Mode, fchown};
 use rustix::process::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
-use self::mounts::CgroupView;
+use self::cgroups::{CgroupView, Cgroups};
 use self::report::{Proceed, Report, Step};
 use self::stage::Stage;
 use crate::cgroup::Group;
@@ -57,8 +58,6 @@ pub(crate) struct Shared<'a> {
     pub(crate) user: Option<&'a OwnedFd>,
     /// Its ids, and what they are on the host.
     pub(crate) ids: &'a Ids,
-    /// How control groups are shown.
-    pub(crate) cgroups: &'a CgroupView,
     /// The seccomp filter, if any.
     pub(crate) filter: Option<Program>,
 }
@@ -96,14 +95,14 @@ pub(crate) fn launch(
     shared: &Shared<'_>,
     order: &Order,
     fds: Vec<OwnedFd>,
-    leaf: &Group,
+    (leaf, view): (&Group, &CgroupView),
     dev: &OwnedFd,
     report: OwnedFd,
 ) -> ! {
     let mut report = ManuallyDrop::new(Connection::new(report));
     let steps = |report: &mut Connection| {
         begin_container(leaf)?;
-        let stage = Stage::make(shared.ids.base(), dev, shared.cgroups)?;
+        let stage = Stage::make(shared.ids.base(), dev, Cgroups { view, leaf: leaf.name() })?;
         make_container(shared, order, fds, dev, stage, report)
     };
     let Err(refusal) = steps(&mut report);
@@ -114,20 +113,19 @@ pub(crate) fn launch(
 pub(crate) fn stand_by(
     user: Option<&OwnedFd>,
     ids: &Ids,
-    cgroups: &CgroupView,
-    leaf: &Group,
+    (leaf, view): (&Group, &CgroupView),
     dev: &OwnedFd,
     channel: OwnedFd,
 ) -> ! {
     let mut channel = ManuallyDrop::new(Connection::new(channel));
     let steps = |channel: &mut Connection| {
         begin_container(leaf)?;
-        let stage = Stage::make(ids.base(), dev, cgroups)?;
+        let stage = Stage::make(ids.base(), dev, Cgroups { view, leaf: leaf.name() })?;
         // Nobody gives orders any more: the sandbox goes.
         let Ok((order, fds)) = channel.receive::<Order>() else { process::exit_now(0) };
         let security = &order.spec.security;
         let filter = seccomp::program(&security.seccomp, &security.capabilities);
-        make_container(&Shared { user, ids, cgroups, filter }, &order, fds, dev, stage, channel)
+        make_container(&Shared { user, ids, filter }, &order, fds, dev, stage, channel)
     };
     let Err(refusal) = steps(&mut channel);
     fail(&mut channel, refusal)
@@ -138,7 +136,7 @@ fn make_container(
     order: &Order,
     fds: Vec<OwnedFd>,
     dev: &OwnedFd,
-    stage: Stage,
+    stage: Stage<'_>,
     report: &mut Connection,
 ) -> Result<Infallible, Refusal> {
     let spec = &order.spec;
@@ -151,7 +149,7 @@ fn make_container(
     let assembled = ManuallyDrop::new(assembled);
     let tree = &assembled.root;
     crate::sys::failpoint::failpoint!(RootAssembled);
-    let mask = stage.place(tree, shared.ids.base(), dev, shared.cgroups, &spec.security)?;
+    let mask = stage.place(tree, shared.ids.base(), dev, &spec.security)?;
     let left_out = volumes::mount_all(tree, shared.ids, shared.user, &stage.proc, &spec.mounts, &parts.volumes)?;
     for what in left_out.into_iter().take(MOST_TOLD) {
         tell(report, &Report::Degraded { what }, vec![])?;
@@ -192,7 +190,7 @@ fn make_container(
         // locked in it.
         identity::enter_user_namespace(shared.user)?;
         nix::sched::unshare(CloneFlags::CLONE_NEWNS).step("mount namespace of the user namespace")?;
-        entered = Shared { user: None, ids: shared.ids, cgroups: shared.cgroups, filter: shared.filter.clone() };
+        entered = Shared { user: None, ids: shared.ids, filter: shared.filter.clone() };
         &entered
     } else {
         shared

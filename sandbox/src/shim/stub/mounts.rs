@@ -1,4 +1,4 @@
-//! The mounts that every container has: /proc, /dev and what is in it, /sys, /sys/fs/cgroup.
+//! The mounts that every container has: /proc, /dev and what is in it, /sys.
 //!
 //! Each is made detached and attached on a directory opened without following any link: an image whose `/proc` is a
 //! link somewhere is refused (CVE-2019-19921, CVE-2023-27561).
@@ -29,15 +29,6 @@ const LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "ptmx"),
 ];
 
-/// How the container's view of its control groups is mounted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum CgroupView {
-    /// The unified hierarchy.
-    Unified,
-    /// These v1 hierarchies: each a directory's name, which is also its list of controllers.
-    Legacy(Vec<String>),
-}
-
 /// Makes a container's /dev, detached. The shim does so before it forks: in the container's own cgroup no device node may
 /// be made, only used.
 pub(crate) fn make_dev(base: u32) -> Result<OwnedFd, Refusal> {
@@ -49,8 +40,16 @@ pub(crate) fn make_dev(base: u32) -> Result<OwnedFd, Refusal> {
     Ok(dev)
 }
 
+/// As [`make_dev`], once for a pod: in its file system in memory.
+pub(crate) fn make_first_dev(base: u32) -> Result<OwnedFd, Refusal> {
+    let dev = own_root::directory(own_root::FIRST_DEV)?;
+    let dev = mount::clone_tree(dev, "", false).step("bind of /dev")?;
+    populate_dev(&dev, base)?;
+    Ok(dev)
+}
+
 /// What no container of a sandbox may do with a file system of the kernel's.
-const STRICT: u64 = mount::NOSUID | mount::NODEV | mount::NOEXEC;
+pub(crate) const STRICT: u64 = mount::NOSUID | mount::NODEV | mount::NOEXEC;
 
 /// A /proc of this PID namespace, below `root`.
 pub(crate) fn mount_proc(root: &OwnedFd, base: u32) -> Result<OwnedFd, Refusal> {
@@ -72,6 +71,7 @@ pub(crate) fn mount_dev(root: &OwnedFd, base: u32, dev: &OwnedFd) -> Result<Owne
     attach(&pts, dev, "pts", base)?;
     let shm = own_root::directory(own_root::SHM)?;
     let shm = mount::clone_tree(shm, "", false).step("clone of the pod's shared memory")?;
+    mount::set(&shm, STRICT, false).step("attributes of the shared memory")?;
     attach(&shm, dev, "shm", base)?;
     match mount::create("mqueue", &[], STRICT) {
         Ok(mqueue) => attach(&mqueue, dev, "mqueue", base)?,
@@ -82,42 +82,14 @@ pub(crate) fn mount_dev(root: &OwnedFd, base: u32, dev: &OwnedFd) -> Result<Owne
     Ok(pts)
 }
 
-/// A /sys of this network namespace below `root`, with the control groups in it.
+/// A /sys of this network namespace below `root`.
 ///
 /// `writable`: by whom the files' modes let.
-pub(crate) fn mount_sys(root: &OwnedFd, base: u32, cgroups: &CgroupView, writable: bool) -> Result<OwnedFd, Refusal> {
+pub(crate) fn mount_sys(root: &OwnedFd, base: u32, writable: bool) -> Result<OwnedFd, Refusal> {
     let attributes = if writable { STRICT } else { STRICT | mount::RDONLY };
     let sys = mount::create("sysfs", &[], attributes).step("mount of /sys")?;
     attach(&sys, root, "sys", base)?;
-    mount_cgroups(&sys, base, cgroups, attributes)?;
     Ok(sys)
-}
-
-fn mount_cgroups(sys: &OwnedFd, base: u32, view: &CgroupView, attributes: u64) -> Result<(), Refusal> {
-    match view {
-        CgroupView::Unified => {
-            let unified = mount::create("cgroup2", &[], attributes).step("mount of /sys/fs/cgroup")?;
-            attach(&unified, sys, "fs/cgroup", base)
-        }
-        CgroupView::Legacy(hierarchies) => {
-            let writable = attributes & !mount::RDONLY;
-            let holder = mount::create("tmpfs", &[("mode", Some("0755")), ("size", Some("64k"))], writable)
-                .step("mount of /sys/fs/cgroup")?;
-            attach(&holder, sys, "fs/cgroup", base)?;
-            for hierarchy in hierarchies {
-                let controllers: Vec<_> = hierarchy.split(',').map(|name| (name, None)).collect();
-                let mounted = mount::create("cgroup", &controllers, attributes)
-                    .step(format!("mount of the {hierarchy} control groups"))?;
-                attach(&mounted, &holder, hierarchy, base)?;
-                if controllers.len() > 1 {
-                    for (name, _) in controllers {
-                        symlinkat(hierarchy.as_str(), &holder, name).step("link in /sys/fs/cgroup")?;
-                    }
-                }
-            }
-            mount::set(&holder, mount::RDONLY, false).step("read-only /sys/fs/cgroup")
-        }
-    }
 }
 
 /// Attaches (or moves, with all that is mounted in it) on `name` below `directory`, made when missing, never through a link.
@@ -142,11 +114,15 @@ pub(crate) fn attach(mounted: &OwnedFd, directory: &OwnedFd, name: &str, base: u
 
 fn populate_dev(dev: &OwnedFd, base: u32) -> Result<(), Refusal> {
     let (uid, gid) = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
-    for (name, major, minor) in DEVICES {
-        mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(major, minor))
-            .step(format!("device /dev/{name}"))?;
-        rustix::fs::chmodat(dev, name, Mode::from_raw_mode(0o666), AtFlags::empty())
-            .step(format!("mode of /dev/{name}"))?;
+    // With all of its mode at once.
+    let usual = rustix::process::umask(Mode::empty());
+    let made = DEVICES.iter().try_for_each(|(name, major, minor)| {
+        mknodat(dev, *name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(*major, *minor))
+            .step(format!("device /dev/{name}"))
+    });
+    rustix::process::umask(usual);
+    made?;
+    for (name, ..) in DEVICES {
         chownat(dev, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).step(format!("owner of /dev/{name}"))?;
     }
     for (to, name) in LINKS {

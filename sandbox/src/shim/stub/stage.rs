@@ -19,7 +19,8 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::super::own_root;
-use super::mounts::{self, CgroupView};
+use super::cgroups::{self, Cgroups};
+use super::mounts;
 use super::report::Step;
 use super::{masks, rootfs};
 use crate::protocol::Refusal;
@@ -27,14 +28,14 @@ use crate::spec::Security;
 use crate::sys::mount;
 
 /// Where the mount namespace's own root is made, below the shim's.
-const OWN_ROOT: &str = rootfs::ROOT;
+const OWN_ROOT: &str = own_root::STUB_ROOT;
 
 /// Where it has the empty directory, for masks that another profile asks for.
 pub(crate) const EMPTY: &str = "/empty";
 
 /// The prepared mounts.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct Stage<'a> {
     /// The mount namespace's own root.
     pub(crate) root: OwnedFd,
     /// /proc; until it is moved also the process's own.
@@ -42,14 +43,15 @@ pub(crate) struct Stage {
     /// The root of /dev/pts.
     pub(crate) pts: OwnedFd,
     sys: OwnedFd,
+    cgroups: Cgroups<'a>,
     /// The default profile's paths are hidden and protected.
     masked: bool,
 }
 
-impl Stage {
+impl<'a> Stage<'a> {
     /// Makes it, in a mount namespace that is a copy of the shim's, and leaves the shim's root. `base` is the host's id of
     /// the container's root.
-    pub(crate) fn make(base: u32, dev: &OwnedFd, cgroups: &CgroupView) -> Result<Self, Refusal> {
+    pub(crate) fn make(base: u32, dev: &OwnedFd, cgroups: Cgroups<'a>) -> Result<Self, Refusal> {
         let root = mount::clone_tree(own_root::directory(own_root::STAGE)?, "", false)
             .step("clone of the directories for the mounts of a container")?;
         let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -61,12 +63,13 @@ impl Stage {
         mounts::attach(&empty, &root, "empty", base)?;
         let proc = mounts::mount_proc(&root, base)?;
         let pts = mounts::mount_dev(&root, base, dev)?;
-        let sys = mounts::mount_sys(&root, base, cgroups, false)?;
+        let sys = mounts::mount_sys(&root, base, false)?;
+        cgroups.mount(&sys, base)?;
         let profile = Security::default();
         masks::protect(&root, &profile.readonly_paths)?;
         masks::hide(&root, dev, &profile.masked_paths, own_root::EMPTY)?;
         rootfs::pivot(&root)?;
-        Ok(Self { root, proc, pts, sys, masked: true })
+        Ok(Self { root, proc, pts, sys, cgroups, masked: true })
     }
 
     /// Moves all of it into a container's root. What another profile hides is for the caller to hide: true when that is to
@@ -76,14 +79,13 @@ impl Stage {
         tree: &OwnedFd,
         base: u32,
         dev: &OwnedFd,
-        cgroups: &CgroupView,
         security: &Security,
     ) -> Result<bool, Refusal> {
         let profile = Security::default();
         let (masked, read_only) = (&security.masked_paths, &security.readonly_paths);
         let other = *masked != profile.masked_paths || *read_only != profile.readonly_paths;
         if self.masked && (other || security.writable_kernel) {
-            self.unmask(base, cgroups, security.writable_kernel)?;
+            self.unmask(base, security.writable_kernel)?;
         }
         mounts::attach(&self.proc, tree, "proc", base)?;
         mounts::attach(dev, tree, "dev", base)?;
@@ -91,13 +93,19 @@ impl Stage {
         Ok(!self.masked)
     }
 
-    /// Makes /proc and /sys anew, with nothing hidden.
-    fn unmask(&mut self, base: u32, cgroups: &CgroupView, writable: bool) -> Result<(), Refusal> {
+    /// Makes /proc and /sys anew, with nothing hidden; with the same control groups, for where they came from is left behind.
+    fn unmask(&mut self, base: u32, writable: bool) -> Result<(), Refusal> {
+        let groups =
+            mount::clone_tree(CWD, &format!("/sys/{}", cgroups::PLACE), true).step("clone of the control groups")?;
         for path in ["/proc", "/sys"] {
             unmount(path, UnmountFlags::DETACH).step(format!("unmount of the prepared {path}"))?;
         }
         self.proc = mounts::mount_proc(&self.root, base)?;
-        self.sys = mounts::mount_sys(&self.root, base, cgroups, writable)?;
+        self.sys = mounts::mount_sys(&self.root, base, writable)?;
+        mounts::attach(&groups, &self.sys, cgroups::PLACE, base)?;
+        if writable {
+            self.cgroups.let_write(&self.sys)?;
+        }
         self.masked = false;
         Ok(())
     }

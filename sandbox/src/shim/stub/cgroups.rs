@@ -1,0 +1,91 @@
+//! A container's view of its control groups.
+//!
+//! On v2 a mount of its own, whose root is that of its cgroup namespace. Mounting a v1 hierarchy walks through all control
+//! groups of the host under a lock of the whole host, each time; so there the container gets binds of its own directories.
+//! The keeper has the hierarchies at hand for that, and the directory that holds them, which is one for the whole host
+//! ([`own_root::CGROUPS`], [`own_root::CGROUP_HOLDER`]). As the container is in a cgroup namespace of its own, a bind says the
+//! same of itself as a mount would.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{CWD, OFlags, openat};
+use rustix::io::Errno;
+
+use super::super::own_root;
+use super::mounts::{STRICT, attach};
+use super::report::Step;
+use crate::protocol::Refusal;
+use crate::sys::{mount, paths};
+
+/// Where in a /sys it is.
+pub(crate) const PLACE: &str = "fs/cgroup";
+
+/// How the view is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CgroupView {
+    /// The unified hierarchy.
+    Unified,
+    /// v1 hierarchies.
+    Legacy {
+        /// Each a directory's name, which is also its list of controllers.
+        hierarchies: Vec<String>,
+        /// The pod's group in each.
+        pod: String,
+    },
+}
+
+/// One container's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cgroups<'a> {
+    pub(crate) view: &'a CgroupView,
+    /// Its leaf in the pod's group.
+    pub(crate) leaf: &'a str,
+}
+
+impl Cgroups<'_> {
+    /// Mounts it on `fs/cgroup` of a /sys, read-only.
+    pub(crate) fn mount(self, sys: &OwnedFd, base: u32) -> Result<(), Refusal> {
+        match self.view {
+            CgroupView::Unified => {
+                let unified = mount::create("cgroup2", &[], STRICT | mount::RDONLY).step("mount of /sys/fs/cgroup")?;
+                attach(&unified, sys, PLACE, base)
+            }
+            CgroupView::Legacy { hierarchies, pod } => {
+                let holder = own_root::directory(own_root::CGROUP_HOLDER)?;
+                let holder = mount::clone_tree(holder, "", false).step("clone of the control groups' directory")?;
+                attach(&holder, sys, PLACE, base)?;
+                for hierarchy in hierarchies {
+                    let path = format!("{}/{hierarchy}/{pod}/{}", own_root::CGROUPS, self.leaf);
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let own = match openat(CWD, &path, flags, rustix::fs::Mode::empty()) {
+                        // One that the host uses since after the keeper's start.
+                        Err(Errno::NOENT) => continue,
+                        other => other.step(format!("open of the {hierarchy} control group"))?,
+                    };
+                    let own =
+                        mount::clone_tree(own, "", false).step(format!("bind of the {hierarchy} control group"))?;
+                    attach(&own, &holder, hierarchy, base)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Opens what is mounted to writing, by whom the files' modes let; not the directory that all of the host's have.
+    pub(crate) fn let_write(self, sys: &OwnedFd) -> Result<(), Refusal> {
+        let open = |path: &str| paths::open_plain(sys, path, OFlags::PATH | OFlags::DIRECTORY);
+        let writable = |path: &str| match open(path) {
+            Err(Errno::NOENT) => Ok(()),
+            other => other
+                .map_err(std::io::Error::from)
+                .and_then(|group| mount::clear(group, mount::RDONLY))
+                .step(format!("writable /sys/{path}")),
+        };
+        match self.view {
+            CgroupView::Unified => writable(PLACE),
+            CgroupView::Legacy { hierarchies, .. } => {
+                hierarchies.iter().try_for_each(|hierarchy| writable(&format!("{PLACE}/{hierarchy}")))
+            }
+        }
+    }
+}
