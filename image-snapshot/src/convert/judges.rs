@@ -170,7 +170,7 @@ fn the_same_archive_gives_the_same_bytes() {
 
 #[test]
 fn more_inodes_than_a_segment_holds() {
-    // 12 000 tails of 4 000 bytes: 48 MB of inodes, so two segments, and a link count to change in the first.
+    // 12 000 tails of 4 000 bytes: 48 MB of inodes, so a dozen segments, and a link count to change in the first.
     let mut tar = Tar::new();
     for i in 0..12_000 {
         tar = tar.file(&format!("d{}/f{i}", i % 7), &[i as u8; 4000]);

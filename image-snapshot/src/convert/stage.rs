@@ -51,8 +51,7 @@ impl Stage<'_> {
         match special(&components)? {
             Special::Ignore => return Ok(()),
             Special::Opaque => {
-                let dir = self.journal.keep_path(&components[..components.len() - 1]);
-                self.journal.push(dir, What::Opaque);
+                self.journal.push(&components[..components.len() - 1], What::Opaque);
                 return Ok(());
             }
             Special::Whiteout(name) => {
@@ -60,8 +59,7 @@ impl Stage<'_> {
                 if let Some(last) = hidden.last_mut() {
                     *last = name;
                 }
-                let path = self.journal.keep_path(&hidden);
-                self.journal.push(path, What::Whiteout);
+                self.journal.push(&hidden, What::Whiteout);
                 return Ok(());
             }
             Special::No => {}
@@ -69,14 +67,11 @@ impl Stage<'_> {
         if components.is_empty() && entry.kind != Kind::Dir {
             return Err(place(&entry.path, "the root must be a directory"));
         }
-        let what = self.lay_out(entry, tar)?;
-        let path = self.journal.keep_path(&components);
-        self.journal.push(path, what);
-        Ok(())
+        self.lay_out(entry, &components, tar)
     }
 
     fn check_room(&self) -> Result<(), ConvertError> {
-        if self.journal.len() as u64 >= self.limits.entries {
+        if self.journal.len() >= self.limits.entries {
             return Err(ConvertError::Limit { what: "entries", limit: self.limits.entries });
         }
         if self.journal.name_bytes() > self.limits.all_path_bytes {
@@ -86,7 +81,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn lay_out<R: Read>(&mut self, entry: &Entry, tar: &mut TarStream<R>) -> Result<What, ConvertError> {
+    fn lay_out<R: Read>(&mut self, entry: &Entry, path: &[&[u8]], tar: &mut TarStream<R>) -> Result<(), ConvertError> {
         let meta = |kind: u16| Meta {
             mode: kind | entry.mode,
             uid: entry.uid,
@@ -99,17 +94,17 @@ impl Stage<'_> {
             let inode = writer.leaf(&meta(kind), body).map_err(ConvertError::Write)?;
             Ok(What::Leaf(inode, file_type(kind)))
         };
-        match entry.kind {
-            Kind::Dir => Ok(What::Dir(self.journal.keep_dir(meta(S_IFDIR)))),
-            Kind::File => self.file(&meta(S_IFREG), entry, tar),
-            Kind::Fifo => leaf(&mut self.writer, S_IFIFO, &Body::None { rdev: 0 }),
+        let what = match entry.kind {
+            Kind::Dir => What::Dir(self.journal.describe(&meta(S_IFDIR))),
+            Kind::File => self.file(&meta(S_IFREG), entry, tar)?,
+            Kind::Fifo => leaf(&mut self.writer, S_IFIFO, &Body::None { rdev: 0 })?,
             // To an overlay this is a whiteout, however it got here.
-            Kind::Char { major: 0, minor: 0 } => Ok(What::Whiteout),
+            Kind::Char { major: 0, minor: 0 } => What::Whiteout,
             Kind::Char { major, minor } | Kind::Block { major, minor } => {
                 let rdev = encode_dev(major, minor)
                     .ok_or(ConvertError::Unsupported { path: lossy(&entry.path), what: "this device number" })?;
                 let kind = if matches!(entry.kind, Kind::Char { .. }) { S_IFCHR } else { S_IFBLK };
-                leaf(&mut self.writer, kind, &Body::None { rdev })
+                leaf(&mut self.writer, kind, &Body::None { rdev })?
             }
             Kind::Symlink => {
                 let target = &entry.link;
@@ -118,19 +113,27 @@ impl Stage<'_> {
                 }
                 let meta = Meta { mode: S_IFLNK | 0o777, ..meta(S_IFLNK) };
                 let inode = self.writer.leaf(&meta, &Body::Small(target)).map_err(ConvertError::Write)?;
-                Ok(What::Symlink(inode, self.journal.keep(target)))
+                What::Symlink(inode, target)
             }
             Kind::HardLink => {
                 let target = member(&entry.link, self.limits)?;
                 if target.is_empty() {
                     return Err(place(&entry.path, "hard link to the root"));
                 }
-                Ok(What::Link(self.journal.keep_path(&target)))
+                self.journal.push(path, What::Link(&target.join(&b'/')));
+                return Ok(());
             }
-        }
+        };
+        self.journal.push(path, what);
+        Ok(())
     }
 
-    fn file<R: Read>(&mut self, meta: &Meta, entry: &Entry, tar: &mut TarStream<R>) -> Result<What, ConvertError> {
+    fn file<R: Read>(
+        &mut self,
+        meta: &Meta,
+        entry: &Entry,
+        tar: &mut TarStream<R>,
+    ) -> Result<What<'static>, ConvertError> {
         let start = self.writer.position();
         let tail_len = (entry.size % BLOCK as u64) as usize;
         self.writer.stream_with(entry.size - tail_len as u64, |buf| tar.read_content(buf).map(|_| ()))?;

@@ -8,13 +8,15 @@
 //! - a parent that the layer leaves out takes the metadata that it has below, or is 0755 root:root;
 //! - a hard link to a file below takes a copy of it into this layer, under both names, as `link(2)` on an overlay would.
 
+mod index;
 mod links;
 
-use std::collections::BTreeMap;
+use index::Index;
 
 use super::{
     ConvertError,
-    journal::{Journal, What},
+    journal::{Described, Journal, Sets, What},
+    names::{Name, Names},
     stage::place,
 };
 use crate::{
@@ -29,14 +31,18 @@ const MAX_STEPS: u64 = 50_000_000;
 
 pub(super) type Id = u32;
 pub(super) const ROOT: Id = 0;
+/// No further child.
+const NONE: Id = Id::MAX;
 
-/// A name of this layer.
-#[derive(Debug)]
+/// What a name of this layer means.
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Node {
-    Dir(DirNode),
+    /// With its place in [`Tree::dirs`].
+    Dir(u32),
     /// A leaf that is laid out, with its `d_type`.
     Leaf(InodeRef, u8),
-    Symlink(InodeRef, Vec<u8>),
+    /// With its place in the tree's table of links.
+    Symlink(u32),
     /// A file of a layer below, to be copied here. Equal numbers are the same inode.
     Copy(u32),
     /// The name is gone.
@@ -45,15 +51,26 @@ pub(super) enum Node {
     Gone,
 }
 
+/// A name of this layer. There may be a million: 20 bytes each.
+#[derive(Debug)]
+struct Named {
+    dir: Id,
+    name: Name,
+    /// The next child of the same directory.
+    next: Id,
+    node: Node,
+}
+
 /// A directory of this layer.
 #[derive(Debug)]
 pub(super) struct DirNode {
-    pub(super) parent: Id,
-    pub(super) meta: Meta,
+    pub(super) meta: Described,
+    /// What shows through from below.
+    pub(super) below: Option<Box<merged::Dir>>,
+    /// Its children, newest first.
+    first: Id,
     /// Named by the archive itself, not only passed through.
     named: bool,
-    /// What shows through from below.
-    pub(super) below: Option<merged::Dir>,
     /// Something below has this name and must not show through.
     pub(super) opaque: bool,
 }
@@ -62,8 +79,16 @@ pub(super) struct DirNode {
 #[derive(Debug)]
 pub(super) struct Tree<'a> {
     lower: &'a Merged,
-    nodes: Vec<Node>,
-    children: BTreeMap<(Id, Box<[u8]>), Id>,
+    nodes: Vec<Named>,
+    names: Names,
+    index: Index,
+    dirs: Vec<DirNode>,
+    /// Attributes of the directories.
+    sets: Sets,
+    /// Symbolic links and their targets.
+    symlinks: Vec<(InodeRef, Name)>,
+    /// Leaves of this layer that hard links name; sorted once all are known.
+    linked: Vec<InodeRef>,
     /// Leaves below that get a copy.
     pub(super) copies: Vec<merged::Leaf>,
     /// Names of files below that have several, by layer and inode; made when first needed.
@@ -75,42 +100,107 @@ pub(super) struct Tree<'a> {
 
 impl<'a> Tree<'a> {
     /// Replays the journal over the layers below.
-    pub(super) fn build(journal: &Journal, lower: &'a Merged) -> Result<Self, ConvertError> {
-        let below = lower.root().map_err(ConvertError::Lower)?;
-        let meta = match &below {
-            Some(dir) => meta_below(lower, dir)?,
-            None => plain_dir(),
-        };
-        let root = DirNode { parent: ROOT, meta, named: true, below, opaque: false };
+    pub(super) fn build(journal: Journal, lower: &'a Merged) -> Result<Self, ConvertError> {
+        let entries = journal.len() as usize;
+        let (mut replay, sets) = journal.replay();
         let mut tree = Self {
             lower,
-            nodes: vec![Node::Dir(root)],
-            children: BTreeMap::new(),
+            nodes: Vec::new(),
+            names: Names::default(),
+            index: Index::new(entries),
+            dirs: Vec::new(),
+            sets,
+            symlinks: Vec::new(),
+            linked: Vec::new(),
             copies: Vec::new(),
             names_below: None,
             steps: 0,
             last_parent: None,
         };
-        for (path, what) in journal.steps() {
-            tree.apply(journal, path, what)?;
+        let below = lower.root().map_err(ConvertError::Lower)?;
+        let meta = match &below {
+            Some(dir) => tree.meta_below(dir)?,
+            None => tree.plain_dir(),
+        };
+        // The root is its own parent, and nobody's child.
+        let name = tree.names.keep(b"");
+        tree.nodes.push(Named { dir: ROOT, name, next: NONE, node: Node::Dir(0) });
+        tree.dirs.push(DirNode { meta, below: below.map(Box::new), first: NONE, named: true, opaque: false });
+        while let Some((path, what)) = replay.next() {
+            tree.apply(path, what)?;
         }
+        // From here on nothing is looked up by name.
+        tree.index = Index::new(0);
+        tree.linked.sort_unstable();
+        tree.linked.dedup();
         Ok(tree)
     }
 
-    pub(super) fn node(&self, id: Id) -> &Node {
-        &self.nodes[id as usize]
+    pub(super) fn node(&self, id: Id) -> Node {
+        self.nodes[id as usize].node
     }
 
-    /// Names and nodes of a directory, sorted.
-    pub(super) fn children(&self, dir: Id) -> impl Iterator<Item = (&[u8], Id)> {
-        let from = (dir, Box::<[u8]>::default());
-        self.children.range(from..).take_while(move |((d, _), _)| *d == dir).map(|((_, name), id)| (&**name, *id))
+    pub(super) fn name(&self, id: Id) -> &[u8] {
+        self.names.bytes(self.nodes[id as usize].name)
     }
 
-    fn apply(&mut self, journal: &Journal, path: &[u8], what: What) -> Result<(), ConvertError> {
+    /// The directory that the node is.
+    pub(super) fn dir(&self, id: Id) -> Option<&DirNode> {
+        match self.node(id) {
+            Node::Dir(dir) => Some(&self.dirs[dir as usize]),
+            _ => None,
+        }
+    }
+
+    fn dir_mut(&mut self, id: Id) -> Option<&mut DirNode> {
+        match self.node(id) {
+            Node::Dir(dir) => Some(&mut self.dirs[dir as usize]),
+            _ => None,
+        }
+    }
+
+    pub(super) fn symlink(&self, link: u32) -> InodeRef {
+        self.symlinks[link as usize].0
+    }
+
+    /// Whether the node's inode may have more names than this one.
+    pub(super) fn may_be_linked(&self, node: Node) -> bool {
+        match node {
+            Node::Leaf(inode, _) => self.linked.binary_search(&inode).is_ok(),
+            Node::Symlink(link) => self.linked.binary_search(&self.symlink(link)).is_ok(),
+            Node::Copy(_) | Node::Whiteout => true,
+            Node::Dir(_) | Node::Gone => false,
+        }
+    }
+
+    /// A directory's metadata as the writer wants it.
+    pub(super) fn meta(&self, dir: &DirNode) -> Meta {
+        let Described { mode, uid, gid, mtime, mtime_nsec, xattrs } = dir.meta;
+        Meta { mode, uid, gid, mtime, mtime_nsec, xattrs: self.sets.get(xattrs).clone() }
+    }
+
+    /// Nodes of a directory, newest first.
+    fn children(&self, id: Id) -> impl Iterator<Item = Id> {
+        let mut next = self.dir(id).map_or(NONE, |dir| dir.first);
+        std::iter::from_fn(move || {
+            let id = (next != NONE).then_some(next)?;
+            next = self.nodes[id as usize].next;
+            Some(id)
+        })
+        .filter(|id| !matches!(self.node(*id), Node::Gone))
+    }
+
+    /// Nodes of a directory, by name.
+    pub(super) fn sorted(&self, dir: Id) -> Vec<Id> {
+        let mut out: Vec<Id> = self.children(dir).collect();
+        out.sort_unstable_by(|a, b| self.name(*a).cmp(self.name(*b)));
+        out
+    }
+
+    fn apply(&mut self, path: &[u8], what: What<'_>) -> Result<(), ConvertError> {
         if path.is_empty() {
             match what {
-                What::Dir(meta) => self.describe(ROOT, journal.dir(meta)),
+                What::Dir(meta) => self.describe(ROOT, meta),
                 _ => self.make_opaque(ROOT),
             }
             return Ok(());
@@ -123,39 +213,69 @@ impl<'a> Tree<'a> {
         let (parent, name) = split(path);
         let parent = self.resolve_dir(parent)?;
         match what {
-            What::Dir(meta) => self.put_dir(parent, name, journal.dir(meta)),
+            What::Dir(meta) => self.put_dir(parent, name, meta),
             What::Leaf(inode, kind) => {
                 self.put(parent, name, Node::Leaf(inode, kind));
                 Ok(())
             }
             What::Symlink(inode, target) => {
-                self.put(parent, name, Node::Symlink(inode, journal.bytes(target).to_vec()));
+                let target = self.names.keep(target);
+                self.symlinks.push((inode, target));
+                self.put(parent, name, Node::Symlink(self.symlinks.len() as u32 - 1));
                 Ok(())
             }
-            What::Link(target) => self.link(parent, name, path, journal.bytes(target)),
+            What::Link(target) => self.link(parent, name, path, target),
             What::Whiteout => self.whiteout(parent, name),
             What::Opaque => Ok(()),
         }
     }
 
     pub(super) fn child(&self, dir: Id, name: &[u8]) -> Option<Id> {
-        self.children.get(&(dir, name.into())).copied()
+        let id = self.index.find(dir, name, |id| self.named(id))?;
+        (!matches!(self.node(id), Node::Gone)).then_some(id)
     }
 
+    fn named(&self, id: Id) -> (Id, &[u8]) {
+        let Named { dir, name, .. } = &self.nodes[id as usize];
+        (*dir, self.names.bytes(*name))
+    }
+
+    /// Gives the name to a node; whatever had it is no longer found.
     fn add(&mut self, dir: Id, name: &[u8], node: Node) -> Id {
         let id = self.nodes.len() as Id;
-        self.nodes.push(node);
-        self.children.insert((dir, name.into()), id);
+        let next = self.dir(dir).map_or(NONE, |dir| dir.first);
+        let name = self.names.keep(name);
+        self.nodes.push(Named { dir, name, next, node });
+        if let Some(dir) = self.dir_mut(dir) {
+            dir.first = id;
+        }
+        let Self { nodes, names, index, .. } = self;
+        index.put(id, |id| (nodes[id as usize].dir, names.bytes(nodes[id as usize].name)));
         id
     }
 
+    fn add_dir(&mut self, dir: Id, name: &[u8], node: DirNode) -> Id {
+        self.dirs.push(node);
+        self.add(dir, name, Node::Dir(self.dirs.len() as u32 - 1))
+    }
+
     fn below(&self, dir: Id, name: &[u8]) -> Result<Option<merged::Node>, ConvertError> {
-        match self.node(dir) {
-            Node::Dir(DirNode { below: Some(below), .. }) => {
-                self.lower.lookup(below, name).map_err(ConvertError::Lower)
-            }
+        match self.dir(dir) {
+            Some(DirNode { below: Some(below), .. }) => self.lower.lookup(below, name).map_err(ConvertError::Lower),
             _ => Ok(None),
         }
+    }
+
+    fn meta_below(&mut self, dir: &merged::Dir) -> Result<Described, ConvertError> {
+        let meta = self.lower.meta(dir.layer(), dir.inode()).map_err(ConvertError::Lower)?;
+        let Meta { mode, uid, gid, mtime, mtime_nsec, xattrs } = meta;
+        Ok(Described { mode, uid, gid, mtime, mtime_nsec, xattrs: self.sets.keep(&xattrs).0 })
+    }
+
+    /// A directory that nobody described.
+    fn plain_dir(&mut self) -> Described {
+        let (xattrs, _) = self.sets.keep(&Xattrs::new());
+        Described { mode: S_IFDIR | 0o755, uid: 0, gid: 0, mtime: 0, mtime_nsec: 0, xattrs }
     }
 
     /// The directory of that path, followed through links, made where it is missing.
@@ -174,9 +294,7 @@ impl<'a> Tree<'a> {
                 return Err(ConvertError::Limit { what: "steps through directories", limit: MAX_STEPS });
             }
             if name == b".." {
-                if let Node::Dir(d) = self.node(dir) {
-                    dir = d.parent;
-                }
+                dir = self.nodes[dir as usize].dir;
                 continue;
             }
             match self.enter(dir, &name)? {
@@ -205,14 +323,13 @@ impl<'a> Tree<'a> {
         if name.len() > 255 {
             return Err(place(name, "component longer than 255 bytes"));
         }
-        let fresh = |opaque| Node::Dir(DirNode { parent: dir, meta: plain_dir(), named: true, below: None, opaque });
         if let Some(id) = self.child(dir, name) {
             return Ok(match self.node(id) {
                 Node::Dir(_) => Step::Dir(id),
-                Node::Symlink(_, target) => Step::Link(target.clone()),
+                Node::Symlink(link) => Step::Link(self.names.bytes(self.symlinks[link as usize].1).to_vec()),
                 Node::Leaf(..) => Step::Blocked,
                 Node::Copy(copy) => {
-                    let leaf = &self.copies[*copy as usize];
+                    let leaf = &self.copies[copy as usize];
                     if leaf.inode.is_symlink() {
                         Step::Link(self.lower.readlink(leaf).map_err(ConvertError::Lower)?)
                     } else {
@@ -221,16 +338,18 @@ impl<'a> Tree<'a> {
                 }
                 Node::Whiteout | Node::Gone => {
                     let opaque = matches!(self.below(dir, name)?, Some(merged::Node::Dir(_)));
-                    Step::Dir(self.add(dir, name, fresh(opaque)))
+                    // In its place, so that the directory has the name once.
+                    self.nodes[id as usize].node = Node::Gone;
+                    Step::Dir(self.add_fresh(dir, name, opaque))
                 }
             });
         }
         Ok(match self.below(dir, name)? {
-            None => Step::Dir(self.add(dir, name, fresh(false))),
+            None => Step::Dir(self.add_fresh(dir, name, false)),
             Some(merged::Node::Dir(below)) => {
-                let meta = meta_below(self.lower, &below)?;
-                let node = DirNode { parent: dir, meta, named: false, below: Some(below), opaque: false };
-                Step::Dir(self.add(dir, name, Node::Dir(node)))
+                let meta = self.meta_below(&below)?;
+                let below = Some(Box::new(below));
+                Step::Dir(self.add_dir(dir, name, DirNode { meta, below, first: NONE, named: false, opaque: false }))
             }
             Some(merged::Node::Leaf(leaf)) if leaf.inode.is_symlink() => {
                 Step::Link(self.lower.readlink(&leaf).map_err(ConvertError::Lower)?)
@@ -239,17 +358,25 @@ impl<'a> Tree<'a> {
         })
     }
 
+    fn add_fresh(&mut self, dir: Id, name: &[u8], opaque: bool) -> Id {
+        let meta = self.plain_dir();
+        self.add_dir(dir, name, DirNode { meta, below: None, first: NONE, named: true, opaque })
+    }
+
     /// Sets a directory's metadata; attributes are added to those that are there, as `setxattr` would.
-    fn describe(&mut self, dir: Id, meta: &Meta) {
-        if let Node::Dir(node) = &mut self.nodes[dir as usize] {
-            let mut xattrs: Xattrs = std::mem::take(&mut node.meta.xattrs);
-            xattrs.extend(meta.xattrs.clone());
-            node.meta = Meta { xattrs, ..meta.clone() };
-            node.named = true;
+    fn describe(&mut self, id: Id, meta: Described) {
+        if let Some(xattrs) = self.dir(id).map(|dir| dir.meta.xattrs) {
+            let mut all = self.sets.get(xattrs).clone();
+            all.extend(self.sets.get(meta.xattrs).clone());
+            let (xattrs, _) = self.sets.keep(&all);
+            if let Some(dir) = self.dir_mut(id) {
+                dir.meta = Described { xattrs, ..meta };
+                dir.named = true;
+            }
         }
     }
 
-    fn put_dir(&mut self, parent: Id, name: &[u8], meta: &Meta) -> Result<(), ConvertError> {
+    fn put_dir(&mut self, parent: Id, name: &[u8], mut meta: Described) -> Result<(), ConvertError> {
         let there = self.child(parent, name);
         if let Some(id) = there
             && let Node::Dir(_) = self.node(id)
@@ -266,36 +393,35 @@ impl<'a> Tree<'a> {
             Some(_) => (None, below.is_some()),
             None => (below, false),
         };
-        let mut node = DirNode { parent, meta: meta.clone(), named: true, below, opaque };
-        if let Some(below) = &node.below {
-            let mut xattrs = meta_below(self.lower, below)?.xattrs;
-            xattrs.extend(std::mem::take(&mut node.meta.xattrs));
-            node.meta.xattrs = xattrs;
+        if let Some(below) = &below {
+            let attributes = self.meta_below(below)?.xattrs;
+            let mut all = self.sets.get(attributes).clone();
+            all.extend(self.sets.get(meta.xattrs).clone());
+            meta.xattrs = self.sets.keep(&all).0;
         }
-        self.put(parent, name, Node::Dir(node));
+        self.discard_name(parent, name);
+        self.add_dir(parent, name, DirNode { meta, below: below.map(Box::new), first: NONE, named: true, opaque });
         Ok(())
     }
 
     fn put(&mut self, parent: Id, name: &[u8], node: Node) {
+        self.discard_name(parent, name);
+        self.add(parent, name, node);
+    }
+
+    fn discard_name(&mut self, parent: Id, name: &[u8]) {
         if let Some(id) = self.child(parent, name) {
             self.discard(id);
             self.last_parent = None;
         }
-        self.add(parent, name, node);
     }
 
     /// Takes a node and all below it out of the tree.
     fn discard(&mut self, id: Id) {
         let mut todo = vec![id];
         while let Some(id) = todo.pop() {
-            let node = std::mem::replace(&mut self.nodes[id as usize], Node::Gone);
-            if let Node::Dir(_) = node {
-                let names: Vec<(Box<[u8]>, Id)> = self.children(id).map(|(n, c)| (n.into(), c)).collect();
-                for (name, child) in names {
-                    self.children.remove(&(id, name));
-                    todo.push(child);
-                }
-            }
+            todo.extend(self.children(id));
+            self.nodes[id as usize].node = Node::Gone;
         }
     }
 
@@ -307,9 +433,7 @@ impl<'a> Tree<'a> {
             }
             return Ok(());
         };
-        if let Node::Dir(dir) = self.node(id)
-            && dir.below.is_some()
-        {
+        if self.dir(id).is_some_and(|dir| dir.below.is_some()) {
             if self.brings_something(id) {
                 self.make_opaque(id);
             } else {
@@ -324,38 +448,32 @@ impl<'a> Tree<'a> {
         let mut todo = vec![dir];
         while let Some(id) = todo.pop() {
             match self.node(id) {
-                Node::Dir(dir) if dir.named => return true,
-                Node::Dir(_) => todo.extend(self.children(id).map(|(_, child)| child)),
+                Node::Dir(dir) if self.dirs[dir as usize].named => return true,
+                Node::Dir(_) => todo.extend(self.children(id)),
                 Node::Whiteout | Node::Gone => {}
-                Node::Leaf(..) | Node::Symlink(..) | Node::Copy(_) => return true,
+                Node::Leaf(..) | Node::Symlink(_) | Node::Copy(_) => return true,
             }
         }
         false
     }
 
     /// Cuts a directory, and those in it, off from below.
-    fn make_opaque(&mut self, dir: Id) {
+    fn make_opaque(&mut self, id: Id) {
         self.last_parent = None;
-        if let Node::Dir(node) = &mut self.nodes[dir as usize]
-            && node.below.take().is_some()
-        {
-            node.opaque = true;
-            let mut todo: Vec<(Id, Box<[u8]>, Id)> =
-                self.children(dir).map(|(name, id)| (dir, name.into(), id)).collect();
-            while let Some((parent, name, id)) = todo.pop() {
-                match &mut self.nodes[id as usize] {
-                    Node::Dir(node) => {
-                        node.below = None;
-                        // The directory above hides everything already.
-                        node.opaque = false;
-                        todo.extend(self.children(id).map(|(name, child)| (id, name.into(), child)));
-                    }
-                    Node::Whiteout => {
-                        self.nodes[id as usize] = Node::Gone;
-                        self.children.remove(&(parent, name));
-                    }
-                    _ => {}
-                }
+        let Some(dir) = self.dir_mut(id) else { return };
+        if dir.below.take().is_none() {
+            return;
+        }
+        dir.opaque = true;
+        let mut todo: Vec<Id> = self.children(id).collect();
+        while let Some(id) = todo.pop() {
+            if let Some(dir) = self.dir_mut(id) {
+                dir.below = None;
+                // The directory above hides everything already.
+                dir.opaque = false;
+                todo.extend(self.children(id));
+            } else if let Node::Whiteout = self.node(id) {
+                self.nodes[id as usize].node = Node::Gone;
             }
         }
     }
@@ -372,15 +490,6 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
         Some(i) => (&path[..i], &path[i + 1..]),
         None => (b"", path),
     }
-}
-
-/// A directory that nobody described.
-fn plain_dir() -> Meta {
-    Meta { mode: S_IFDIR | 0o755, uid: 0, gid: 0, mtime: 0, mtime_nsec: 0, xattrs: Xattrs::new() }
-}
-
-fn meta_below(lower: &Merged, dir: &merged::Dir) -> Result<Meta, ConvertError> {
-    lower.meta(dir.layer(), dir.inode()).map_err(ConvertError::Lower)
 }
 
 #[cfg(test)]

@@ -2,54 +2,54 @@
 
 use super::format::{BLOCK, DIRENT, put16, put64};
 
-/// Splits sorted names into blocks: how many entries go into each, and how many bytes the last one has.
-pub(super) struct Layout {
-    counts: Vec<usize>,
-    last: usize,
+/// A directory's `i_size`: whole blocks, and a last one as short as it is. `lens` are the names' lengths in order.
+pub(super) fn size(lens: impl Iterator<Item = usize>) -> u64 {
+    let (mut whole, mut used) = (0, 0);
+    for len in lens {
+        let need = DIRENT + len;
+        if used + need > BLOCK {
+            whole += BLOCK as u64;
+            used = 0;
+        }
+        used += need;
+    }
+    whole + used as u64
 }
 
-impl Layout {
-    /// `lens` are the names' lengths in order.
-    pub(super) fn new(lens: impl Iterator<Item = usize>) -> Self {
-        let mut counts = Vec::new();
-        let (mut count, mut used) = (0, 0);
-        for len in lens {
-            let need = DIRENT + len;
-            if used + need > BLOCK {
-                counts.push(count);
-                (count, used) = (0, 0);
-            }
-            count += 1;
-            used += need;
-        }
-        counts.push(count);
-        Self { counts, last: used }
+/// Packs sorted entries into blocks.
+#[derive(Debug, Default)]
+pub(super) struct Packer {
+    /// Number, `d_type` and length of the name.
+    entries: Vec<(u64, u8, u8)>,
+    names: Vec<u8>,
+}
+
+impl Packer {
+    /// Takes an entry, and gives out a whole block that has no room for it, if so.
+    pub(super) fn push(&mut self, name: &[u8], nid: u64, kind: u8) -> Option<Vec<u8>> {
+        let is_full = self.entries.len() * DIRENT + self.names.len() + DIRENT + name.len() > BLOCK;
+        let block = is_full.then(|| {
+            let mut block = self.take();
+            block.resize(BLOCK, 0);
+            block
+        });
+        self.entries.push((nid, kind, name.len() as u8));
+        self.names.extend_from_slice(name);
+        block
     }
 
-    /// The directory's `i_size`.
-    pub(super) fn size(&self) -> u64 {
-        ((self.counts.len() - 1) * BLOCK + self.last) as u64
-    }
-
-    /// Bytes of directory data: whole blocks, then the last one as short as it is.
-    pub(super) fn encode<'a>(&self, mut entries: impl Iterator<Item = (&'a [u8], u64, u8)>) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.counts.len() * BLOCK);
-        for (i, count) in self.counts.iter().enumerate() {
-            let start = out.len();
-            out.resize(start + count * DIRENT, 0);
-            for slot in 0..*count {
-                let Some((name, nid, kind)) = entries.next() else { break };
-                let name_at = out.len() - start;
-                let at = start + slot * DIRENT;
-                put64(&mut out, at, nid);
-                put16(&mut out, at + 8, name_at as u16);
-                out[at + 10] = kind;
-                out.extend_from_slice(name);
-            }
-            if i + 1 < self.counts.len() {
-                out.resize(start + BLOCK, 0);
-            }
+    /// The last block.
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        let mut out = vec![0; self.entries.len() * DIRENT];
+        let mut name_at = out.len();
+        for (slot, (nid, kind, len)) in self.entries.drain(..).enumerate() {
+            let at = slot * DIRENT;
+            put64(&mut out, at, nid);
+            put16(&mut out, at + 8, name_at as u16);
+            out[at + 10] = kind;
+            name_at += usize::from(len);
         }
+        out.append(&mut self.names);
         out
     }
 }

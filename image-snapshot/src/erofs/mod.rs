@@ -3,7 +3,7 @@
 //! ```text
 //! block 0   1024: superblock   1152: root inode [+ xattrs] [+ tail of its entries]
 //! block 1…  file data, whole blocks, in the order of the archive
-//!           leaf inodes with their xattrs and tails, in segments of at most 32 MiB
+//!           leaf inodes with their xattrs and tails, in segments of some 4 MiB
 //!           … (repeated when a layer has more metadata than that)
 //!           content copied up from layers below (hard links)
 //!           directory blocks

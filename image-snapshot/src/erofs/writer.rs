@@ -5,14 +5,18 @@ use std::{fs::File, io};
 use crate::convert::ConvertError;
 
 use super::{
-    dirent::Layout,
+    dirent::{self, Packer},
     format::{BLOCK, INODE_EXTENDED, NLINK_OFFSET, ROOT_NID, ROOT_OFFSET, RawInode, SB_OFFSET, SLOT, superblock},
     sink::{FileDigest, Sink},
     xattr,
 };
 
 /// A segment of inodes is written out when it grows to this.
-const SEGMENT: usize = 32 << 20;
+const SEGMENT: usize = 4 << 20;
+/// Bits of an [`InodeRef`] that say where in its segment it is: the largest inode begins below [`SEGMENT`] and ends well below twice that.
+const SLOT_BITS: u32 = 18;
+/// More than the largest inode, attributes and tail included.
+const LARGEST: usize = 128 << 10;
 const SLOTS: usize = BLOCK / SLOT;
 
 /// What `stat` tells, but for size and links.
@@ -29,9 +33,31 @@ pub(crate) struct Meta {
 
 /// An inode that was laid out; its number is known once its segment has a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct InodeRef {
-    segment: u32,
-    slot: u32,
+pub(crate) struct InodeRef(u32);
+
+impl InodeRef {
+    fn new(segment: usize, slot: usize) -> io::Result<Self> {
+        let too_many = || io::Error::from(io::ErrorKind::FileTooLarge);
+        let segment = u32::try_from(segment).ok().filter(|s| *s < 1 << (32 - SLOT_BITS)).ok_or_else(too_many)?;
+        let slot = u32::try_from(slot).ok().filter(|s| *s < 1 << SLOT_BITS).ok_or_else(too_many)?;
+        Ok(Self(segment << SLOT_BITS | slot))
+    }
+
+    /// To be kept somewhere.
+    pub(crate) fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// The reverse of [`InodeRef::to_bits`].
+    pub(crate) fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// Offset in the file, given where the segments begin.
+    fn offset(self, bases: &[u64]) -> u64 {
+        let base = bases.get((self.0 >> SLOT_BITS) as usize).copied().unwrap_or(0);
+        base + u64::from(self.0 & ((1 << SLOT_BITS) - 1)) * SLOT as u64
+    }
 }
 
 /// Where the content of a leaf is.
@@ -44,12 +70,12 @@ pub(crate) enum Body<'a> {
     Streamed { start: u64, size: u64, tail: &'a [u8] },
 }
 
-/// A directory to be written: entries sorted by name, `.` and `..` among them.
+/// A directory to be written.
 pub(crate) struct DirPlan<'a> {
-    pub(crate) meta: &'a Meta,
+    pub(crate) meta: Meta,
     pub(crate) nlink: u32,
-    /// Name, who it is, `d_type`.
-    pub(crate) entries: Vec<(&'a [u8], Target, u8)>,
+    /// Sorted by name, `.` and `..` among them: name, who it is, `d_type`.
+    pub(crate) entries: Box<dyn Iterator<Item = (&'a [u8], Target, u8)> + 'a>,
 }
 
 /// Whom a directory entry means.
@@ -60,35 +86,33 @@ pub(crate) enum Target {
     Dir(u32),
 }
 
-/// Inodes that wait for a place in the file.
-#[derive(Debug, Default)]
-struct Segment {
-    blocks: Vec<u8>,
+/// Where inodes go in a segment.
+#[derive(Debug)]
+struct Room {
+    len: usize,
     /// Block numbers by free slots at their end.
-    room: Vec<Vec<u32>>,
-    /// Of no use to later inodes: this is where the file's offset goes once known.
-    base: Option<u64>,
+    free: Vec<Vec<u32>>,
 }
 
-impl Segment {
+impl Room {
     fn new() -> Self {
-        Self { room: vec![Vec::new(); SLOTS + 1], ..Self::default() }
+        Self { len: 0, free: vec![Vec::new(); SLOTS + 1] }
     }
 
     /// Finds `len` bytes: within one block if they fit there, else from the start of fresh ones. Best fit, so that little is wasted.
     fn allocate(&mut self, len: usize) -> usize {
         let need = len.div_ceil(SLOT);
-        let (at, left) = match (need..=SLOTS).find_map(|free| Some((free, self.room[free].pop()?))) {
+        let (at, left) = match (need..=SLOTS).find_map(|free| Some((free, self.free[free].pop()?))) {
             Some((free, block)) => ((block as usize + 1) * BLOCK - free * SLOT, free - need),
             None => {
-                let at = self.blocks.len();
-                self.blocks.resize(at + len.next_multiple_of(BLOCK), 0);
+                let at = self.len;
+                self.len += len.next_multiple_of(BLOCK);
                 (at, len.next_multiple_of(BLOCK) / SLOT - need)
             }
         };
         if left > 1 {
             let last_block = (at + len - 1) / BLOCK;
-            self.room[left].push(last_block as u32);
+            self.free[left].push(last_block as u32);
         }
         at
     }
@@ -98,7 +122,11 @@ impl Segment {
 #[derive(Debug)]
 pub(crate) struct Writer {
     sink: Sink,
-    segments: Vec<Segment>,
+    /// Where the segments that are written begin.
+    bases: Vec<u64>,
+    /// Inodes that wait for a place in the file, and where there is room among them.
+    waiting: Vec<u8>,
+    room: Room,
     inodes: u64,
     /// Bytes of file content, for the record.
     content: u64,
@@ -106,7 +134,15 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(file: File) -> io::Result<Self> {
-        Ok(Self { sink: Sink::new(file)?, segments: vec![Segment::new()], inodes: 0, content: 0 })
+        let sink = Sink::new(file)?;
+        Ok(Self {
+            sink,
+            bases: Vec::new(),
+            waiting: Vec::with_capacity(SEGMENT + 2 * LARGEST),
+            room: Room::new(),
+            inodes: 0,
+            content: 0,
+        })
     }
 
     /// Where the next streamed content will begin. The position is always at a block's start between calls.
@@ -155,42 +191,33 @@ impl Writer {
             mtime_nsec: meta.mtime_nsec,
             nlink: 1,
         };
-        let id = self.segments.len() as u32 - 1;
-        let segment = &mut self.segments[id as usize];
         let tail = if inline { tail } else { &[] };
-        let at = segment.allocate(head + tail.len());
-        let place = &mut segment.blocks[at..at + head + tail.len()];
+        let at = self.room.allocate(head + tail.len());
+        let inode = InodeRef::new(self.bases.len(), at / SLOT)?;
+        self.waiting.resize(self.room.len, 0);
+        let place = &mut self.waiting[at..at + head + tail.len()];
         raw.encode(&mut place[..INODE_EXTENDED]);
         place[INODE_EXTENDED..head].copy_from_slice(&xattrs);
         place[head..].copy_from_slice(tail);
         self.inodes += 1;
-        if segment.blocks.len() >= SEGMENT {
+        if self.waiting.len() >= SEGMENT {
             self.flush_segment()?;
         }
-        Ok(InodeRef { segment: id, slot: (at / SLOT) as u32 })
+        Ok(inode)
     }
 
     /// Gives the inodes so far their place and forgets their bytes; what follows begins a new segment.
     pub(crate) fn flush_segment(&mut self) -> io::Result<()> {
-        let base = self.sink.position();
-        if let Some(segment) = self.segments.last_mut() {
-            self.sink.write(&segment.blocks)?;
-            segment.base = Some(base);
-            segment.blocks = Vec::new();
-            segment.room = Vec::new();
-        }
-        self.segments.push(Segment::new());
+        self.bases.push(self.sink.position());
+        self.sink.write(&self.waiting)?;
+        self.waiting.clear();
+        self.room = Room::new();
         Ok(())
-    }
-
-    fn offset(&self, inode: InodeRef) -> u64 {
-        let base = self.segments[inode.segment as usize].base.unwrap_or(0);
-        base + u64::from(inode.slot) * SLOT as u64
     }
 
     /// Changes a leaf's link count (1 unless said).
     fn set_links(&mut self, inode: InodeRef, links: u32) -> io::Result<()> {
-        let at = self.offset(inode) + NLINK_OFFSET as u64;
+        let at = inode.offset(&self.bases) + NLINK_OFFSET as u64;
         self.sink.patch(at, &links.to_le_bytes())
     }
 
@@ -199,98 +226,136 @@ impl Writer {
         self.content
     }
 
-    /// Writes the directories (the first is the root) and link counts above one, and closes the image. Its size and digest.
-    pub(crate) fn finish(mut self, dirs: &[DirPlan<'_>], links: &[(InodeRef, u32)]) -> io::Result<(u64, FileDigest)> {
+    /// Writes link counts above one and `count` directories (the first is the root; `dir` is asked for each twice, in order), and closes
+    /// the image. Its size and digest.
+    pub(crate) fn finish<'a>(
+        mut self,
+        count: u32,
+        dir: impl Fn(u32) -> DirPlan<'a>,
+        links: impl Iterator<Item = (InodeRef, u32)>,
+    ) -> io::Result<(u64, FileDigest)> {
         self.flush_segment()?;
         for (inode, count) in links {
-            self.set_links(*inode, *count)?;
+            self.set_links(inode, count)?;
         }
-        let mut segment = Segment::new();
-        let placed: Vec<PlacedDir> =
-            dirs.iter().enumerate().map(|(i, dir)| PlacedDir::plan(dir, (i > 0).then_some(&mut segment))).collect();
-        let data_base = self.sink.position();
-        let data_blocks: u64 = placed.iter().map(PlacedDir::blocks).sum();
-        let base = data_base + data_blocks * BLOCK as u64;
-        let nid = |target: Target| match target {
-            Target::Leaf(inode) => self.offset(inode) / SLOT as u64,
-            Target::Dir(0) => ROOT_NID,
-            Target::Dir(i) => (base + placed[i as usize].at as u64) / SLOT as u64,
-        };
+        let plan = Directories::plan(count, &dir, self.sink.position());
         let mut block0 = vec![0; BLOCK];
-        let mut data = Vec::new();
-        let mut start = data_base;
-        for (i, (dir, place)) in dirs.iter().zip(&placed).enumerate() {
-            let bytes =
-                place.layout.encode(dir.entries.iter().map(|(name, target, kind)| (*name, nid(*target), *kind)));
-            let out = if i == 0 { &mut block0[ROOT_OFFSET..] } else { &mut segment.blocks[place.at..] };
-            place.write(dir, &bytes, block_number(start)?, out);
-            data.extend_from_slice(&bytes[..place.whole]);
-            if !place.inline {
-                data.extend_from_slice(&bytes[place.whole..]);
-                data.resize(data.len().next_multiple_of(BLOCK), 0);
+        for group in &plan.groups {
+            self.waiting.clear();
+            self.waiting.resize(group.inodes, 0);
+            for i in group.dirs.clone() {
+                self.directory(dir(i), i, &plan, group, &mut block0)?;
             }
-            start += place.blocks() * BLOCK as u64;
+            self.sink.write(&self.waiting)?;
         }
-        self.sink.write(&data)?;
-        self.sink.write(&segment.blocks)?;
         let blocks = block_number(self.sink.position())?;
-        let inodes = self.inodes + dirs.len() as u64;
+        let inodes = self.inodes + u64::from(count);
         block0[SB_OFFSET..ROOT_OFFSET].copy_from_slice(&superblock(inodes, blocks));
         self.sink.patch(0, &block0)?;
         self.sink.finish()
     }
-}
 
-/// A directory with its bytes counted.
-struct PlacedDir {
-    layout: Layout,
-    xattrs: Vec<u8>,
-    inline: bool,
-    /// Bytes in whole blocks.
-    whole: usize,
-    /// Offset of the inode in its segment.
-    at: usize,
-}
-
-impl PlacedDir {
-    /// Without a segment it is the root, behind the superblock.
-    fn plan(dir: &DirPlan<'_>, segment: Option<&mut Segment>) -> Self {
-        let layout = Layout::new(dir.entries.iter().map(|(name, _, _)| name.len()));
+    /// Whole blocks of its entries go to the file, the rest and the inode to where inodes wait, or into the first block.
+    fn directory(
+        &mut self,
+        dir: DirPlan<'_>,
+        index: u32,
+        plan: &Directories,
+        group: &Group,
+        block0: &mut [u8],
+    ) -> io::Result<()> {
+        let placed = &plan.placed[index as usize];
+        let start = self.sink.position();
+        let mut packer = Packer::default();
+        for (name, target, kind) in dir.entries {
+            let nid = match target {
+                Target::Leaf(inode) => inode.offset(&self.bases) / SLOT as u64,
+                Target::Dir(0) => ROOT_NID,
+                Target::Dir(i) => plan.placed[i as usize].at / SLOT as u64,
+            };
+            if let Some(block) = packer.push(name, nid, kind) {
+                self.sink.write(&block)?;
+            }
+        }
+        let rest = packer.take();
         let xattrs = xattr::encode(&dir.meta.xattrs);
-        let size = layout.size() as usize;
-        let tail = size % BLOCK;
-        let head = INODE_EXTENDED + xattrs.len();
-        let limit = if segment.is_some() { BLOCK } else { BLOCK - ROOT_OFFSET };
-        let inline = tail > 0 && head + tail <= limit;
-        let at = segment.map_or(0, |s| s.allocate(head + if inline { tail } else { 0 }));
-        Self { layout, xattrs, inline, whole: size - tail, at }
-    }
-
-    fn blocks(&self) -> u64 {
-        let size = self.layout.size();
-        if self.inline { size / BLOCK as u64 } else { size.div_ceil(BLOCK as u64) }
-    }
-
-    fn write(&self, dir: &DirPlan<'_>, bytes: &[u8], start: u32, out: &mut [u8]) {
         let raw = RawInode {
-            inline: self.inline,
-            xattr_icount: xattr::icount(&self.xattrs),
+            inline: placed.inline,
+            xattr_icount: xattr::icount(&xattrs),
             mode: dir.meta.mode,
-            size: self.layout.size(),
-            unit: start,
+            size: placed.size,
+            unit: block_number(start)?,
             uid: dir.meta.uid,
             gid: dir.meta.gid,
             mtime: dir.meta.mtime,
             mtime_nsec: dir.meta.mtime_nsec,
             nlink: dir.nlink,
         };
+        let out = match index {
+            0 => &mut block0[ROOT_OFFSET..],
+            _ => &mut self.waiting[(placed.at - group.base) as usize..],
+        };
         raw.encode(&mut out[..INODE_EXTENDED]);
-        let head = INODE_EXTENDED + self.xattrs.len();
-        out[INODE_EXTENDED..head].copy_from_slice(&self.xattrs);
-        if self.inline {
-            let tail = &bytes[self.whole..];
-            out[head..head + tail.len()].copy_from_slice(tail);
+        let head = INODE_EXTENDED + xattrs.len();
+        out[INODE_EXTENDED..head].copy_from_slice(&xattrs);
+        if placed.inline {
+            out[head..head + rest.len()].copy_from_slice(&rest);
+            return Ok(());
         }
+        self.sink.write(&rest)?;
+        self.sink.pad()
+    }
+}
+
+/// Where the directories will be.
+struct Directories {
+    placed: Vec<PlacedDir>,
+    groups: Vec<Group>,
+}
+
+/// Directories that are written together: their blocks of entries, then their inodes.
+struct Group {
+    dirs: std::ops::Range<u32>,
+    /// Where the inodes begin, and how many bytes they are.
+    base: u64,
+    inodes: usize,
+}
+
+/// A directory with its bytes counted.
+struct PlacedDir {
+    size: u64,
+    /// What lies behind the size's whole blocks is behind the inode.
+    inline: bool,
+    /// Offset of the inode.
+    at: u64,
+}
+
+impl Directories {
+    fn plan<'a>(count: u32, dir: impl Fn(u32) -> DirPlan<'a>, mut position: u64) -> Self {
+        let mut out = Self { placed: Vec::with_capacity(count as usize), groups: Vec::new() };
+        let (mut room, mut data, mut first) = (Room::new(), 0, 0);
+        for i in 0..count {
+            let dir = dir(i);
+            let size = dirent::size(dir.entries.map(|(name, _, _)| name.len()));
+            let tail = (size % BLOCK as u64) as usize;
+            let head = INODE_EXTENDED + xattr::encode(&dir.meta.xattrs).len();
+            // The root is behind the superblock.
+            let inline = tail > 0 && head + tail <= if i == 0 { BLOCK - ROOT_OFFSET } else { BLOCK };
+            let at = if i == 0 { 0 } else { room.allocate(head + if inline { tail } else { 0 }) as u64 };
+            out.placed.push(PlacedDir { size, inline, at });
+            data += if inline { size - tail as u64 } else { size.next_multiple_of(BLOCK as u64) };
+            if room.len >= SEGMENT || i + 1 == count {
+                let base = position + data;
+                let dirs = first..i + 1;
+                for placed in &mut out.placed[first.max(1) as usize..] {
+                    placed.at += base;
+                }
+                out.groups.push(Group { dirs, base, inodes: room.len });
+                position = base + room.len as u64;
+                (room, data, first) = (Room::new(), 0, i + 1);
+            }
+        }
+        out
     }
 }
 

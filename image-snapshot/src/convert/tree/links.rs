@@ -11,9 +11,15 @@ impl Tree<'_> {
         let (target_parent, target_name) = split(target);
         let target_dir = self.resolve_dir(target_parent)?;
         let copy = match self.child(target_dir, target_name).map(|id| self.node(id)) {
-            Some(Node::Leaf(inode, kind)) => Node::Leaf(*inode, *kind),
-            Some(Node::Symlink(inode, target)) => Node::Symlink(*inode, target.clone()),
-            Some(Node::Copy(copy)) => Node::Copy(*copy),
+            Some(same @ Node::Leaf(inode, _)) => {
+                self.linked.push(inode);
+                same
+            }
+            Some(same @ Node::Symlink(link)) => {
+                self.linked.push(self.symlink(link));
+                same
+            }
+            Some(same @ Node::Copy(_)) => same,
             Some(Node::Dir(_)) => return Err(place(path, "hard link to a directory")),
             Some(Node::Whiteout | Node::Gone) => return Err(place(path, "hard link to a missing file")),
             None => match self.below(target_dir, target_name)? {
@@ -63,7 +69,7 @@ impl Tree<'_> {
         let mut dir = ROOT;
         for name in path.split(|b| *b == b'/').filter(|c| !c.is_empty()) {
             let shows = match self.child(dir, name) {
-                Some(id) => matches!(self.node(id), Node::Dir(d) if d.below.is_some()),
+                Some(id) => self.dir(id).is_some_and(|d| d.below.is_some()),
                 None => matches!(self.below(dir, name)?, Some(merged::Node::Dir(_))),
             };
             if !shows {
