@@ -22,6 +22,7 @@ mod names;
 mod path;
 mod pax;
 mod pipeline;
+mod sparse;
 mod stage;
 mod stager;
 mod tar_header;

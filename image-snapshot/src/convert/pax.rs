@@ -1,5 +1,6 @@
 //! PAX extended headers: `length key=value\n`, counted by length, since values are binary and may hold newlines.
 
+use super::sparse::Records;
 use crate::erofs::xattr::Xattrs;
 
 /// What we take from one PAX header.
@@ -12,8 +13,8 @@ pub(super) struct Pax {
     pub(super) gid: Option<u64>,
     pub(super) mtime: Option<(i64, u32)>,
     pub(super) xattrs: Xattrs,
-    /// A `GNU.sparse.…` record was there.
-    pub(super) sparse: bool,
+    /// The file has holes.
+    pub(super) sparse: Option<Records>,
 }
 
 impl Pax {
@@ -39,7 +40,9 @@ impl Pax {
             b"gid" => self.gid = number()?,
             b"mtime" => self.mtime = if value.is_empty() { None } else { Some(time(text()?)?) },
             _ => {
-                self.sparse |= key.starts_with(b"GNU.sparse.");
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    self.sparse.get_or_insert_default().set(key, value)?;
+                }
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.insert(name.to_vec(), value.to_vec());
                 }

@@ -105,6 +105,13 @@ impl Raw {
         self.device(337..345)
     }
 
+    /// What GNU's own header says of a file with holes: where the first pieces of its data are, whether more such records follow, and its
+    /// size with the holes. `None`: not a header of GNU's.
+    pub(super) fn old_sparse(&self) -> Option<(&[u8], bool, Result<u64, &'static str>)> {
+        let is_gnu = &self.block[257..265] == b"ustar  \0";
+        is_gnu.then(|| (&self.block[386..482], self.block[482] != 0, unsigned(&self.block[483..495])))
+    }
+
     fn device(&self, range: std::ops::Range<usize>) -> Result<u64, &'static str> {
         // v7 headers have no such fields.
         if &self.block[257..262] == b"ustar" { unsigned(&self.block[range]) } else { Ok(0) }

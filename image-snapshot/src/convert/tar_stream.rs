@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use super::{
     ConvertError, Limits,
     pax::Pax,
+    sparse::{self, Lines, Map, Place, Run},
     tar_header::{Raw, Typeflag},
 };
 use crate::erofs::xattr::Xattrs;
@@ -62,11 +63,15 @@ pub(crate) struct TarStream<R> {
     left: u64,
     /// Zero bytes behind it.
     padding: usize,
+    /// Where its data lies, if it has holes.
+    map: Option<Map>,
+    /// Bytes of all files so far, holes and all.
+    expanded: u64,
 }
 
 impl<R: Read> TarStream<R> {
     pub(crate) fn new(input: R, limits: Limits) -> Self {
-        Self { input, limits, count: 0, left: 0, padding: 0 }
+        Self { input, limits, count: 0, left: 0, padding: 0, map: None, expanded: 0 }
     }
 
     /// The input, read up to the current entry's content.
@@ -116,8 +121,28 @@ impl<R: Read> TarStream<R> {
         }
     }
 
-    /// Reads content of the current entry; short only at its end.
+    /// Reads content of the current entry, holes as zeros; short only at its end.
     pub(crate) fn read_content(&mut self, buf: &mut [u8]) -> Result<usize, ConvertError> {
+        let Some(mut map) = self.map.take() else { return self.read_stored(buf) };
+        let mut n = 0;
+        while n < buf.len()
+            && let Some(run) = map.next()
+        {
+            let (Run::Data(len) | Run::Hole(len)) = run;
+            let part = len.min((buf.len() - n) as u64) as usize;
+            match run {
+                Run::Data(_) => _ = self.read_stored(&mut buf[n..n + part])?,
+                Run::Hole(_) => buf[n..n + part].fill(0),
+            }
+            map.advance(part as u64);
+            n += part;
+        }
+        self.map = Some(map);
+        Ok(n)
+    }
+
+    /// Reads what the archive holds of the current entry; short only at its end.
+    fn read_stored(&mut self, buf: &mut [u8]) -> Result<usize, ConvertError> {
         let want = self.left.min(buf.len() as u64) as usize;
         read_full(&mut self.input, &mut buf[..want], "an entry's content")?;
         self.left -= want as u64;
@@ -130,8 +155,9 @@ impl<R: Read> TarStream<R> {
 
     fn skip_content(&mut self) -> Result<(), ConvertError> {
         let mut scratch = [0; 8192];
+        self.map = None;
         while self.left > 0 {
-            self.read_content(&mut scratch)?;
+            self.read_stored(&mut scratch)?;
         }
         let padding = std::mem::take(&mut self.padding);
         read_full(&mut self.input, &mut scratch[..padding], "the padding of an entry")
@@ -166,7 +192,7 @@ impl<R: Read> TarStream<R> {
         }
         self.begin_content(size);
         let mut body = vec![0; size as usize];
-        self.read_content(&mut body)?;
+        self.read_stored(&mut body)?;
         Ok(body)
     }
 
@@ -177,10 +203,6 @@ impl<R: Read> TarStream<R> {
 
     fn pax(&self, body: &[u8]) -> Result<Pax, ConvertError> {
         let pax = Pax::parse(body).map_err(|p| self.bad(p))?;
-        if pax.sparse {
-            let path = lossy(pax.path.as_deref().unwrap_or_default());
-            return Err(ConvertError::Unsupported { path, what: "a sparse archive member" });
-        }
         let limit = self.limits.xattr_bytes;
         if pax.xattr_bytes() > limit {
             return Err(ConvertError::Limit { what: "bytes of extended attributes", limit: limit as u64 });
@@ -190,7 +212,9 @@ impl<R: Read> TarStream<R> {
 
     fn entry(&mut self, raw: &Raw, extra: Extra) -> Result<Entry, ConvertError> {
         let pax = extra.pax.unwrap_or_default();
-        let path = self.one_of(extra.gnu_path, pax.path, || raw.path())?;
+        // The name of a file with holes is in a record of its own; others hold a made-up one.
+        let own_name = pax.sparse.as_ref().and_then(|records| records.name.clone());
+        let path = self.one_of(extra.gnu_path, own_name.or(pax.path), || raw.path())?;
         let link = self.one_of(extra.gnu_link, pax.link, || raw.link())?;
         let in_header = raw.size();
         let size = match (pax.size, in_header) {
@@ -219,9 +243,7 @@ impl<R: Read> TarStream<R> {
             Typeflag::Block => device().map(|(major, minor)| Kind::Block { major, minor })?,
             Typeflag::Dir => Kind::Dir,
             Typeflag::Fifo => Kind::Fifo,
-            Typeflag::GnuSparse => {
-                return Err(ConvertError::Unsupported { path: lossy(&path), what: "a sparse archive member" });
-            }
+            Typeflag::GnuSparse => Kind::File,
             _ => return Err(ConvertError::Unsupported { path: lossy(&path), what: "this kind of archive member" }),
         };
         // Hard links may repeat their target's size, but have no content here.
@@ -231,9 +253,7 @@ impl<R: Read> TarStream<R> {
             _ if size == 0 => 0,
             _ => return Err(self.bad("size of something that has no content")),
         };
-        if size > self.limits.layer_bytes {
-            return Err(ConvertError::Limit { what: "uncompressed bytes", limit: self.limits.layer_bytes });
-        }
+        self.bound(size)?;
         let id = |pax: Option<u64>, header: Result<u64, &'static str>| -> Result<u32, ConvertError> {
             let value = match pax {
                 Some(value) => value,
@@ -249,7 +269,7 @@ impl<R: Read> TarStream<R> {
             Some(time) => time,
             None => (raw.mtime().map_err(problem)?, 0),
         };
-        let entry = Entry {
+        let mut entry = Entry {
             mode: (raw.mode().map_err(problem)? & 0o7777) as u16,
             uid: id(pax.uid, raw.uid())?,
             gid: id(pax.gid, raw.gid())?,
@@ -261,8 +281,75 @@ impl<R: Read> TarStream<R> {
             path,
             link,
         };
-        self.begin_content(size);
+        self.begin(&mut entry, raw, pax.sparse.as_ref())?;
         Ok(entry)
+    }
+
+    /// Up to the entry's data.
+    fn begin(&mut self, entry: &mut Entry, raw: &Raw, records: Option<&sparse::Records>) -> Result<(), ConvertError> {
+        let stored = entry.size;
+        let is_old = raw.typeflag() == Typeflag::GnuSparse;
+        let (pieces, size) = match records {
+            None if is_old => {
+                let map = self.old_map(raw)?;
+                self.begin_content(stored);
+                map
+            }
+            None => {
+                self.begin_content(stored);
+                self.expanded += stored;
+                return self.bound(self.expanded);
+            }
+            Some(_) if is_old || entry.kind != Kind::File => return Err(self.bad("sparse in two ways, or not a file")),
+            Some(records) => match records.place().map_err(|p| self.bad(p))? {
+                Place::Records { pieces, size } => {
+                    self.begin_content(stored);
+                    (pieces, size)
+                }
+                Place::Data { size } => {
+                    self.begin_content(stored);
+                    (self.map_in_data()?, size)
+                }
+            },
+        };
+        let map = Map::new(pieces, size, self.left).map_err(|p| self.bad(p))?;
+        entry.size = map.size();
+        self.map = Some(map);
+        // Holes are no bytes of the archive, but they are of the file.
+        self.expanded = self.expanded.saturating_add(size);
+        self.bound(self.expanded)
+    }
+
+    fn old_map(&mut self, raw: &Raw) -> Result<(Vec<(u64, u64)>, u64), ConvertError> {
+        let (fields, mut more, size) = raw.old_sparse().ok_or_else(|| self.bad("sparse file in a foreign header"))?;
+        let size = size.map_err(|p| self.bad(p))?;
+        let mut pieces = Vec::new();
+        sparse::old_pieces(fields, &mut pieces).map_err(|p| self.bad(p))?;
+        while more {
+            let mut record = [0; RECORD];
+            read_full(&mut self.input, &mut record, "the map of a sparse file")?;
+            sparse::old_pieces(&record[..504], &mut pieces).map_err(|p| self.bad(p))?;
+            more = record[504] != 0;
+        }
+        Ok((pieces, size))
+    }
+
+    fn map_in_data(&mut self) -> Result<Vec<(u64, u64)>, ConvertError> {
+        let mut lines = Lines::default();
+        loop {
+            let mut record = [0; RECORD];
+            if self.read_stored(&mut record)? < RECORD {
+                return Err(self.bad("map of a sparse file does not parse"));
+            }
+            if lines.take(&record).map_err(|p| self.bad(p))? {
+                return Ok(lines.pieces());
+            }
+        }
+    }
+
+    fn bound(&self, bytes: u64) -> Result<(), ConvertError> {
+        let limit = self.limits.layer_bytes;
+        if bytes > limit { Err(ConvertError::Limit { what: "uncompressed bytes", limit }) } else { Ok(()) }
     }
 
     fn one_of(

@@ -16,8 +16,9 @@ use crate::convert::ConvertError;
 
 /// Bytes written at once, and summed as one.
 pub(crate) const CHUNK: usize = 1 << 20;
+static ZEROS: [u8; CHUNK] = [0; CHUNK];
 /// Chunks on their way to the disk.
-const DEPTH: usize = 4;
+const DEPTH: usize = 2;
 /// Chunks in all: on their way, being written, being filled, and the first.
 const BUFFERS: usize = DEPTH + 3;
 
@@ -229,7 +230,10 @@ fn write_loop(file: &File, inbox: &Receiver<Order>, give_back: &SyncSender<Vec<u
     while let Ok(order) = inbox.recv() {
         match order {
             Order::Chunk { at, bytes } => {
-                file.write_all_at(&bytes, at)?;
+                // Zeros are left out: the file has a hole there. Its last chunk is never all zeros, so its length is right.
+                if bytes[..] != ZEROS[..bytes.len()] {
+                    file.write_all_at(&bytes, at)?;
+                }
                 let index = (at / CHUNK as u64) as usize;
                 if chunks.len() <= index {
                     chunks.resize(index + 1, 0);

@@ -96,9 +96,85 @@ fn limits_hold() {
 
 #[test]
 fn what_we_do_not_take_is_named() {
-    for kind in [b'S', b'V', b'M', b'D', b'Z'] {
+    for kind in [b'V', b'M', b'D', b'Z'] {
         assert!(matches!(refused(Tar::new().with("a", kind, b"", |_| {}).end()), ConvertError::Unsupported { .. }));
     }
-    let sparse = Tar::new().pax("GNU.sparse.major", b"1").file("a", b"").end();
-    assert!(matches!(refused(sparse), ConvertError::Unsupported { .. }));
+}
+
+/// Archives of one file with holes, in every format that GNU tar has for it; and the file.
+fn sparse_archives() -> (Vec<u8>, Vec<(&'static str, Vec<u8>)>) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(dir.path().join("sparse")).unwrap();
+    // More pieces than a header and the first record behind it have room for.
+    for i in 0..40 {
+        std::os::unix::fs::FileExt::write_all_at(&file, &[i as u8 + 1; 5000], i * 70_000).unwrap();
+    }
+    file.set_len(3_000_000).unwrap();
+    let content = std::fs::read(dir.path().join("sparse")).unwrap();
+    let pack = |args: &'static str| {
+        let mut command = std::process::Command::new("tar");
+        command.arg("-C").arg(dir.path()).args(args.split(' ')).args(["--sparse", "-cf", "-", "sparse"]);
+        (args, command.output().unwrap().stdout)
+    };
+    let formats = ["--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"];
+    (content, formats.map(pack).to_vec())
+}
+
+#[test]
+fn files_with_holes_come_out_whole_and_take_only_their_data() {
+    let (content, archives) = sparse_archives();
+    for (format, archive) in archives {
+        assert!(archive.len() < 700_000, "{format}: tar saw no holes");
+        let stack = Stack::of(&[archive]);
+        let have = stack.merged().read_file("sparse", 1 << 30).unwrap().unwrap();
+        assert!(have == content, "{format}");
+    }
+    // Holes of a megabyte and more take no room on the disk.
+    let map = b"1\n0\n512\n".iter().copied().chain(std::iter::repeat(0)).take(512).chain([7; 512]).collect::<Vec<u8>>();
+    let sparse = |t: Tar| {
+        t.pax("GNU.sparse.major", b"1").pax("GNU.sparse.minor", b"0").pax("GNU.sparse.realsize", b"1073741824")
+    };
+    let stack = Stack::of(&[sparse(Tar::new()).pax("GNU.sparse.name", b"own/name").file("x", &map).end()]);
+    let meta = stack.layers[0].metadata().unwrap();
+    assert!(meta.len() > 1 << 30 && std::os::unix::fs::MetadataExt::blocks(&meta) * 512 < 8 << 20, "{meta:?}");
+    assert_eq!(stack.show().keys().collect::<Vec<_>>(), ["/", "/own/", "/own/name"]);
+}
+
+#[test]
+fn maps_of_holes_that_do_not_fit_are_refused() {
+    let (_, archives) = sparse_archives();
+    for (format, archive) in archives {
+        // A digit of a map, wherever it is: nothing but a refusal or the same size may come of it.
+        for at in (0..2000).filter(|at| archive[*at].is_ascii_digit()).step_by(7) {
+            let mut bad = archive.clone();
+            bad[at] = if bad[at] == b'9' { b'0' } else { bad[at] + 1 };
+            if Stack::default().push(&bad).is_ok() {
+                assert_eq!(Stack::of(&[bad]).show().len(), 2, "{format} {at}");
+            }
+        }
+        for len in (512..archive.len() - 10_240).step_by(30_011) {
+            assert!(Stack::default().push(&archive[..len]).is_err(), "{format} {len}");
+        }
+    }
+    let old = |size: &[u8]| {
+        Tar::new().with("a", b'S', b"data", |h| {
+            let bytes = h.as_mut_bytes();
+            bytes[257..265].copy_from_slice(b"ustar  \0");
+            bytes[386..410].copy_from_slice(b"00000000000\x0000000000004\0");
+            bytes[483..483 + size.len()].copy_from_slice(size);
+        })
+    };
+    assert_eq!(Stack::of(&[old(b"00000000006\0").end()]).show()["/a"], "file 644 data\0\0");
+    for bad in [
+        old(b"00000000003\0"),
+        old(b"\x80\0\0\0\0\0\0\x10\0\0\0\0"),
+        Tar::new().with("a", b'S', b"", |_| {}),
+        Tar::new().pax("GNU.sparse.major", b"2").pax("GNU.sparse.realsize", b"0").file("a", b""),
+        Tar::new().pax("GNU.sparse.realsize", b"5").file("a", b"12345"),
+        Tar::new().pax("GNU.sparse.size", b"5").pax("GNU.sparse.map", b"0,5").file("a", b"12345"),
+        Tar::new().pax("GNU.sparse.other", b"5").file("a", b"12345"),
+    ] {
+        let error = refused(bad.end());
+        assert!(matches!(error, ConvertError::Header { .. } | ConvertError::Limit { .. }), "{error:?}");
+    }
 }
