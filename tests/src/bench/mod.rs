@@ -1,9 +1,11 @@
 //! Benchmarks: each prints figures as JSON lines, one a figure and peer, beside its peer where one is measured.
 //!
 //! A benchmark is a module with `FIGURES` (what it can measure) and `run`; `hack/bench.d/NAME.sh` brings up what it needs.
-//! Those of sandboxes share [`host`] (our side), [`oci`] (crun and runc, asked for the same hardening) and [`containerd`].
+//! Those of sandboxes share [`host`] (our side), [`oci`] (crun and runc, asked for the same hardening) and [`containerd`]; those of images
+//! [`snapshot`].
 
 pub mod containerd;
+pub mod convert;
 pub mod density;
 pub mod exec;
 pub mod figure;
@@ -15,12 +17,14 @@ pub mod rate;
 pub mod released;
 pub mod restart;
 pub mod rootfs;
+pub mod snapshot;
 pub mod start;
+pub mod store;
 pub mod teardown;
 
 /// Every figure that can be asked for.
 pub fn figures() -> impl Iterator<Item = figure::Quantity> {
-    let all: [&[figure::Quantity]; 7] = [
+    let all: [&[figure::Quantity]; 9] = [
         &start::FIGURES,
         &launch::FIGURES,
         &rate::FIGURES,
@@ -28,6 +32,8 @@ pub fn figures() -> impl Iterator<Item = figure::Quantity> {
         &density::FIGURES,
         &teardown::FIGURES,
         &restart::FIGURES,
+        &convert::FIGURES,
+        &store::FIGURES,
     ];
     all.into_iter().flatten().copied()
 }

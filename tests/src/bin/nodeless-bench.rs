@@ -1,11 +1,13 @@
 //! The benchmarks' program; `hack/bench` prepares the machine and calls it.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use tests::bench::figure::Figure;
+use tests::bench::snapshot::Picture;
 use tests::bench::{self, oci};
 
 /// Idle until SIGTERM, then ends at once: PID 1 ignores signals that it has no handler for.
@@ -36,6 +38,10 @@ enum Command {
     Teardown(Teardown),
     /// An agent started again over running pods -> all of them taken back, on this host.
     Restart(Restart),
+    /// A layer of a real image -> a snapshot on the disk, on this host.
+    Convert(Convert),
+    /// What the snapshot of a real image takes on the disk.
+    Store(Store),
     /// Makes the root file system that the benchmarks of sandboxes run; their scripts call it.
     #[command(hide = true)]
     Rootfs {
@@ -201,6 +207,35 @@ struct Restart {
     rounds: usize,
 }
 
+/// What the benchmarks of images share.
+#[derive(Args)]
+struct Pictured {
+    /// What `hack/lib/pictures.sh` makes.
+    #[arg(long)]
+    picture: PathBuf,
+    /// An empty directory.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Only this figure, or all of them.
+    #[arg(long)]
+    only: Vec<String>,
+}
+
+#[derive(Args)]
+struct Convert {
+    #[command(flatten)]
+    pictured: Pictured,
+    /// Turns.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
+#[derive(Args)]
+struct Store {
+    #[command(flatten)]
+    pictured: Pictured,
+}
+
 impl Containerd {
     fn given(self) -> Option<bench::containerd::Containerd> {
         Some(bench::containerd::Containerd { dir: self.containerd?, image: self.containerd_image? })
@@ -221,8 +256,22 @@ impl Host {
     }
 }
 
+fn main() -> ExitCode {
+    // Before there is any thread: a converter gives up its privileges.
+    if std::env::args().nth(1).is_some_and(|argument| argument == bench::snapshot::CONVERT) {
+        return image_snapshot::convert::run_converter();
+    }
+    match measure() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn measure() -> Result<()> {
     match Cli::parse().command {
         Command::List => bench::figures().for_each(|figure| println!("{}", figure.name)),
         Command::Start(args) => start(args).await?,
@@ -252,6 +301,14 @@ async fn main() -> Result<()> {
         Command::Restart(Restart { image, only, pods, rounds }) => {
             let options = bench::restart::Options { image, pods, rounds };
             print(bench::restart::run(&options, wanted(&only)).await?)?;
+        }
+        Command::Convert(Convert { pictured: Pictured { picture, dir, only }, rounds }) => {
+            let options = bench::convert::Options { picture: Picture { dir: picture }, dir, rounds };
+            print(bench::convert::run(&options, wanted(&only)).await?)?;
+        }
+        Command::Store(Store { pictured: Pictured { picture, dir, only } }) => {
+            let options = bench::store::Options { picture: Picture { dir: picture }, dir };
+            print(bench::store::run(&options, wanted(&only)).await?)?;
         }
         Command::Rootfs { dir } => bench::rootfs::write(&dir).context("make the benchmarks' root")?,
         Command::Peer { peer } => peer.obey()?,
