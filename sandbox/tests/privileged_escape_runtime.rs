@@ -170,8 +170,9 @@ async fn privileged_escape_a_process_on_its_way_in_cannot_be_looked_into() {
             spec.security.capabilities.extend(capability.map(str::to_owned));
             host.begin(&id, &spec).await;
             in_time(async {
-                for _ in 0..rounds {
-                    let exec = exec_spec("main", &["/bin/attacker", "fds"]);
+                for round in 0..rounds {
+                    let mut exec = exec_spec("main", &["/bin/attacker", "fds"]);
+                    exec.tty = (round % 3 == 2).then_some((80, 24));
                     host.sandboxes().exec(&id, &exec, Stdio::default()).await.unwrap().wait().await.unwrap();
                 }
             })

@@ -6,7 +6,8 @@ mod support;
 
 use std::io::{Read, Write};
 
-use sandbox::contract::{SandboxError, Sandboxes, Stdio};
+use rustix::process::{Pid, Signal, kill_process};
+use sandbox::contract::{SandboxError, Sandboxes, Started, Stdio};
 use sandbox::spec::{ContainerSpec, Seccomp, User};
 use support::{Host, exec_spec};
 
@@ -205,5 +206,128 @@ async fn privileged_execs_come_again_and_leave_nothing_in_the_containers_sight()
     assert_eq!(process.wait().await.unwrap().code, 0);
     host.sandboxes().signal(&id, "main", 9, false).await.unwrap();
     support::until("it ends with the container", || waiting().is_empty()).await;
+    host.close().await;
+}
+
+/// The processes that wait beside a container: in its control group, and the shim's copies.
+fn beside(host: &Host, started: &Started) -> Vec<Pid> {
+    let group = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let own = group(started.pid as i32);
+    assert!(own.contains("/slot-"), "{own}");
+    let all = host.processes_with("nodeless-shim\0shim");
+    all.into_iter().filter(|pid| group(pid.as_raw_nonzero().get()) == own).collect()
+}
+
+/// A line of a process's status.
+fn status(pid: i32, name: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
+}
+
+#[tokio::test]
+async fn privileged_a_process_beside_a_container_has_its_filter_and_no_more_power_than_it() {
+    privileged!("privileged_a_process_beside_a_container_has_its_filter_and_no_more_power_than_it");
+    const SYS_ADMIN: u64 = 1 << 21;
+    let compile = |json: &str| Seccomp::Custom(sandbox::seccomp::profile::compile(json, &[], (6, 1)).unwrap());
+    let lenient = || compile(r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#);
+    // The process could not even hear what it is asked for.
+    let deaf = || {
+        compile(
+            r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["recvmsg"], "action": "SCMP_ACT_ERRNO"}]}"#,
+        )
+    };
+    let host = Host::new().await;
+    for (name, seccomp, no_new_privileges, filtered, more) in [
+        ("usual", Seccomp::RuntimeDefault, false, "2", 0),
+        ("lenient", lenient(), false, "2", 0),
+        ("deaf", deaf(), false, "0", SYS_ADMIN),
+        ("deaf-limited", deaf(), true, "0", 0),
+    ] {
+        let id = host.sandbox(name).await;
+        let mut spec = host.shell("main", "");
+        spec.args = vec!["sleep".into(), "1000".into()];
+        (spec.security.seccomp, spec.security.no_new_privileges) = (seccomp, no_new_privileges);
+        let started = host.sandboxes().start(&id, &spec).await.unwrap();
+        for round in 0..3 {
+            let (exit, out, _) = host.exec(&id, "main", &["echo", "here"]).await;
+            assert_eq!((exit.code, out.as_str()), (0, "here\n"), "{name}, round {round}");
+        }
+        let waiting = beside(&host, &started);
+        assert_eq!(waiting.len(), 1, "{name}");
+        let pid = waiting[0].as_raw_nonzero().get();
+        let power = |pid: i32| u64::from_str_radix(&status(pid, "CapPrm:"), 16).unwrap();
+        assert_eq!(power(pid), power(started.pid as i32) | more, "{name}");
+        assert_eq!(status(pid, "Seccomp:"), filtered, "{name}");
+    }
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_a_container_that_gets_no_processor_holds_up_no_exec_but_its_own() {
+    privileged!("privileged_a_container_that_gets_no_processor_holds_up_no_exec_but_its_own");
+    let host = Host::new().await;
+    let id = host.sandbox("stuck").await;
+    let [main, other] = ["main", "other"].map(|name| {
+        let mut spec = host.shell(name, "");
+        spec.args = vec!["sleep".into(), "1000".into()];
+        spec
+    });
+    let started = host.sandboxes().start(&id, &main).await.unwrap();
+    host.sandboxes().start(&id, &other).await.unwrap();
+    let waiting = async || {
+        host.exec(&id, "main", &["true"]).await;
+        beside(&host, &started)[0]
+    };
+    // Whoever is held up for long by others is refused in the end: such a round says nothing.
+    let mut between = false;
+    for _ in 0..10 {
+        let stuck = waiting().await;
+        kill_process(stuck, Signal::STOP).unwrap();
+        let (own, another) = (exec_spec("main", &["true"]), exec_spec("other", &["true"]));
+        let mut waits = std::pin::pin!(host.sandboxes().exec(&id, &own, Stdio::default()));
+        let passes =
+            async { host.sandboxes().exec(&id, &another, Stdio::default()).await.unwrap().wait().await.unwrap() };
+        tokio::select! {
+            biased;
+            begun = &mut waits => drop(begun),
+            exit = passes => {
+                assert_eq!(exit.code, 0);
+                between = true;
+            }
+        }
+        if between {
+            kill_process(stuck, Signal::CONT).unwrap();
+            assert_eq!(waits.await.unwrap().wait().await.unwrap().code, 0, "it goes on");
+            break;
+        }
+    }
+    assert!(between, "an exec into another container waited for the stuck one's");
+    // One that stays stuck is given up, and the next exec has another.
+    let stuck = waiting().await;
+    kill_process(stuck, Signal::STOP).unwrap();
+    let refused = host.sandboxes().exec(&id, &exec_spec("main", &["true"]), Stdio::default()).await;
+    assert!(matches!(refused, Err(SandboxError::Failed { .. })));
+    support::until("the stuck one is gone", || !beside(&host, &started).contains(&stuck)).await;
+    assert_eq!(host.exec(&id, "main", &["echo", "again"]).await.1, "again\n");
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_many_execs_at_once_each_end_and_are_told() {
+    privileged!("privileged_many_execs_at_once_each_end_and_are_told");
+    let host = Host::new().await;
+    let id = sleeper(&host, "many").await;
+    for round in 0..3 {
+        let mut execs = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let (sandboxes, id) = (host.sandboxes().clone(), id.clone());
+            execs.spawn(async move {
+                let mut process = sandboxes.exec(&id, &exec_spec("main", &["true"]), Stdio::default()).await.unwrap();
+                process.wait().await.unwrap().code
+            });
+        }
+        let codes = tokio::time::timeout(2 * support::PATIENCE, execs.join_all()).await.expect("each end is told");
+        assert_eq!(codes, [0; 100], "round {round}");
+    }
     host.close().await;
 }

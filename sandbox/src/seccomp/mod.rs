@@ -2,7 +2,7 @@
 //!
 //! [`numbers`]: what system calls there are. [`table`]: what the default profile says of each. [`assemble`]: both as a
 //! filter program, once for each set of capabilities that matters. [`profile`]: profiles of the operator's own.
-//! [`core_limit`]: what stands before those, too. Installing is `sys::filter::install`.
+//! [`core_limit`]: what stands before those, too. [`judge`]: what a program will answer. Installing is `sys::filter::install`.
 //!
 //! | call | answer |
 //! | --- | --- |
@@ -17,6 +17,7 @@
 
 mod assemble;
 mod core_limit;
+pub(crate) mod judge;
 mod numbers;
 pub mod profile;
 mod table;

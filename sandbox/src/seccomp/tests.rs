@@ -16,27 +16,9 @@ fn default_program() -> Program {
     program(&Seccomp::RuntimeDefault, &[]).unwrap()
 }
 
-/// What the kernel would answer: an interpreter of classic BPF over one `struct seccomp_data`.
+/// What the kernel would answer.
 pub(super) fn run(program: &[Instruction], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
-    let mut data = vec![number, arch, 0, 0];
-    data.extend(arguments.iter().flat_map(|a| [*a as u32, (*a >> 32) as u32]));
-    let (mut pc, mut a) = (0usize, 0u32);
-    loop {
-        let at = &program[pc];
-        pc += 1;
-        let mut test = |taken: bool| pc += usize::from(if taken { at.jt } else { at.jf });
-        match at.code {
-            0x20 => a = data[at.k as usize / 4],
-            0x05 => pc += at.k as usize,
-            0x15 => test(a == at.k),
-            0x25 => test(a > at.k),
-            0x35 => test(a >= at.k),
-            0x45 => test(a & at.k != 0),
-            0x54 => a &= at.k,
-            0x06 => return at.k,
-            other => panic!("instruction {other:#x}"),
-        }
-    }
+    judge::answer(program, arch, number, arguments).unwrap()
 }
 
 /// The same table by seccompiler, as three stacked filters; the kernel takes the strictest answer, and of two errnos that of

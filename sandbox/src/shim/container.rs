@@ -96,7 +96,7 @@ pub(crate) struct Container {
     /// Its leaf is frozen.
     pub(crate) paused: bool,
     /// Forks what joins it, once something has.
-    pub(crate) joiner: Option<super::joiner::Joiner>,
+    pub(crate) joiner: Option<Key>,
     /// The mounts that it was made of, until it has ended. Whoever closes the last descriptor of a detached mount waits for
     /// an RCU grace period; without these that would be the stub, on its way to the program.
     #[expect(dead_code, reason = "held, not used")]

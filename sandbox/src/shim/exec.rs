@@ -2,9 +2,12 @@
 
 use std::os::fd::OwnedFd;
 
-use super::container::{OomKills, Role, Waiter};
+use rustix::process::{Signal, WaitStatus, pidfd_send_signal};
+
+use super::container::{Container, Launch, OomKills, Process, Role, Waiter};
 use super::launch::{in_pid_namespace, open_pid_namespace, report_channel};
 use super::own_root;
+use super::poller::Key;
 use super::server::Shim;
 use super::stub::join::{Further, join};
 use super::stub::report::Step;
@@ -12,6 +15,18 @@ use super::stub::{own_pipe, owner_of};
 use crate::protocol::{Connection, Refusal};
 use crate::spec::ExecSpec;
 use crate::sys::clone::{Child, fork_with};
+
+/// An exec that has no process yet.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) waiter: Waiter,
+    pub(super) container: Key,
+    spec: ExecSpec,
+    /// Where the process will report.
+    report: OwnedFd,
+    /// What the container's leaf had counted before there was the process: it may be killed before it is known.
+    oom_kills: u64,
+}
 
 impl Shim {
     pub(super) fn exec(&mut self, waiter: Waiter, spec: ExecSpec, stdio: [bool; 3], fds: Vec<OwnedFd>) {
@@ -49,35 +64,56 @@ impl Shim {
             env,
             terminal: spec.tty,
         };
-        let (ours, theirs) = report_channel()?;
+        let (report, theirs) = report_channel()?;
         let fds: Vec<OwnedFd> = std::iter::once(theirs).chain(streams).collect();
-        let forked = match spec.tty {
-            None => {
-                let copies = || fds.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
-                self.fork_by_joiner(joined, &further, || copies().step("copies of descriptors"))
-            }
-            Some(_) => None,
-        };
-        let child = match forked {
-            Some(forked) => forked?,
-            None => self.fork_joining(&spec.container, &further, fds)?,
-        };
-        crate::sys::failpoint::failpoint!(ExecForked);
-        let (_, container) = self.running(&spec.container)?;
-        let oom_kills = OomKills { before: container.leaf.oom_kills().unwrap_or(0), at_end: None };
-        let exec = self.new_key();
-        let role = Role::Exec { exec, spec, client: waiter.client, oom_kills };
-        self.enrol(child, Connection::new(ours), waiter, role)?;
+        let oom_kills = container.leaf.oom_kills().unwrap_or(0);
+        self.fork_beside(Wanted { waiter, container: joined, spec, report, oom_kills }, further, fds);
         Ok(())
     }
 
-    /// A process that joins a container by itself.
-    fn fork_joining(&self, container: &str, further: &Further, fds: Vec<OwnedFd>) -> Result<Child, Refusal> {
-        let (init, container) = self.running(container)?;
+    /// Has a process join the container by itself.
+    pub(super) fn fork_joining(&mut self, wanted: Wanted, further: &Further, fds: Vec<OwnedFd>) {
+        match self.fork_joined(wanted.container, further, fds) {
+            Ok(child) => self.forked(wanted, child, None),
+            Err(refusal) => self.refuse(wanted.waiter, refusal),
+        }
+    }
+
+    fn fork_joined(&self, container: Key, further: &Further, fds: Vec<OwnedFd>) -> Result<Child, Refusal> {
+        let (init, container) = self.joined(container)?;
         let shared = self.shared(&container.spec.security);
         let namespace = open_pid_namespace(init.pid)?;
         let leaf = &container.leaf;
         let stub = || join(&shared, &init.pidfd, &container.spec, further, fds, leaf);
         in_pid_namespace(&namespace, || fork_with(0, leaf.clone_into(), stub))?.step("fork of the process")
+    }
+
+    /// Its process is there. `ended`: how it has ended, if it was collected before it was known.
+    pub(super) fn forked(&mut self, wanted: Wanted, child: Child, ended: Option<WaitStatus>) {
+        crate::sys::failpoint::failpoint!(ExecForked);
+        let Wanted { waiter, container, spec, report, oom_kills } = wanted;
+        if let Err(refusal) = self.joined(container) {
+            let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
+            return self.refuse(waiter, refusal);
+        }
+        let oom_kills = OomKills { before: oom_kills, at_end: None };
+        let exec = self.new_key();
+        let role = Role::Exec { exec, spec, client: waiter.client, oom_kills };
+        match (self.enrol(child, Connection::new(report), waiter, role), ended) {
+            (Ok(key), Some(status)) => self.ended(key, status),
+            (Ok(_), None) => {}
+            (Err(refusal), _) => self.refuse(waiter, refusal),
+        }
+    }
+
+    /// The container that is joined, if it still runs.
+    fn joined(&self, key: Key) -> Result<(&Process, &Container), Refusal> {
+        match self.processes.get(&key) {
+            Some(process) => match (&process.role, &process.launch) {
+                (Role::Init(container), Launch::Running) => Ok((process, container)),
+                _ => Err(Refusal::NotFound { what: "the running container".into() }),
+            },
+            None => Err(Refusal::NotFound { what: "the running container".into() }),
+        }
     }
 }

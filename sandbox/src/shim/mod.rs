@@ -7,7 +7,7 @@
 //!  server.rs     one epoll loop, one thread ────────────────
 //!  requests.rs   what each request does
 //!  launch.rs     start: fork a stub, follow its report; exec.rs: further processes
-//!  spare.rs      a stub that stands by for the first container; joiner.rs: who forks what joins one, on cgroup v1
+//!  spare.rs      a stub that stands by for the first container; joiner.rs: who forks what joins one
 //!  output.rs     what containers write: to the log, at a bounded rate, and to who is attached
 //!  attach.rs     who is attached, and what they send to a container's standard input
 //!  pause.rs      stopping containers and letting them go on

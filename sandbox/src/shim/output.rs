@@ -86,7 +86,7 @@ impl Shim {
 
     /// How long until something is due.
     pub(super) fn until_due(&self) -> Option<Timespec> {
-        let first = self.held_back.iter().map(|(due_ns, _)| *due_ns).min()?;
+        let first = self.held_back.iter().map(|(due_ns, _)| *due_ns).chain(self.joiners.due_ns()).min()?;
         let left = std::time::Duration::from_nanos(first.saturating_sub(clock::boottime_ns()));
         Some(Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),

@@ -24,11 +24,12 @@ impl Shim {
                 self.ended(key, status);
             } else if !self.spare_ended(pid) {
                 self.pod_init_ended(pid);
+                self.joiners.keep(pid, status);
             }
         }
     }
 
-    fn ended(&mut self, key: Key, status: WaitStatus) {
+    pub(super) fn ended(&mut self, key: Key, status: WaitStatus) {
         // What the stub said last comes first.
         while !self.follow_report(key) {}
         if let Some(container) = init_of(&mut self.processes, key) {
@@ -42,6 +43,9 @@ impl Shim {
         let mut exit = exit_of(status);
         match &mut process.role {
             Role::Init(container) => {
+                if let Some(joiner) = container.joiner {
+                    self.dismiss_joiner(joiner);
+                }
                 let oom_kills = container.leaf.oom_kills().unwrap_or(0);
                 exit.oom_killed = oom_kills > 0;
                 self.note_oom_kills(container, oom_kills);

@@ -10,6 +10,7 @@ use super::ShimError;
 use super::clients::Clients;
 use super::container::{Process, Waiter};
 use super::history::History;
+use super::joiner::Joiners;
 use super::log::Buffers;
 use super::own_root::OwnRoot;
 use super::poller::{Key, Poller};
@@ -49,6 +50,8 @@ pub(super) enum Source {
     Attached {
         process: Key,
     },
+    /// What a process beside a container says.
+    Joiner,
 }
 
 /// What a configured sandbox has besides.
@@ -84,6 +87,7 @@ pub(crate) struct Shim {
     /// Containers that wrote too fast, and when to read on.
     pub(super) held_back: Vec<(u64, Key)>,
     pub(super) configured: Option<Configured>,
+    pub(super) joiners: Joiners,
     /// For the first container.
     pub(super) spare: Option<Spare>,
     /// What decides about the devices of containers that ask for nothing special, where the host has loaded it.
@@ -127,6 +131,7 @@ impl Shim {
             buffers: Buffers::default(),
             held_back: Vec::new(),
             configured: None,
+            joiners: Joiners::default(),
             spare: None,
             usual_devices: None,
             program: None,
@@ -151,6 +156,7 @@ impl Shim {
                 self.dispatch(key);
             }
             self.read_on();
+            self.give_up_joiners();
         }
     }
 
@@ -175,6 +181,7 @@ impl Shim {
                 Some(Source::Output { process }) => self.read_output(*process, key),
                 Some(Source::Stdin { process }) => self.flush_input(*process),
                 Some(Source::Attached { process }) => self.attached(*process, key),
+                Some(Source::Joiner) => self.follow_joiner(key),
                 None => {}
             },
         }

@@ -91,6 +91,12 @@ pub(crate) fn confine(
     apply(CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })
 }
 
+/// Gives up what [`confine`] will not need, where it comes later. `wanted` comes from [`assume`].
+pub(crate) fn reduce(security: &Security, wanted: CapabilitySet) -> Result<(), Refusal> {
+    let needed = if security.no_new_privileges { wanted } else { wanted | CapabilitySet::SYS_ADMIN };
+    apply(CapabilitySets { effective: needed, permitted: needed, inheritable: CapabilitySet::empty() })
+}
+
 fn apply(sets: CapabilitySets) -> Result<(), Refusal> {
     set_capabilities(None, sets).step("setting of capabilities")
 }

@@ -1,15 +1,16 @@
 //! Further processes of a container.
 //!
 //! ```text
-//!  at once, with a terminal     a child of the shim takes all steps: control groups, namespaces, user, filter, execve
-//!  otherwise                    a process beside the container has taken them before, all but the last: its children only
-//!                               connect their streams and execute
+//!  usually                      a process beside the container has taken all steps before but the last: its children
+//!                               connect their streams, or open a terminal, and execute
+//!  where there can be none      a child of the shim takes all steps: control groups, namespaces, user, filter, execve
 //! ```
 //!
 //! The process beside the container ([`Beside`]) is in the container's control groups, mount, cgroup and user namespaces,
 //! as the container's user with its capabilities and its filter, but in the shim's PID namespace: nothing in the container
-//! sees it, signals it or traces it. Its children begin inside, with no power that the container has not, unless they still
-//! have to install a filter of the operator's own.
+//! sees it, signals it or traces it. Its children begin inside, with no power that the container has not. The one exception
+//! is a filter of the operator's own that forbids what is done here: the children have to install it, for which they need
+//! CAP_SYS_ADMIN of the pod's user namespace where new privileges are not off.
 
 use std::convert::Infallible;
 use std::mem::ManuallyDrop;
@@ -26,6 +27,7 @@ use super::{Shared, begin, connect, execute, fail, identity, leave_host, owner_o
 use crate::cgroup::Group;
 use crate::protocol::{Connection, Refusal};
 use crate::seccomp::Program;
+use crate::seccomp::judge::{self, Call};
 use crate::spec::{ContainerSpec, Seccomp, Security, User};
 use crate::sys::process;
 
@@ -56,9 +58,11 @@ pub(crate) fn join(
         enter(init)?;
         let terminal = match further.terminal {
             None => None,
-            Some(size) => {
+            Some((columns, rows)) => {
                 let (pts, owner) = (terminal::joined_pts()?, owner_of(shared.ids, &spec.user)?);
-                Some(ManuallyDrop::new(terminal::open(&pts, owner, shared.ids.base() + 5, Some(size))?))
+                let terminal = ManuallyDrop::new(terminal::open(&pts, owner, shared.ids.base() + 5)?);
+                terminal::resize(&terminal.master, columns, rows).step("size of a terminal")?;
+                Some(terminal)
             }
         };
         connect(&streams, terminal.as_deref(), report)?;
@@ -83,13 +87,32 @@ fn enter(init: &OwnedFd) -> Result<(), Refusal> {
     move_into_thread_name_spaces(init.as_fd(), spaces).step("joining the container's namespaces")
 }
 
+/// What a process beside a container asks of the kernel, and its children until they execute.
+#[rustfmt::skip]
+const NEEDED: &[Call] = &[
+    ("capset", ANY), ("clone", [libc::CLONE_PARENT as u64 | libc::CLONE_PIDFD as u64, 0, 0, 0, 0, 0]), ("close", ANY),
+    ("exit_group", ANY), ("fcntl", [3, libc::F_DUPFD_CLOEXEC as u64, 4, 0, 0, 0]), ("newfstatat", ANY), ("recvmsg", ANY),
+    ("sendmsg", ANY),
+    // Memory.
+    ("brk", ANY), ("madvise", ANY), ("mmap", ANY), ("mremap", ANY), ("munmap", ANY),
+    // Streams and terminals.
+    ("close_range", ANY), ("dup2", ANY), ("dup3", [4, 3, libc::O_CLOEXEC as u64, 0, 0, 0]), ("setsid", ANY),
+    ("fstatfs", ANY), ("openat", ANY), ("openat2", ANY), ("ioctl", [3, libc::TIOCSPTLCK, 0, 0, 0, 0]),
+    ("ioctl", [3, libc::TIOCGPTPEER, 0, 0, 0, 0]), ("ioctl", [3, libc::TIOCSWINSZ, 0, 0, 0, 0]),
+    ("ioctl", [3, libc::TIOCSCTTY, 0, 0, 0, 0]),
+    // The program.
+    ("chdir", ANY), ("execve", ANY), ("getcwd", ANY), ("prctl", [libc::PR_SET_PDEATHSIG as u64, 9, 0, 0, 0, 0]),
+];
+/// Arguments that no filter looks at.
+const ANY: [u64; 6] = [0; 6];
+
 /// A process beside a container, as far as its children have it from it.
 #[derive(Debug)]
 pub(crate) struct Beside {
     user: User,
     security: Security,
     wanted: CapabilitySet,
-    /// A filter of the pod's own may forbid what this process does: its children install it.
+    /// A filter of the operator's own that forbids what this process does: its children install it.
     filter: Option<Program>,
 }
 
@@ -118,10 +141,13 @@ impl Beside {
         let wanted = identity::assume(user, security)?;
         // It has the shim's memory. A change of ids sets this anew, by a setting of the host's.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).step("dumpable")?;
-        let filter = match &security.seccomp {
-            Seccomp::Custom(_) => shared.filter.clone(),
-            _ => {
-                identity::confine(user, security, wanted, shared.filter.as_deref())?;
+        let filter = match (&security.seccomp, &shared.filter) {
+            (Seccomp::Custom(_), Some(program)) if !judge::lets_through(program, NEEDED) => {
+                identity::reduce(security, wanted)?;
+                shared.filter.clone()
+            }
+            (_, filter) => {
+                identity::confine(user, security, wanted, filter.as_deref())?;
                 None
             }
         };
@@ -137,7 +163,12 @@ impl Beside {
 
     fn steps(&self, further: &Further, streams: &[OwnedFd], report: &mut Connection) -> Result<Infallible, Refusal> {
         rustix::process::setsid().step("own session")?;
-        connect(streams, None, report)?;
+        let terminal = match further.terminal {
+            // The program's user opens it: it is this process's own from the beginning.
+            Some(size) => Some(ManuallyDrop::new(terminal::open_own(&terminal::joined_pts()?, Some(size))?)),
+            None => None,
+        };
+        connect(streams, terminal.as_deref(), report)?;
         super::keep_only(report)?;
         if self.filter.is_some() {
             identity::confine(&self.user, &self.security, self.wanted, self.filter.as_deref())?;

@@ -161,7 +161,7 @@ fn make_container(
     }
     let owner = owner_of(shared.ids, &spec.user)?;
     let terminal = if spec.tty {
-        let terminal = ManuallyDrop::new(terminal::open(&stage.pts, owner, shared.ids.base() + 5, None)?);
+        let terminal = ManuallyDrop::new(terminal::open(&stage.pts, owner, shared.ids.base() + 5)?);
         terminal::bind_console(dev, &terminal.slave)?;
         Some(terminal)
     } else {

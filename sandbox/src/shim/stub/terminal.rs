@@ -22,7 +22,14 @@ pub(crate) struct Terminal {
 
 /// Opens a new terminal of the devpts mount that `pts` is the root of, checked to be one (CVE-2025-52565). The slave
 /// is opened through the master, never by a path.
-pub(crate) fn open(pts: &OwnedFd, owner: u32, group: u32, size: Option<(u16, u16)>) -> Result<Terminal, Refusal> {
+pub(crate) fn open(pts: &OwnedFd, owner: u32, group: u32) -> Result<Terminal, Refusal> {
+    let terminal = open_own(pts, None)?;
+    fchown(&terminal.slave, Some(Uid::from_raw(owner)), Some(Gid::from_raw(group))).step("owner of a terminal")?;
+    Ok(terminal)
+}
+
+/// The same for a process that is its owner already; its group is the mount's.
+pub(crate) fn open_own(pts: &OwnedFd, size: Option<(u16, u16)>) -> Result<Terminal, Refusal> {
     if fstatfs(pts).step("check of /dev/pts")?.f_type != DEVPTS_SUPER_MAGIC {
         return Err(Refusal::Invalid { message: "/dev/pts is not a devpts file system".into() });
     }
@@ -34,7 +41,6 @@ pub(crate) fn open(pts: &OwnedFd, owner: u32, group: u32, size: Option<(u16, u16
     if let Some((columns, rows)) = size {
         resize(&master, columns, rows).step("size of a terminal")?;
     }
-    fchown(&slave, Some(Uid::from_raw(owner)), Some(Gid::from_raw(group))).step("owner of a terminal")?;
     Ok(Terminal { master, slave })
 }
 
