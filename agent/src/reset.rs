@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sandbox::contract::{SandboxError, Sandboxes};
 use sandbox::namespace::{Config as SandboxConfig, NamespaceSandboxes};
+use sandbox::sys::spread::Spread;
 
 use crate::config::Config;
 use crate::link;
@@ -71,6 +72,7 @@ pub async fn run(config: &Config) -> Result<(), ResetError> {
         disk::remove(&PodDirs::new(&config.state_dir, &config.run_dir, &uid)).map_err(ResetError::Volumes)?;
     }
     disk::release_secrets(&config.run_dir).map_err(ResetError::Volumes)?;
+    Spread::of(&pods).remove().map_err(|source| ResetError::Remove { path: pods.clone(), source })?;
     for directory in [&pods, &config.state_dir.join("ledger"), &config.run_dir] {
         remove(directory)?;
     }

@@ -7,6 +7,7 @@ use agent_api::transport::agent_routes;
 use image_snapshot::{Converter, Images, ImagesConfig, LocalSources};
 use sandbox::contract::Sandboxes;
 use sandbox::namespace::{Config as SandboxConfig, NamespaceSandboxes};
+use sandbox::sys::spread::Spread;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -188,8 +189,8 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
     directory(&config.run_dir, 0o711)?;
     let pods = config.state_dir.join("pods");
     directory(&pods, 0o711)?;
-    if let Err(error) = sandbox::sys::spread::spread_children(&pods) {
-        tracing::debug!(%error, "the file system does not spread the pods' directories");
+    if let Err(error) = Spread::of(&pods).prepare() {
+        tracing::debug!(%error, "the pods' directories are not spread over the disk");
     }
     let metrics = Arc::new(Metrics::default());
     let router = observe::router(metrics.clone());

@@ -72,11 +72,6 @@ impl Layout {
         }
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(run.join("lock"))?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
-        // Only where it is not on a file system in memory, as it should be.
-        let pool = run.join("pool");
-        if let Err(error) = crate::sys::spread::spread_children(&pool) {
-            tracing::debug!(%error, directory = %pool.display(), "directories cannot be spread over the disk");
-        }
         Ok((Self { run: run.to_owned() }, lock))
     }
 

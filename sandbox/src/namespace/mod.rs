@@ -210,7 +210,7 @@ impl Sandboxes for NamespaceSandboxes {
         crate::sys::failpoint::failpoint!(SlotChosen);
         std::fs::rename(inner.layout.warm(&warm.slot), inner.layout.sandbox(id)).map_err(failed)?;
         crate::sys::failpoint::failpoint!(SlotTaken);
-        inner.shims.add(id, warm.client, Some(warm.events));
+        inner.shims.add(id, warm.client, Some((warm.slot, warm.events)));
         inner.taken();
         Ok(Prepared { id: id.clone(), netns: warm.netns })
     }
@@ -326,9 +326,11 @@ impl Sandboxes for NamespaceSandboxes {
     }
 
     async fn events(&self, id: &SandboxId) -> Result<mpsc::Receiver<SandboxEvent>, SandboxError> {
+        if let Some((slot, ready)) = self.inner.shims.take_events(id) {
+            return Ok(self.inner.subscribe(id.clone(), slot, Some(ready)));
+        }
         let slot = self.inner.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
-        let ready = self.inner.shims.take_events(id);
-        Ok(self.inner.subscribe(id.clone(), slot.ok_or_else(|| not_found(id))?, ready))
+        Ok(self.inner.subscribe(id.clone(), slot.ok_or_else(|| not_found(id))?, None))
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), SandboxError> {

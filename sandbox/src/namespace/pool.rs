@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::Inner;
 use crate::contract::SandboxError;
+use crate::protocol::shim::Request;
 use crate::spec::Namespaces;
 
 /// While half of the pool waits, launches have the processors first.
@@ -116,11 +117,18 @@ impl Inner {
             if waiting >= self.config.pool_size {
                 break;
             }
-            if waiting * 2 >= self.config.pool_size {
+            let at_leisure = waiting * 2 >= self.config.pool_size;
+            if at_leisure {
                 tokio::time::sleep(REST).await;
             }
             match self.make_slot(&Namespaces::default()).await {
-                Ok(warm) => self.pool.lock().await.push_back(warm),
+                Ok(warm) => {
+                    if at_leisure {
+                        // What it has yet to do would be done while somebody's container starts. One that cannot say is as good.
+                        let _ = warm.client.call("preparation of a sandbox", Request::Settle, vec![]).await;
+                    }
+                    self.pool.lock().await.push_back(warm);
+                }
                 Err(error) => {
                     let source = std::error::Error::source(&error);
                     tracing::warn!(error = %error, ?source, "no warm sandbox could be made");

@@ -6,18 +6,22 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::mpsc;
 
 use super::client::Client;
+use super::layout::Slot;
 use super::slots::{greet, io_failed};
 use super::wire::ShimWire;
 use super::{Inner, not_found};
 use crate::contract::{SandboxError, SandboxEvent};
 use crate::spec::SandboxId;
 
+/// What a sandbox's first subscriber gets.
+pub(crate) type Ready = (Slot, mpsc::Receiver<SandboxEvent>);
+
 /// A sandbox's shim.
 #[derive(Debug)]
 struct Known {
     client: Client<ShimWire>,
-    /// Its events since it was warm, until somebody asks for them.
-    events: Option<mpsc::Receiver<SandboxEvent>>,
+    /// The slot, and its events since it was warm, until somebody asks for them.
+    events: Option<Ready>,
 }
 
 /// The shims that are connected.
@@ -26,7 +30,7 @@ pub(crate) struct Shims(Mutex<HashMap<SandboxId, Known>>);
 
 impl Shims {
     /// One that was just taken from the pool, or greeted.
-    pub(crate) fn add(&self, id: &SandboxId, client: Client<ShimWire>, events: Option<mpsc::Receiver<SandboxEvent>>) {
+    pub(crate) fn add(&self, id: &SandboxId, client: Client<ShimWire>, events: Option<Ready>) {
         self.known().insert(id.clone(), Known { client, events });
     }
 
@@ -36,7 +40,7 @@ impl Shims {
     }
 
     /// The sandbox's events, once.
-    pub(crate) fn take_events(&self, id: &SandboxId) -> Option<mpsc::Receiver<SandboxEvent>> {
+    pub(crate) fn take_events(&self, id: &SandboxId) -> Option<Ready> {
         self.known().get_mut(id)?.events.take()
     }
 

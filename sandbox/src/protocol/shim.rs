@@ -22,6 +22,8 @@ pub enum Request {
     },
     /// Who are you, what runs? Answer: [`Reply::Status`] with the network namespace's descriptor.
     Status,
+    /// Is everything made that can be made before an order? Answer: [`Reply::Done`], when it is. Since version 2.
+    Settle,
     /// Become this pod's. One descriptor: the pod's log directory. Answer: [`Reply::Done`].
     Configure {
         /// The pod.
@@ -105,7 +107,7 @@ impl Request {
     /// The version that added it, or what it asks for.
     pub fn since(&self) -> u32 {
         match self {
-            Self::Attach { .. } | Self::Resize { .. } | Self::Pause { .. } | Self::Resume { .. } => 2,
+            Self::Settle | Self::Attach { .. } | Self::Resize { .. } | Self::Pause { .. } | Self::Resume { .. } => 2,
             Self::Start { spec, .. } if spec.target.is_some() => 2,
             _ => 1,
         }
@@ -116,6 +118,7 @@ impl Request {
         match self {
             Self::Hello { .. } => "hello",
             Self::Status => "status",
+            Self::Settle => "settle",
             Self::Configure { .. } => "configure",
             Self::Start { spec, .. } if spec.target.is_some() => "start with a target",
             Self::Start { .. } => "start",
@@ -133,9 +136,10 @@ impl Request {
     }
 
     /// Names of all requests, as they are on the wire.
-    pub const NAMES: [&str; 14] = [
+    pub const NAMES: [&str; 15] = [
         "hello",
         "status",
+        "settle",
         "configure",
         "start",
         "exec",

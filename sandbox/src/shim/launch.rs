@@ -109,7 +109,7 @@ impl Shim {
             None => self.fork_stub(&order, all().step("copies of descriptors")?, namespace.as_ref())?,
         };
         let log = self.let_proceed(&mut spare, &order.spec).inspect_err(|_| self.dismiss(&spare))?;
-        let Spare { child, leaf, channel } = spare;
+        let Spare { child, leaf, channel, .. } = spare;
         let container = Container {
             spec: Rc::new(order.spec),
             leaf,
@@ -183,7 +183,7 @@ impl Shim {
         }
         .step("fork of the container's first process")?;
         crate::sys::failpoint::failpoint!(StubForked);
-        Ok(Spare { child, leaf, channel: Connection::new(ours) })
+        Ok(Spare { child, leaf, channel: Connection::new(ours), ready: false })
     }
 
     pub(super) fn shared(&self, security: &Security) -> Shared<'_> {
@@ -236,6 +236,7 @@ impl Shim {
             while let Ok(Some((message, mut fds))) = report.next_message::<Report>() {
                 match message {
                     Report::Terminal => *master = fds.pop(),
+                    Report::Ready => {}
                     Report::Degraded { what } => crate::sys::say::say!("{what}"),
                     Report::Executing => *executing = true,
                     Report::Failed { refusal: why } => *refusal = Some(why),
@@ -278,8 +279,8 @@ impl Shim {
         let waiters = std::mem::take(&mut process.waiters);
         let started = Started {
             pid: self.own_root.host_pid(&process.pidfd).unwrap_or(process.pid.as_raw_nonzero().get() as u32),
-            boottime_ns: clock::boottime_ns(),
-            wall_ns: clock::wall_ns(),
+            boottime_ns: self.woken_ns,
+            wall_ns: clock::wall_ns().saturating_sub(clock::boottime_ns().saturating_sub(self.woken_ns)),
         };
         self.announce(key, started, master, waiters);
     }

@@ -11,6 +11,7 @@
 //!  output.rs     what containers write: to the log, at a bounded rate, and to who is attached
 //!  attach.rs     who is attached, and what they send to a container's standard input
 //!  pause.rs      stopping containers and letting them go on
+//!  rehearsal.rs  a start that means nothing, so that the first that means something takes less time
 //!  reaper.rs     ends: logs drained, leaf killed, record written, subscribers told
 //! ```
 //!
@@ -34,6 +35,7 @@ pub(crate) mod own_root;
 mod pause;
 mod poller;
 mod reaper;
+mod rehearsal;
 mod requests;
 mod server;
 mod slot;

@@ -21,15 +21,16 @@ impl Shim {
     pub(super) fn read_output(&mut self, process: Key, key: Key) {
         let Some(container) = init_of(&mut self.processes, process) else { return };
         let Some(index) = container.outputs.iter().position(|output| output.key == key) else { return };
-        match self.pump(process, index) {
+        // It was there when the wait ended, whatever else had its turn before.
+        match self.pump(process, index, self.woken_ns) {
             (Read::Bytes, Some(due_ns)) => self.hold_back(process, due_ns),
             (Read::Bytes, None) | (Read::WouldBlock, _) => {}
             (Read::Ended, _) => self.end_output(process, index),
         }
     }
 
-    /// Moves some output; and when to go on, if that was too much.
-    fn pump(&mut self, process: Key, index: usize) -> (Read, Option<u64>) {
+    /// Moves some output, which came by `came_ns`; and when to go on, if that was too much.
+    fn pump(&mut self, process: Key, index: usize, came_ns: u64) -> (Read, Option<u64>) {
         let Some(container) = init_of(&mut self.processes, process) else { return (Read::Ended, None) };
         let output = &container.outputs[index];
         let stream = output.stream;
@@ -40,7 +41,6 @@ impl Shim {
         if read != Read::Bytes {
             return (read, None);
         }
-        let read_ns = clock::boottime_ns();
         let before = container.log.written_bytes();
         // What the disk refuses is lost; the log counts it and says so when it can.
         let _ = container.log.write_read(&mut self.buffers, stream, clock::wall_ns());
@@ -49,7 +49,7 @@ impl Shim {
         let due = container.rate.take(written.max(self.buffers.bytes().len() as u64), now);
         if !std::mem::replace(&mut container.first_byte, true) {
             let (container, attempt) = (container.spec.name.clone(), container.spec.attempt);
-            self.record(SandboxEvent::FirstByte { container, attempt, boottime_ns: read_ns });
+            self.record(SandboxEvent::FirstByte { container, attempt, boottime_ns: came_ns });
         }
         self.pass_on(process, stream);
         (read, due)
@@ -110,7 +110,7 @@ impl Shim {
     pub(super) fn drain(&mut self, process: Key) {
         while init_of(&mut self.processes, process).is_some_and(|container| !container.outputs.is_empty()) {
             let mut taken = 0;
-            while taken < LAST_BYTES && self.pump(process, 0).0 == Read::Bytes {
+            while taken < LAST_BYTES && self.pump(process, 0, clock::boottime_ns()).0 == Read::Bytes {
                 taken += self.buffers.bytes().len();
             }
             self.end_output(process, 0);

@@ -34,6 +34,7 @@ impl Shim {
         let result = match call.body {
             Request::Hello { versions } => self.hello(client, versions),
             Request::Status => return self.status(waiter),
+            Request::Settle => self.settle(),
             Request::Configure { spec } => self.configure(spec, fds),
             Request::Start { spec, fds: counts } => return self.start(waiter, spec, counts, fds),
             Request::Exec { spec, stdio } => return self.exec(waiter, spec, stdio, fds),

@@ -22,6 +22,7 @@ use crate::cgroup::{DeviceProgram, Group};
 use crate::contract::SandboxEvent;
 use crate::protocol::{Fill, Refusal};
 use crate::spec::SandboxSpec;
+use crate::sys::clock;
 
 const LISTENER: Key = 0;
 const SIGNALS: Key = 1;
@@ -96,6 +97,8 @@ pub(crate) struct Shim {
     pub(super) program: Option<String>,
     /// Set by `Shutdown`: who waits for the last child's end.
     pub(super) leaving: Option<Vec<Waiter>>,
+    /// When the last wait ended: what it found was there by then.
+    pub(super) woken_ns: u64,
     listener: OwnedFd,
     signals: SignalFd,
     next: Key,
@@ -136,6 +139,7 @@ impl Shim {
             usual_devices: None,
             program: None,
             leaving: None,
+            woken_ns: 0,
             listener,
             signals,
             next: FIRST_FREE,
@@ -152,7 +156,9 @@ impl Shim {
                 return Ok(());
             }
             let timeout = self.until_due();
-            for key in self.poller.wait(timeout.as_ref()).map_err(|errno| ShimError::Wait(errno.into()))? {
+            let ready = self.poller.wait(timeout.as_ref()).map_err(|errno| ShimError::Wait(errno.into()))?;
+            self.woken_ns = clock::boottime_ns();
+            for key in ready {
                 self.dispatch(key);
             }
             self.read_on();

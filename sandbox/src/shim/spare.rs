@@ -7,15 +7,18 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 
 use super::launch::report_channel;
 use super::reaper::LEAF_DEADLINE;
+use super::rehearsal;
 use super::requests::cgroup_refusal;
 use super::server::Shim;
-use super::stub::report::Step;
+use super::stub::report::{Report, Step};
 use super::stub::{self, Order, mounts};
 use crate::cgroup::{CgroupError, DEFAULT_DEVICES, DeviceProgram, DeviceRule, Enforcement, Group};
+use crate::protocol::shim::Reply;
 use crate::protocol::{Connection, Refusal};
 use crate::seccomp;
 use crate::spec::{Resources, Security};
@@ -24,6 +27,9 @@ use crate::sys::clone::{Child, fork_with};
 /// The leaf's name; a container's own leaf has a dot in its name.
 const LEAF: &str = "first";
 
+/// How long the agent is kept waiting for a spare at most.
+const SETTLING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 /// A stub that waits for its [`Order`].
 #[derive(Debug)]
 pub(super) struct Spare {
@@ -31,11 +37,14 @@ pub(super) struct Spare {
     pub(super) leaf: Group,
     /// Blocking, until the order is sent.
     pub(super) channel: Connection,
+    /// It has said that it is.
+    pub(super) ready: bool,
 }
 
 impl Shim {
     /// Makes the sandbox's spare stub. Without one everything works, later.
     pub(super) fn stand_by(&mut self) {
+        rehearsal::of_request();
         // The usual filter, compiled before there is a hurry: its stubs have it from here.
         let usual = Security::default();
         let _ = seccomp::program(&usual.seccomp, &usual.capabilities);
@@ -56,7 +65,21 @@ impl Shim {
         let (slot, view) = (&self.slot, &self.view);
         let body = || stub::stand_by(slot.user.as_ref(), &slot.ids, (&leaf, view), &dev, theirs);
         let child = fork_with(slot.container_spaces(), leaf.clone_into(), body).step("fork of a stub")?;
-        Ok(Spare { child, leaf, channel: Connection::new(ours) })
+        Ok(Spare { child, leaf, channel: Connection::new(ours), ready: false })
+    }
+
+    /// Waits until the spare has made what it can. The shim is nobody's yet, so there is nobody to keep waiting.
+    pub(super) fn settle(&mut self) -> Result<Reply, Refusal> {
+        if let Some(spare) = self.spare.as_mut().filter(|spare| !spare.ready)
+            && self.configured.is_none()
+        {
+            let mut ends = [PollFd::from_borrowed_fd(spare.channel.socket(), PollFlags::IN)];
+            if let Ok(1..) = poll(&mut ends, Some(&SETTLING)) {
+                // The end of one that failed is told by its end as a child.
+                spare.ready = matches!(spare.channel.receive::<Report>(), Ok((Report::Ready, _)));
+            }
+        }
+        Ok(Reply::Done)
     }
 
     /// The spare with these limits and this order given, if there is one that can take them.

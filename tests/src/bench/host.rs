@@ -12,7 +12,7 @@ use sandbox::namespace::{Config, NamespaceSandboxes};
 use sandbox::spec::{
     ContainerSpec, LOG_BYTES_PER_SECOND, Layer, Namespaces, Resources, Rootfs, SandboxId, SandboxSpec, Security, User,
 };
-use sandbox::sys::spread::spread_children;
+use sandbox::sys::spread::Spread;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
@@ -48,6 +48,8 @@ pub(super) struct Backend {
     config: Config,
     host: Arc<Host>,
     number: Arc<AtomicU32>,
+    /// Where pods' directories are made.
+    spread: Spread,
 }
 
 /// A sandbox with one container.
@@ -81,8 +83,8 @@ impl Host {
         let pods = self.dir.join("pods");
         std::fs::create_dir_all(&pods).context("make the pods' directory")?;
         // As the agent does.
-        if let Err(error) = spread_children(&pods) {
-            eprintln!("the file system does not spread the pods' directories: {error}");
+        if let Err(error) = Spread::of(&pods).prepare() {
+            eprintln!("the pods' directories are not spread over the disk: {error}");
         }
         let config = Config {
             run_dir: leftovers::run_dir(&leftovers::own_name()),
@@ -92,7 +94,13 @@ impl Host {
             pool_size,
         };
         let sandboxes = NamespaceSandboxes::open(config.clone()).await.context("open the backend")?;
-        Ok(Backend { sandboxes, config, host: Arc::new(self.clone()), number: Arc::default() })
+        Ok(Backend {
+            sandboxes,
+            config,
+            host: Arc::new(self.clone()),
+            number: Arc::default(),
+            spread: Spread::of(&pods),
+        })
     }
 }
 
@@ -122,6 +130,7 @@ impl Backend {
     pub(super) async fn start_in(&self, prepared: Prepared, args: &[&str]) -> Result<Pod> {
         let Prepared { id, .. } = prepared;
         let dir = self.dir_of(&id);
+        self.spread.make(&id.0, 0o711).context("make the pod's directory")?;
         let spec = SandboxSpec {
             hostname: id.0.clone(),
             sysctls: BTreeMap::new(),

@@ -1,5 +1,6 @@
 //! Makes, refreshes and removes what a pod has on disk and on tmpfs. Blocking.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Volume;
 use rustix::mount::{MountFlags, UnmountFlags};
+use sandbox::sys::spread::Spread;
 
 use super::super::spec::resources::{Policy, of_pod};
 use super::super::spec::{Context, SpecError, hostname, scalars};
@@ -66,6 +68,11 @@ fn directory(path: &Path, mode: u32) -> Result<(), VolumeError> {
 
 /// The directories of a pod, without any content.
 pub fn make_dirs(dirs: &PodDirs) -> Result<(), VolumeError> {
+    if let (Some(pods), Some(uid)) = (dirs.disk.parent(), dirs.disk.file_name().and_then(OsStr::to_str)) {
+        fs::create_dir_all(pods)
+            .and_then(|()| Spread::of(pods).make(uid, 0o711))
+            .map_err(step("make directory", &dirs.disk))?;
+    }
     for path in [&dirs.disk, &dirs.tmpfs] {
         directory(path, 0o711)?;
     }

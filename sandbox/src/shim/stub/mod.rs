@@ -40,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use self::cgroups::{CgroupView, Cgroups};
 use self::report::{Proceed, Report, Step};
 use self::stage::Stage;
+use super::rehearsal;
 use crate::cgroup::Group;
 use crate::ids::Ids;
 use crate::protocol::shim::StartFds;
@@ -121,6 +122,8 @@ pub(crate) fn stand_by(
     let steps = |channel: &mut Connection| {
         begin_container(leaf)?;
         let stage = Stage::make(ids.base(), dev, Cgroups { view, leaf: leaf.name() })?;
+        rehearsal::of_order();
+        tell(channel, &Report::Ready, vec![])?;
         // Nobody gives orders any more: the sandbox goes.
         let Ok((order, fds)) = channel.receive::<Order>() else { process::exit_now(0) };
         let security = &order.spec.security;

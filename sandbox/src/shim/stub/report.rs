@@ -13,6 +13,8 @@ use crate::protocol::Refusal;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "report", rename_all = "snake_case")]
 pub(crate) enum Report {
+    /// What can be made without an order is made.
+    Ready,
     /// The terminal's master side comes with this.
     Terminal,
     /// Something was left out that is no reason to fail.

@@ -1,0 +1,52 @@
+//! A start that means nothing, read and written once before a real one is asked for.
+//!
+//! So the memory that reading one needs is the process's own by then: each page that a stub shares with its shim, and a shim
+//! with nobody yet, costs a fault when it is first written to, and these faults would be a part of a container's start.
+
+use std::hint::black_box;
+
+use super::stub::Order;
+use crate::protocol::Call;
+use crate::protocol::shim::{Request, StartFds};
+use crate::spec::{ContainerSpec, Layer, Resources, Rootfs, Security, User};
+
+/// What a shim does with a request.
+pub(super) fn of_request() {
+    let body = Request::Start { spec: spec(), fds: StartFds::default() };
+    let heard =
+        serde_json::to_vec(&Call { id: 0, body }).and_then(|text| serde_json::from_slice::<Call<Request>>(&text));
+    drop(black_box(heard));
+}
+
+/// What a stub does with its order.
+pub(super) fn of_order() {
+    let order = Order { spec: spec(), counts: StartFds::default() };
+    let heard = serde_json::to_vec(&order).and_then(|text| serde_json::from_slice::<Order>(&text));
+    drop(black_box(heard));
+}
+
+/// About as long as usual ones are.
+fn spec() -> ContainerSpec {
+    let text = |length| "-".repeat(length);
+    ContainerSpec {
+        name: text(16),
+        attempt: 0,
+        args: vec![text(16); 4],
+        env: vec![(text(16), text(32)); 16],
+        cwd: text(16),
+        user: User::default(),
+        rootfs: Rootfs {
+            layers: vec![Layer { id: text(71), path: text(128).into() }; 4],
+            writable: Some(text(64).into()),
+        },
+        readonly_rootfs: false,
+        mounts: Vec::new(),
+        resources: Resources::default(),
+        security: Security::default(),
+        stop_signal: 0,
+        stdin: false,
+        stdin_once: false,
+        tty: false,
+        target: None,
+    }
+}
