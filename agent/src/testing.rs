@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sandbox::contract::{
@@ -14,6 +15,7 @@ use sandbox::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, S
 use tokio::sync::mpsc;
 
 use crate::clock::Now;
+use crate::pod::task::World;
 use crate::ports::{
     Address, ImageConfig, ImageFailure, ImageSource, ImageWish, Interval, Metered, Metering, PodNetwork, PortError,
     ReadyImage, RootFiles,
@@ -395,7 +397,37 @@ pub(crate) struct Rig {
     pub(crate) images: Arc<FakeImages>,
     pub(crate) network: Arc<FakeNetwork>,
     pub(crate) meter: Arc<FakeMeter>,
-    pub(crate) dir: tempfile::TempDir,
+    pub(crate) dir: Home,
+}
+
+/// A directory that outlives what its agents still write: their tasks end with them, but not at once.
+#[derive(Debug)]
+pub(crate) struct Home {
+    dir: tempfile::TempDir,
+    agents: Mutex<Vec<Weak<World>>>,
+}
+
+impl Home {
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let until = |patience: Duration, is_so: &dyn Fn() -> bool| {
+            let deadline = Instant::now() + patience;
+            while !is_so() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        };
+        let agents = std::mem::take(&mut *self.agents.lock().unwrap());
+        until(Duration::from_secs(1), &|| agents.iter().all(|agent| agent.strong_count() == 0));
+        // Where somebody still makes files while others are removed, a removal fails: the next one does not.
+        until(Duration::from_secs(10), &|| {
+            std::fs::remove_dir_all(self.dir.path()).is_ok() || !self.dir.path().exists()
+        });
+    }
 }
 
 impl Rig {
@@ -405,14 +437,19 @@ impl Rig {
             images: Arc::default(),
             network: Arc::default(),
             meter: Arc::default(),
-            dir: tempfile::tempdir().unwrap(),
+            dir: Home { dir: tempfile::tempdir().unwrap(), agents: Mutex::default() },
         }
     }
 
     /// A new agent on the same host, in the boot of this name.
-    pub(crate) fn world(&self, boot_id: &str) -> Arc<crate::pod::task::World> {
+    pub(crate) fn world(&self, boot_id: &str) -> Arc<World> {
+        self.world_with(boot_id, |_| {})
+    }
+
+    /// The same with something changed.
+    pub(crate) fn world_with(&self, boot_id: &str, change: impl FnOnce(&mut World)) -> Arc<World> {
         let state_dir = self.dir.path().join("state");
-        Arc::new(crate::pod::task::World {
+        let mut world = World {
             sandboxes: self.sandboxes.clone(),
             images: self.images.clone(),
             network: self.network.clone(),
@@ -434,7 +471,11 @@ impl Rig {
             run_dir: self.dir.path().join("run"),
             boot_id: boot_id.to_owned(),
             measuring: Arc::new(tokio::sync::Semaphore::new(1)),
-        })
+        };
+        change(&mut world);
+        let world = Arc::new(world);
+        self.dir.agents.lock().unwrap().push(Arc::downgrade(&world));
+        world
     }
 
     pub(crate) fn state_dir(&self) -> &Path {

@@ -21,8 +21,7 @@ async fn agent(rig: &Rig, boot_id: &str) -> Arc<Roster> {
 }
 
 async fn agent_that_allows(rig: &Rig, boot_id: &str, allowed: &[crate::trust::Allow]) -> Arc<Roster> {
-    let mut world = rig.world(boot_id);
-    Arc::get_mut(&mut world).unwrap().host.trust.allowed = allowed.iter().copied().collect();
+    let world = rig.world_with(boot_id, |world| world.host.trust.allowed = allowed.iter().copied().collect());
     let epoch = world.ledger.epoch().unwrap();
     let survivors = crate::recover::run(&world).await.unwrap();
     let roster = Roster::new(world, room(), epoch);

@@ -7,8 +7,8 @@ async fn agent_with_cpus(rig: &Rig) -> Arc<Roster> {
     let root = rig.dir.path().join("cpu");
     std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("online"), "0-3\n").unwrap();
-    let mut world = rig.world("boot");
-    Arc::get_mut(&mut world).unwrap().host.cpus = Some(Cpus::read(&root, parse("0").unwrap()).unwrap());
+    let cpus = Cpus::read(&root, parse("0").unwrap()).unwrap();
+    let world = rig.world_with("boot", |world| world.host.cpus = Some(cpus));
     let epoch = world.ledger.epoch().unwrap();
     let survivors = crate::recover::run(&world).await.unwrap();
     let roster = Roster::new(world, room(), epoch);

@@ -10,8 +10,7 @@ async fn agent_with_devices(rig: &Rig) -> Arc<Roster> {
     std::fs::write(&file, POLICY).unwrap();
     let devices = Policy::load(&file).unwrap();
     let room = Room { scalars: devices.capacity(), ..room() };
-    let mut world = rig.world("boot");
-    Arc::get_mut(&mut world).unwrap().host.trust.devices = devices;
+    let world = rig.world_with("boot", |world| world.host.trust.devices = devices);
     let epoch = world.ledger.epoch().unwrap();
     let survivors = crate::recover::run(&world).await.unwrap();
     let roster = Roster::new(world, room, epoch);
