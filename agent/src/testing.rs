@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sandbox::contract::{
-    Attachment, ExecProcess, Exit, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started,
-    Stdio,
+    Attachment, Detached, ExecProcess, Exit, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes,
+    Started, Stdio,
 };
 use sandbox::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 use tokio::sync::mpsc;
@@ -138,6 +138,31 @@ impl ExecProcess for FakeExec {
     }
 }
 
+/// Output is input; a size that is wider than 200 columns cuts it off.
+struct FakeAttachment {
+    name: String,
+    events: mpsc::Receiver<SandboxEvent>,
+}
+
+#[async_trait]
+impl Attachment for FakeAttachment {
+    async fn wait(&mut self) -> Result<Detached, SandboxError> {
+        while let Some(event) = self.events.recv().await {
+            if matches!(&event, SandboxEvent::Exited { container, .. } if *container == self.name) {
+                return Ok(Detached::Ended);
+            }
+        }
+        Ok(Detached::TooSlow)
+    }
+
+    async fn resize(&mut self, columns: u16, _: u16) -> Result<(), SandboxError> {
+        if columns > 200 {
+            self.events.close();
+        }
+        Ok(())
+    }
+}
+
 #[async_trait]
 impl Sandboxes for FakeSandboxes {
     async fn prepare_as(&self, id: &SandboxId, _: &Namespaces) -> Result<Prepared, SandboxError> {
@@ -206,9 +231,22 @@ impl Sandboxes for FakeSandboxes {
         Ok(Box::new(FakeExec(exit)))
     }
 
-    async fn attach(&self, id: &SandboxId, _: &str, _: Stdio) -> Result<Box<dyn Attachment>, SandboxError> {
+    async fn attach(&self, id: &SandboxId, name: &str, stdio: Stdio) -> Result<Box<dyn Attachment>, SandboxError> {
         self.enter("attach", id)?;
-        Err(SandboxError::Unsupported { what: "attach".to_owned() })
+        let mut state = self.lock();
+        let sandbox = state.sandboxes.get_mut(&id.0).ok_or_else(|| not_found(id))?;
+        let spec = sandbox.running.get(name).ok_or_else(|| not_found(id))?;
+        if stdio.stdin.is_some() && !spec.stdin {
+            return Err(SandboxError::Invalid { message: format!("container {name} has no standard input") });
+        }
+        let (sender, events) = mpsc::channel(64);
+        sandbox.watchers.push(sender);
+        if let (Some(input), Some(output)) = (stdio.stdin, stdio.stdout) {
+            std::thread::spawn(move || {
+                std::io::copy(&mut std::fs::File::from(input), &mut std::fs::File::from(output))
+            });
+        }
+        Ok(Box::new(FakeAttachment { name: name.to_owned(), events }))
     }
 
     async fn pause(&self, id: &SandboxId, container: &str) -> Result<(), SandboxError> {

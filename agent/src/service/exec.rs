@@ -1,47 +1,26 @@
 //! `kubectl exec`: a further process in a running container, its streams over one gRPC stream.
 
-use std::os::fd::OwnedFd;
-
 use agent_api::codes::Code;
 use agent_api::proto::{self, exec_input::Input, exec_output::Output};
 use bytes::Bytes;
-use rustix::pipe::{PipeFlags, pipe_with};
-use sandbox::contract::{ExecProcess, SandboxError, Stdio};
-use sandbox::spec::ExecSpec;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::unix::pipe;
+use sandbox::contract::{ExecProcess, SandboxError};
+use sandbox::spec::{ExecSpec, SandboxId};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::Status;
 
 use super::logs::named;
+use super::streams::{Ours, Out, output, relay, short, streams, write};
 use super::{Answers, Service, answers};
 use crate::errors::chain;
 
-/// What is read from the process at once.
-const CHUNK: usize = 32 << 10;
 /// Terminal size when the client says none.
 const SIZE: (u16, u16) = (80, 24);
 const SIGKILL: i32 = 9;
 
-type Out = mpsc::Sender<Result<proto::ExecOutput, Status>>;
-
-fn output(output: Output) -> Result<proto::ExecOutput, Status> {
-    Ok(proto::ExecOutput { output: Some(output) })
-}
-
 impl Service {
-    pub(super) async fn run_exec(
-        &self,
-        mut inputs: impl Stream<Item = Result<proto::ExecInput, Status>> + Unpin + Send + 'static,
-    ) -> Result<Answers<proto::ExecOutput>, Status> {
-        let start = match inputs.next().await.transpose()?.and_then(|input| input.input) {
-            Some(Input::Start(start)) => start,
-            _ => return Err(Code::InvalidArgument.status("an exec must open with its start")),
-        };
-        if start.command.is_empty() {
-            return Err(Code::InvalidArgument.status("an exec without a command"));
-        }
+    /// The running container that is meant, and its sandbox.
+    pub(super) fn running(&self, start: &proto::ExecStart) -> Result<(String, SandboxId), Status> {
         let world = self.roster.world();
         let posted = world
             .board
@@ -54,6 +33,22 @@ impl Service {
                 Code::WrongState.status(format!("container \"{container}\" of pod \"{}\" is not running", posted.name))
             );
         };
+        Ok((container, sandbox))
+    }
+
+    pub(super) async fn run_exec(
+        &self,
+        mut inputs: impl Stream<Item = Result<proto::ExecInput, Status>> + Unpin + Send + 'static,
+    ) -> Result<Answers<proto::ExecOutput>, Status> {
+        let start = match inputs.next().await.transpose()?.and_then(|input| input.input) {
+            Some(Input::Start(start)) => start,
+            _ => return Err(Code::InvalidArgument.status("an exec must open with its start")),
+        };
+        if start.command.is_empty() {
+            return Err(Code::InvalidArgument.status("an exec without a command"));
+        }
+        let world = self.roster.world();
+        let (container, sandbox) = self.running(&start)?;
         let size = start.size.map_or(SIZE, |size| (short(size.columns), short(size.rows)));
         let spec = ExecSpec {
             container,
@@ -79,45 +74,6 @@ impl Service {
         }
         Ok(stream)
     }
-}
-
-fn short(value: u32) -> u16 {
-    u16::try_from(value).unwrap_or(u16::MAX)
-}
-
-struct Ours {
-    stdin: Option<pipe::Sender>,
-    stdout: Option<pipe::Receiver>,
-    stderr: Option<pipe::Receiver>,
-}
-
-fn streams(stdin: bool, stdout: bool, stderr: bool) -> std::io::Result<(Stdio, Ours)> {
-    let pair = || pipe_with(PipeFlags::CLOEXEC);
-    let mut theirs = Stdio::default();
-    let mut ours = Ours { stdin: None, stdout: None, stderr: None };
-    if stdin {
-        let (read, write) = pair()?;
-        theirs.stdin = Some(read);
-        ours.stdin = Some(pipe::Sender::from_owned_fd(nonblocking(write)?)?);
-    }
-    if stdout {
-        let (read, write) = pair()?;
-        theirs.stdout = Some(write);
-        ours.stdout = Some(pipe::Receiver::from_owned_fd(nonblocking(read)?)?);
-    }
-    if stderr {
-        let (read, write) = pair()?;
-        theirs.stderr = Some(write);
-        ours.stderr = Some(pipe::Receiver::from_owned_fd(nonblocking(read)?)?);
-    }
-    Ok((theirs, ours))
-}
-
-/// Our end only: the two ends of a pipe are separate descriptions.
-fn nonblocking(fd: OwnedFd) -> std::io::Result<OwnedFd> {
-    let flags = rustix::fs::fcntl_getfl(&fd)?;
-    rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-    Ok(fd)
 }
 
 async fn attend(
@@ -186,29 +142,4 @@ async fn attend(
         Err(error) => proto::ExecExit { code: -1, error: chain(&error) },
     };
     let _ = out.send(output(Output::Exit(exit))).await;
-}
-
-async fn relay(source: Option<pipe::Receiver>, out: Out, wrap: fn(Bytes) -> Output) {
-    let Some(mut source) = source else { return };
-    let mut buffer = bytes::BytesMut::with_capacity(CHUNK);
-    loop {
-        buffer.reserve(CHUNK);
-        match source.read_buf(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {
-                if out.send(output(wrap(buffer.split().freeze()))).await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
-async fn write(sink: Option<pipe::Sender>, mut bytes: mpsc::Receiver<Bytes>) {
-    let Some(mut sink) = sink else { return };
-    while let Some(bytes) = bytes.recv().await {
-        if sink.write_all(&bytes).await.is_err() {
-            return;
-        }
-    }
 }

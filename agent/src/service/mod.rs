@@ -1,9 +1,11 @@
 //! The gRPC service `Agent`. Thin: it parses, checks the fence, calls the core and words the answers.
 
+mod attach;
 mod exec;
 mod host;
 mod images;
 mod logs;
+mod streams;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -161,6 +163,14 @@ impl Agent for Service {
     type ExecStream = Answers<proto::ExecOutput>;
     async fn exec(&self, request: Request<Streaming<proto::ExecInput>>) -> Result<Response<Self::ExecStream>, Status> {
         self.run_exec(request.into_inner()).await.map(Response::new)
+    }
+
+    type AttachStream = Answers<proto::ExecOutput>;
+    async fn attach(
+        &self,
+        request: Request<Streaming<proto::ExecInput>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        self.run_attach(request.into_inner()).await.map(Response::new)
     }
 
     async fn usage_boots(

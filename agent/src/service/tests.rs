@@ -249,6 +249,67 @@ async fn exec_gives_output_and_exit_code_and_says_why_not() {
     assert_eq!(run(&service, &["echo"]).await.unwrap_err().error_code(), Code::WrongState);
 }
 
+fn attach_to(stdin: bool) -> exec_input::Input {
+    let start = proto::ExecStart { uid: "u".to_owned(), stdin, stdout: true, stderr: true, ..Default::default() };
+    exec_input::Input::Start(start)
+}
+
+/// An attachment that a test types into.
+async fn attached(
+    service: &Service,
+    start: exec_input::Input,
+) -> Result<(mpsc::Sender<exec_input::Input>, Answers<proto::ExecOutput>), Status> {
+    let (inputs, stream) = mpsc::channel(4);
+    inputs.send(start).await.unwrap();
+    let stream = ReceiverStream::new(stream).map(|input| Ok(proto::ExecInput { input: Some(input) }));
+    Ok((inputs, service.run_attach(stream).await?))
+}
+
+async fn heard(outputs: &mut Answers<proto::ExecOutput>) -> Option<exec_output::Output> {
+    let output = tokio::time::timeout(Duration::from_secs(60), outputs.next()).await.expect("in time");
+    output.map(|output| output.unwrap().output.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attachment_carries_a_containers_own_streams_until_its_end() {
+    use exec_input::Input::{Resize, Stdin};
+    use exec_output::Output::{Exit, Started, Stdout};
+    let rig = Rig::new();
+    let service = service(&rig).await;
+    let refused = |result: Result<_, Status>| result.err().map(|status: Status| status.error_code());
+    assert_eq!(refused(attached(&service, attach_to(false)).await.map(drop)), Some(Code::NotFound));
+    let mut intent = wire("u", 1, &["run"]);
+    let mut pod: serde_json::Value = serde_json::from_slice(&intent.pod_json).unwrap();
+    pod["spec"]["containers"][0]["stdin"] = true.into();
+    intent.pod_json = pod.to_string().into_bytes().into();
+    apply(&service, 1, intent).await.unwrap();
+    until(&service, "u", running).await;
+    let nothing = exec_input::Input::Start(proto::ExecStart { uid: "u".to_owned(), ..Default::default() });
+    assert_eq!(refused(attached(&service, nothing).await.map(drop)), Some(Code::InvalidArgument));
+
+    let (inputs, mut outputs) = attached(&service, attach_to(true)).await.unwrap();
+    assert!(matches!(heard(&mut outputs).await, Some(Started(_))));
+    inputs.send(Stdin("typed".into())).await.unwrap();
+    assert_eq!(heard(&mut outputs).await, Some(Stdout("typed".into())));
+
+    // Another is cut off; a third leaves: neither harms the first, nor the container.
+    let (others, mut other) = attached(&service, attach_to(false)).await.unwrap();
+    assert!(matches!(heard(&mut other).await, Some(Started(_))));
+    others.send(Resize(proto::TerminalSize { columns: 300, rows: 1 })).await.unwrap();
+    let Some(Exit(exit)) = heard(&mut other).await else { panic!("it is not cut off") };
+    assert!(exit.error.contains("all of it is in the log"), "{exit:?}");
+    drop(attached(&service, attach_to(true)).await.unwrap());
+    inputs.send(Stdin("more".into())).await.unwrap();
+    assert_eq!(heard(&mut outputs).await, Some(Stdout("more".into())));
+
+    inputs.send(exec_input::Input::StdinEof(true)).await.unwrap();
+    rig.sandboxes.end("u-0", "c", 7, false);
+    assert_eq!(heard(&mut outputs).await, Some(Exit(proto::ExecExit { code: 0, error: String::new() })));
+    assert_eq!(heard(&mut outputs).await, None);
+    until(&service, "u", |u| u.terminated).await;
+    assert_eq!(refused(attached(&service, attach_to(false)).await.map(drop)), Some(Code::WrongState));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn events_come_in_order_and_are_dropped_when_acknowledged() {
     let rig = Rig::new();

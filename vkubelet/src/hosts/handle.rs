@@ -157,6 +157,14 @@ impl HostHandle {
         within(ANSWER, self.client().exec(input)).await
     }
 
+    /// Connects with a running container's streams. The first input says which.
+    pub async fn attach<S>(&self, input: S) -> Result<Streaming<proto::ExecOutput>, Status>
+    where
+        S: Stream<Item = proto::ExecInput> + Send + 'static,
+    {
+        within(ANSWER, self.client().attach(input)).await
+    }
+
     /// The boots of which the host still has usage records.
     pub async fn usage_boots(&self) -> Result<proto::UsageBootsReply, Status> {
         within(ANSWER, self.client().usage_boots(proto::UsageBootsRequest { epoch: self.inner.epoch })).await

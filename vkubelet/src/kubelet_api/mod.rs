@@ -12,8 +12,10 @@ pub mod authn;
 pub mod authz;
 pub mod logs;
 pub mod pods;
+pub mod remote;
 pub mod routes;
 pub mod server;
+pub mod spdy;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -42,6 +44,7 @@ pub async fn start(
         tokens: authn::Tokens::new(client.clone()),
         authorizer: authz::Authorizer::new(client, node_name.to_owned()),
         pods: Arc::new(pods::HostedPods::new(access)),
+        sessions: Arc::new(tokio::sync::Semaphore::new(routes::MOST_SESSIONS)),
     };
     tokio::spawn(server::serve(listener, tls, routes::router(Arc::new(api)), stop));
     Ok(address)

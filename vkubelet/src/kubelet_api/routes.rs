@@ -15,11 +15,14 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use http::{StatusCode, header};
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use super::access::required;
 use super::authn::{AuthnError, Identity, Tokens};
 use super::authz::{Authorizer, AuthzError};
 use super::logs;
+use super::remote::order::Order;
+use super::remote::{self, Talk};
 
 /// What the routes ask of the node. The production one looks pods up in the desired store and asks their hosts.
 #[async_trait]
@@ -32,21 +35,35 @@ pub trait NodePods: Send + Sync + 'static {
         namespace: &str,
         pod: &str,
         request: LogsRequest,
-    ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, LogsError>;
+    ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, PodError>;
+    /// A container's process, or one more in it, to talk to.
+    async fn talk(&self, namespace: &str, pod: &str, container: &str, order: &Order)
+    -> Result<Box<dyn Talk>, PodError>;
 }
 
-/// Why a log cannot be read.
+/// Why a pod cannot be asked.
 #[derive(Debug, thiserror::Error)]
-pub enum LogsError {
+pub enum PodError {
     /// No such pod or container.
     #[error("{0}")]
     NotFound(String),
-    /// Nothing to read yet or any more: the kubelet answers 400 with the reason.
+    /// Not in a state for it, yet or any more: the kubelet answers 400 with the reason.
     #[error("{0}")]
     NotAvailable(String),
     /// The host could not be asked.
     #[error("{0}")]
     CouldNotAsk(String),
+}
+
+impl IntoResponse for PodError {
+    fn into_response(self) -> Response {
+        let status = match self {
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::NotAvailable(_) => StatusCode::BAD_REQUEST,
+            Self::CouldNotAsk(_) => StatusCode::BAD_GATEWAY,
+        };
+        (status, self.to_string()).into_response()
+    }
 }
 
 /// Shared by all requests.
@@ -57,7 +74,12 @@ pub struct Api {
     pub authorizer: Authorizer,
     /// Pods.
     pub pods: Arc<dyn NodePods>,
+    /// Places for execs and attachments, which outlive their requests.
+    pub sessions: Arc<Semaphore>,
 }
+
+/// Execs and attachments at a time.
+pub const MOST_SESSIONS: usize = 1024;
 
 /// The identity in the connection's verified client certificate, if it brought one.
 #[derive(Debug, Clone, Default)]
@@ -71,6 +93,8 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/pods", get(pods))
         .route("/runningpods/", get(running_pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs))
+        .route("/exec/{namespace}/{pod}/{container}", get(remote::exec).post(remote::exec))
+        .route("/attach/{namespace}/{pod}/{container}", get(remote::attach).post(remote::attach))
         .fallback(|uri: http::Uri| async move { unanswered(uri.path()) })
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), gate))
         .with_state(api)
@@ -79,8 +103,7 @@ pub fn router(api: Arc<Api>) -> Router {
 /// What a kubelet answers and this version does not, by name: kubectl shows the text as it is.
 fn unanswered(path: &str) -> (StatusCode, &'static str) {
     let text = match path.trim_start_matches('/').split('/').next() {
-        Some("exec" | "run") => "this version of nodeless does not answer kubectl exec; `nodeless exec` works\n",
-        Some("attach") => "this version of nodeless does not answer kubectl attach; `kubectl logs -f` works\n",
+        Some("run") => "this version of nodeless does not answer /run; `kubectl exec` works\n",
         Some("portForward") => "this version of nodeless does not answer kubectl port-forward\n",
         _ => return (StatusCode::NOT_FOUND, "404 page not found\n"),
     };
@@ -149,8 +172,6 @@ async fn container_logs(
     request.container = container;
     match api.pods.logs(&namespace, &pod, request).await {
         Ok(stream) => ([(header::CONTENT_TYPE, "text/plain")], Body::from_stream(stream)).into_response(),
-        Err(LogsError::NotFound(message)) => (StatusCode::NOT_FOUND, message).into_response(),
-        Err(LogsError::NotAvailable(message)) => (StatusCode::BAD_REQUEST, message).into_response(),
-        Err(LogsError::CouldNotAsk(message)) => (StatusCode::BAD_GATEWAY, message).into_response(),
+        Err(error) => error.into_response(),
     }
 }

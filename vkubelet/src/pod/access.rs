@@ -1,4 +1,4 @@
-//! Logs and exec of a pod by name: finds its host and asks it.
+//! Logs, exec and attachments of a pod by name: finds its host and asks it.
 
 use agent_api::codes::{Code, StatusExt};
 use agent_api::proto::{ExecInput, ExecOutput, LogsChunk, LogsRequest};
@@ -77,11 +77,20 @@ impl PodAccess {
         target.host.exec(input).await.map_err(|status| AccessError::of(&status))
     }
 
-    /// Where an exec goes.
+    /// Connects with a container's own streams; the first input as for [`Self::exec`].
+    pub async fn attach<S>(&self, target: &ExecTarget, input: S) -> Result<Streaming<ExecOutput>, AccessError>
+    where
+        S: Stream<Item = ExecInput> + Send + 'static,
+    {
+        target.host.attach(input).await.map_err(|status| AccessError::of(&status))
+    }
+
+    /// Where an exec or an attachment goes.
     pub fn exec_target(&self, namespace: &str, name: &str, wanted: &str) -> Result<ExecTarget, AccessError> {
         let (entry, host) = self.reach(namespace, name)?;
         let container = container(&entry.pod.pod, wanted)?;
-        Ok(ExecTarget { uid: entry.pod.uid().to_owned(), container, host })
+        let (has_stdin, has_terminal) = streams(&entry.pod.pod, &container);
+        Ok(ExecTarget { uid: entry.pod.uid().to_owned(), container, has_stdin, has_terminal, host })
     }
 
     fn reach(&self, namespace: &str, name: &str) -> Result<(Entry, HostHandle), AccessError> {
@@ -107,7 +116,21 @@ pub struct ExecTarget {
     pub uid: String,
     /// The container.
     pub container: String,
+    /// It has a standard input of its own.
+    pub has_stdin: bool,
+    /// It has a terminal of its own.
+    pub has_terminal: bool,
     host: HostHandle,
+}
+
+/// Whether a container asks for standard input, and for a terminal.
+fn streams(pod: &Pod, name: &str) -> (bool, bool) {
+    let spec = pod.spec.as_ref();
+    let plain = spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let ephemeral = spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
+    let mut all = plain.map(|c| (&c.name, c.stdin, c.tty)).chain(ephemeral.map(|c| (&c.name, c.stdin, c.tty)));
+    let found = all.find(|(known, ..)| *known == name);
+    found.map_or((false, false), |(_, stdin, tty)| (stdin == Some(true), tty == Some(true)))
 }
 
 fn container(pod: &Pod, wanted: &str) -> Result<String, AccessError> {

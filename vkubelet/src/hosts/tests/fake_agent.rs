@@ -205,6 +205,11 @@ impl Agent for FakeAgent {
         unsupported()
     }
 
+    type AttachStream = Boxed<proto::ExecOutput>;
+    async fn attach(&self, _: Request<Streaming<proto::ExecInput>>) -> Result<Response<Self::AttachStream>, Status> {
+        unsupported()
+    }
+
     async fn usage_boots(
         &self,
         _: Request<proto::UsageBootsRequest>,
