@@ -22,15 +22,7 @@ pub fn keep(old: &Value, new: &mut Value) -> Vec<String> {
         }
     }
     keep_resources(old, spec, "spec.resources", &mut kept);
-    kept.extend(ephemeral(new));
     kept
-}
-
-/// The paths of a pod's ephemeral containers: they are not run, and the pod is.
-pub fn ephemeral(pod: &Value) -> Vec<String> {
-    let path =
-        |container: &Value| format!("spec.ephemeralContainers[{}]", container["name"].as_str().unwrap_or_default());
-    pod["spec"]["ephemeralContainers"].as_array().into_iter().flatten().map(path).collect()
 }
 
 /// As [`keep`], for what is given to a pod once: huge pages and devices.
@@ -137,14 +129,5 @@ mod tests {
         let mut none = json!({"spec": {"containers": [{"name": "a"}]}});
         keep_scalars(&old, &mut none);
         assert_eq!(none, with(json!({"limits": {"a.com/x": "1", "hugepages-2Mi": "2Mi"}})));
-    }
-
-    #[test]
-    fn an_ephemeral_container_is_named() {
-        let mut new = pod("1");
-        new["spec"]["ephemeralContainers"] = json!([{"name": "debugger"}]);
-        let kept = keep(&pod("1"), &mut new);
-        assert_eq!(kept, ["spec.ephemeralContainers[debugger]"]);
-        assert!(!has_resize(&kept));
     }
 }

@@ -13,6 +13,7 @@
 //! * [`task`]: the one owner of a pod's state; carries out effects
 
 pub mod changes;
+pub mod ephemeral;
 pub mod plan;
 pub mod refusals;
 pub mod resize;

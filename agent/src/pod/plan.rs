@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
+use super::ephemeral;
 use crate::ports::PullPolicy;
 
 /// When a container is started again.
@@ -44,6 +45,8 @@ pub enum Role {
     Sidecar,
     /// One of `spec.containers`.
     Main,
+    /// Added to a running pod, for somebody to look around; run once.
+    Ephemeral,
 }
 
 /// One container of the pod.
@@ -67,6 +70,7 @@ impl Slot {
         match self.role {
             Role::Main => format!("spec.containers{{{}}}", self.name),
             Role::Init | Role::Sidecar => format!("spec.initContainers{{{}}}", self.name),
+            Role::Ephemeral => format!("spec.ephemeralContainers{{{}}}", self.name),
         }
     }
 }
@@ -76,7 +80,7 @@ impl Slot {
 pub struct Plan {
     /// `NAME_NAMESPACE(UID)`, as a kubelet's messages name the pod.
     pub display: String,
-    /// Init containers and sidecars in order, then the main ones.
+    /// Init containers and sidecars in order, then the main ones, then ephemeral ones, to which more may be added.
     pub slots: Vec<Slot>,
     /// `terminationGracePeriodSeconds`.
     pub grace_seconds: u64,
@@ -99,9 +103,14 @@ impl Plan {
             restart: Restart::parse(c.restart_policy.as_deref()).unwrap_or(restart),
             ..slot(c)
         });
+        let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| Slot {
+            role: Role::Ephemeral,
+            restart: Restart::Never,
+            ..slot(&ephemeral::as_container(c))
+        });
         Self {
             display,
-            slots: init.chain(main).collect(),
+            slots: init.chain(main).chain(ephemeral).collect(),
             grace_seconds: spec.termination_grace_period_seconds.map_or(30, |s| u64::try_from(s).unwrap_or(0)),
             active_deadline_seconds: spec.active_deadline_seconds.and_then(|s| u64::try_from(s).ok()),
         }
@@ -186,5 +195,17 @@ mod tests {
             [(Role::Init, Restart::Never), (Role::Sidecar, Restart::Always), (Role::Main, Restart::Never)]
         );
         assert_eq!(plan.slots[0].field_path(), "spec.initContainers{i}");
+    }
+
+    #[test]
+    fn ephemeral_containers_come_last_and_run_once() {
+        let plan = pod(serde_json::json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {"ephemeralContainers": [{"name": "e", "image": "x:1", "targetContainerName": "a"}],
+                "containers": [{"name": "a", "image": "x:1"}]}
+        }));
+        let last = &plan.slots[1];
+        assert_eq!((last.role, last.restart, last.pull), (Role::Ephemeral, Restart::Never, PullPolicy::IfNotPresent));
+        assert_eq!(last.field_path(), "spec.ephemeralContainers{e}");
     }
 }

@@ -19,7 +19,6 @@ use crate::host::admission::{self, Room};
 use crate::host::host_ports;
 use crate::intent::Intent;
 use crate::ledger::{LedgerError, PodRecord, new_record};
-use crate::pod::changes;
 use crate::pod::plan::Plan;
 use crate::pod::refusals;
 use crate::pod::spec::resources::pod_requests;
@@ -215,8 +214,7 @@ impl Roster {
             Err(verdict) => (Assigned::default(), Some(verdict)),
         };
         let state = PodState::new(Plan::of(&intent.pod).slots.len());
-        let kept = changes::ephemeral(&intent.raw);
-        let record = PodRecord { assigned, kept, ..new_record(&intent, state, &self.world.boot_id) };
+        let record = PodRecord { assigned, ..new_record(&intent, state, &self.world.boot_id) };
         // Room is taken before the next pod is looked at, not when the task has got so far.
         self.reserve(&intent, &record.assigned, verdict.is_none(), false);
         let beginning = Beginning::New { verdict, notes, accepted };
@@ -269,10 +267,6 @@ impl Roster {
         }
         if !found.unenforced.is_empty() {
             notes.push(("UnenforcedPodField", refusals::unenforced_message(&found.unenforced)));
-        }
-        let not_run = changes::ephemeral(&intent.raw);
-        if !not_run.is_empty() {
-            notes.push(("UnsupportedPodChange", changes::message(&not_run)));
         }
         if !found.refused.is_empty() {
             return (refuse("UnsupportedPodField", &refusals::refused_message(&found.refused)), notes);

@@ -54,7 +54,7 @@ pub fn refused(pod: &Pod, reason: &str, message: &str, now: &str) -> Value {
 /// An image of the pod could not be had, and will be asked for again.
 #[must_use]
 pub fn lacks_image(status: &Value) -> bool {
-    let lists = ["containerStatuses", "initContainerStatuses"];
+    let lists = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"];
     lists.iter().flat_map(|list| status[list].as_array().into_iter().flatten()).any(|container| {
         matches!(container["state"]["waiting"]["reason"].as_str(), Some("ErrImagePull" | "ImagePullBackOff"))
     })

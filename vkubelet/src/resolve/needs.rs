@@ -59,12 +59,16 @@ impl Needs {
     pub fn of(pod: &Pod) -> Self {
         let mut needs = Self::default();
         let Some(spec) = &pod.spec else { return needs };
-        for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
-            let path = format!("spec.containers{{{}}}", container.name);
-            for env in container.env.iter().flatten() {
+        let plain = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let plain = plain.map(|c| ("containers", &c.name, &c.env, &c.env_from));
+        let ephemeral = spec.ephemeral_containers.iter().flatten();
+        let ephemeral = ephemeral.map(|c| ("ephemeralContainers", &c.name, &c.env, &c.env_from));
+        for (list, name, env, sources) in plain.chain(ephemeral) {
+            let path = format!("spec.{list}{{{name}}}");
+            for env in env.iter().flatten() {
                 needs.env(env, &path);
             }
-            for source in container.env_from.iter().flatten() {
+            for source in sources.iter().flatten() {
                 needs.env_from(source, &path);
             }
         }

@@ -8,6 +8,7 @@ use sandbox::spec::{ContainerSpec, LOG_BYTES_PER_SECOND, Mount, Resources, Rootf
 
 use super::expand::expand;
 use super::{Context, SpecError, apparmor, env, resources, scalars, security, signal, sysctls, user};
+use crate::pod::ephemeral;
 use crate::ports::ReadyImage;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -123,7 +124,7 @@ pub fn container(
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
-        target: None,
+        target: ephemeral::target(context.pod, &name),
         name,
     })
 }

@@ -76,7 +76,7 @@ pub fn resource(
     let name = container.filter(|c| !c.is_empty()).or(own_container).ok_or_else(none)?;
     let found = context.container(name).ok_or_else(none)?;
     let malformed = |source| SpecError::Quantity { container: name.to_owned(), source };
-    let value = resources::field(found, resource, context.host.capacity).ok_or_else(none)?.map_err(malformed)?;
+    let value = resources::field(&found, resource, context.host.capacity).ok_or_else(none)?.map_err(malformed)?;
     let is_cpu = resource.ends_with(".cpu");
     let divisor = divisor.filter(|d| !d.is_empty() && *d != "0").unwrap_or("1");
     let divisor = if is_cpu { milli(divisor) } else { whole(divisor) }.map_err(malformed)?;

@@ -14,12 +14,14 @@ pub mod signal;
 pub mod sysctls;
 pub mod user;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 pub use self::build::{container, hostname, sandbox};
 use self::resources::{Amounts, Policy};
+use super::ephemeral;
 use crate::cpus::Cpus;
 use crate::ports::Address;
 use crate::resolved::Resolved;
@@ -84,10 +86,12 @@ impl<'a> Context<'a> {
         self.spec().is_some_and(|spec| spec.host_network == Some(true))
     }
 
-    /// A container by name, of either kind.
-    pub fn container(&self, name: &str) -> Option<&'a Container> {
+    /// A container by name, of any kind.
+    pub fn container(&self, name: &str) -> Option<Cow<'a, Container>> {
         let spec = self.spec()?;
-        spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name)
+        let plain = spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name);
+        let added = || ephemeral::find(self.pod, name).map(ephemeral::as_container);
+        plain.map(Cow::Borrowed).or_else(|| added().map(Cow::Owned))
     }
 
     /// `NAME_NAMESPACE(UID)`.

@@ -16,7 +16,7 @@ impl PodState {
         self.containers.iter().zip(&plan.slots).all(|(container, slot)| match slot.role {
             Role::Init => container.has_succeeded(),
             Role::Sidecar => container.begun,
-            Role::Main => true,
+            Role::Main | Role::Ephemeral => true,
         })
     }
 
@@ -159,6 +159,12 @@ impl PodState {
     }
 
     fn run(&mut self, plan: &Plan, at: u64, out: &mut Vec<Effect>) {
+        // Before all others, as a kubelet does: they may be there to find out why an init container fails.
+        for slot in 0..self.containers.len() {
+            if plan.slots[slot].role == Role::Ephemeral {
+                self.start(plan, slot, at, out);
+            }
+        }
         for slot in 0..self.containers.len() {
             match plan.slots[slot].role {
                 Role::Init => {
@@ -174,6 +180,7 @@ impl PodState {
                     }
                 }
                 Role::Main => self.start(plan, slot, at, out),
+                Role::Ephemeral => {}
             }
         }
     }

@@ -464,6 +464,12 @@ impl PodState {
         }
     }
 
+    /// Takes in containers that were added to the pod since.
+    pub fn grow(&mut self, containers: usize) {
+        let known = self.containers.len().max(containers);
+        self.containers.resize(known, ContainerState::new());
+    }
+
     /// The end has been reached.
     pub fn is_terminal(&self) -> bool {
         self.stage == Stage::Released

@@ -83,6 +83,7 @@ impl Rig {
 const NEVER: (Role, Restart) = (Role::Main, Restart::Never);
 const ALWAYS: (Role, Restart) = (Role::Main, Restart::Always);
 const INIT: (Role, Restart) = (Role::Init, Restart::OnFailure);
+const EPHEMERAL: (Role, Restart) = (Role::Ephemeral, Restart::Never);
 const SIDECAR: (Role, Restart) = (Role::Sidecar, Restart::Always);
 
 #[test]
@@ -104,6 +105,39 @@ fn a_pod_runs_to_success_and_is_released_once() {
     rig.step(Event::Released, 4);
     assert!(rig.state.is_terminal());
     assert_eq!(rig.state.step(&rig.plan, Event::Tick, at(5)), Err(Refused::Terminal));
+}
+
+#[test]
+fn ephemeral_containers_start_first_may_be_added_and_decide_nothing() {
+    let mut rig = Rig::new(&[INIT, ALWAYS, EPHEMERAL]);
+    assert_eq!(rig.up(), [Effect::Start { slot: 2, attempt: 0 }, Effect::Start { slot: 0, attempt: 0 }]);
+    rig.started(0, 1);
+    rig.started(2, 1);
+    assert_eq!(rig.exited(2, 1, 2), [], "it is not started again, and the pod goes on");
+    assert_eq!(rig.exited(0, 0, 3), [Effect::Start { slot: 1, attempt: 0 }]);
+    rig.started(1, 3);
+    rig.plan = plan(&[INIT, ALWAYS, EPHEMERAL, EPHEMERAL]);
+    rig.state.grow(4);
+    assert_eq!(rig.step(Event::Tick, 4), [Effect::Pull { slot: 3 }]);
+    assert_eq!(rig.step(Event::ImageReady { slot: 3, facts: facts() }, 5), [Effect::Start { slot: 3, attempt: 0 }]);
+    rig.started(3, 6);
+    // A new sandbox has none of them: whoever looked around has to come again.
+    assert_eq!(rig.step(Event::Lost, 7), [Effect::Release]);
+    rig.step(Event::Released, 8);
+    let again = rig.step(Event::SandboxReady { ip: None }, 8);
+    assert_eq!(again, [Effect::Start { slot: 0, attempt: 1 }]);
+    assert_eq!((&rig.state.containers[2].run, &rig.state.containers[3].run), (&Run::Done, &Run::Done));
+}
+
+#[test]
+fn a_pods_end_ends_its_ephemeral_containers() {
+    let mut rig = Rig::new(&[NEVER, EPHEMERAL]);
+    rig.up();
+    rig.started(0, 1);
+    rig.started(1, 1);
+    assert_eq!(rig.exited(0, 0, 2), [Effect::Stop { slot: 1 }]);
+    assert_eq!(rig.exited(1, 143, 3), [Effect::Release]);
+    assert!(rig.state.has_succeeded(&rig.plan));
 }
 
 #[test]

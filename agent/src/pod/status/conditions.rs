@@ -69,7 +69,7 @@ fn initialized(view: View<'_>, phase: Phase) -> Verdict {
         .filter(|(c, s)| match s.role {
             Role::Init => !c.has_succeeded(),
             Role::Sidecar => !c.begun,
-            Role::Main => false,
+            Role::Main | Role::Ephemeral => false,
         })
         .map(|(_, s)| s.name.as_str())
         .collect();

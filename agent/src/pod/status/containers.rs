@@ -2,43 +2,48 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, EphemeralContainer, LinuxContainerUser, VolumeMountStatus,
+    ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
 };
 
 use super::{View, time};
+use crate::pod::ephemeral;
 use crate::pod::plan::Role;
 use crate::pod::state::{ContainerState, Ended, Picture, Run};
 
-/// Init containers, then main ones.
-pub(super) fn write(view: View<'_>) -> (Vec<ContainerStatus>, Vec<ContainerStatus>) {
-    let spec = view.pod.spec.as_ref();
-    let find = |name: &str| {
-        spec.and_then(|s| s.init_containers.iter().flatten().chain(&s.containers).find(|c| c.name == name))
-    };
-    let has_init = view.plan.slots.iter().any(|s| s.role != Role::Main);
-    let mut init = Vec::new();
-    let mut main = Vec::new();
-    for (slot, (planned, container)) in view.plan.slots.iter().zip(&view.state.containers).enumerate() {
-        let status = one(view, slot, container, find(&planned.name), has_init);
-        match planned.role {
-            Role::Main => main.push(status),
-            Role::Init | Role::Sidecar => init.push(status),
-        }
-    }
-    (init, main)
+/// Statuses by list.
+#[derive(Default)]
+pub(super) struct Statuses {
+    pub(super) init: Vec<ContainerStatus>,
+    pub(super) main: Vec<ContainerStatus>,
+    pub(super) ephemeral: Vec<ContainerStatus>,
 }
 
-/// This version starts none of them, and says so.
-pub(super) fn ephemeral(view: View<'_>) -> Option<Vec<ContainerStatus>> {
-    let asked = view.pod.spec.as_ref()?.ephemeral_containers.as_ref()?;
-    let message = "this version of nodeless does not start ephemeral containers";
-    let status = |container: &EphemeralContainer| ContainerStatus {
-        name: container.name.clone(),
-        image: container.image.clone().unwrap_or_default(),
-        state: Some(waiting("Unsupported", Some(message.to_owned()))),
-        ..ContainerStatus::default()
+/// All containers, each in its list.
+pub(super) fn write(view: View<'_>) -> Statuses {
+    let spec = view.pod.spec.as_ref();
+    let added: Vec<Container> =
+        spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten()).map(ephemeral::as_container).collect();
+    let find = |name: &str| {
+        let plain = spec.iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
+        plain.chain(&added).find(|c| c.name == name)
     };
-    (!asked.is_empty()).then(|| asked.iter().map(status).collect())
+    let has_init = view.plan.slots.iter().any(|s| matches!(s.role, Role::Init | Role::Sidecar));
+    let mut statuses = Statuses::default();
+    for (slot, (planned, container)) in view.plan.slots.iter().zip(&view.state.containers).enumerate() {
+        // Nobody waits for another to see an ephemeral container start.
+        let has_init = has_init && planned.role != Role::Ephemeral;
+        let mut status = one(view, slot, container, find(&planned.name), has_init);
+        match planned.role {
+            Role::Main => statuses.main.push(status),
+            Role::Init | Role::Sidecar => statuses.init.push(status),
+            Role::Ephemeral => {
+                // As a kubelet reports them: never ready, nor started.
+                (status.ready, status.started) = (false, None);
+                statuses.ephemeral.push(status);
+            }
+        }
+    }
+    statuses
 }
 
 fn one(
@@ -75,7 +80,7 @@ fn one(
         Run::Idle => (idle(view, slot, container, has_init), latest),
     };
     let ready = match planned.role {
-        Role::Main | Role::Sidecar => running,
+        Role::Main | Role::Sidecar | Role::Ephemeral => running,
         Role::Init => container.has_succeeded(),
     };
     let id = if running {

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use sandbox::spec::User;
 
+use self::containers::Statuses;
 use super::plan::{Plan, Role};
 use super::resize::{Resizing, Waiting};
 use super::spec::resources::qos;
@@ -109,11 +110,11 @@ pub fn write(view: View<'_>) -> PodStatus {
         (!view.host_ips.is_empty()).then(|| view.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect());
     status.pod_ip = state.ip.map(|ip| ip.to_string());
     status.pod_ips = state.ip.map(|ip| vec![PodIP { ip: ip.to_string() }]);
-    let (init, main) = containers::write(view);
+    let Statuses { init, main, ephemeral } = containers::write(view);
     status.conditions = Some(conditions::write(view, phase, &init, &main));
     status.init_container_statuses = (!init.is_empty()).then_some(init);
     status.container_statuses = Some(main);
-    status.ephemeral_container_statuses = containers::ephemeral(view);
+    status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
     status
 }
 

@@ -29,10 +29,11 @@ impl Usage {
 /// Looks at everything that a pod has on disk.
 pub fn measure(spec: &PodSpec, dirs: &PodDirs) -> io::Result<Usage> {
     let mut usage = Usage::default();
-    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
-    for container in all {
-        let logs = walk::bytes(&dirs.logs().join(&container.name))?;
-        usage.containers.insert(container.name.clone(), logs);
+    let all = spec.init_containers.iter().flatten().chain(&spec.containers).map(|container| &container.name);
+    let added = spec.ephemeral_containers.iter().flatten().map(|container| &container.name);
+    for name in all.chain(added) {
+        let logs = walk::bytes(&dirs.logs().join(name))?;
+        usage.containers.insert(name.clone(), logs);
     }
     for (name, path) in children(&dirs.disk.join("writable"))? {
         let owner = name.rsplit_once('-').map_or("", |(owner, _)| owner).to_owned();

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::PodTask;
 use crate::cpus;
 use crate::errors::chain;
+use crate::pod::ephemeral;
 use crate::pod::spec::resources;
 use crate::pod::state::{Run, Stage};
 
@@ -26,7 +27,8 @@ impl PodTask {
             return;
         }
         let Some(spec) = &self.intent.pod.spec else { return };
-        for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
+        let added: Vec<_> = spec.ephemeral_containers.iter().flatten().map(ephemeral::as_container).collect();
+        for container in spec.init_containers.iter().flatten().chain(&spec.containers).chain(&added) {
             let runs = self.plan.index(&container.name).and_then(|slot| self.record.state.containers.get(slot));
             let runs = runs.is_some_and(|state| matches!(state.run, Run::Running { .. }));
             if !runs || self.record.assigned.cpus.contains_key(&container.name) {

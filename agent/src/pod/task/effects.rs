@@ -218,11 +218,9 @@ impl PodTask {
         let path = self.dirs.message(&name, attempt);
         let log = self.dirs.logs().join(&name);
         let from_log = exit.code != 0
-            && self.intent.pod.spec.as_ref().is_some_and(|spec| {
-                let mut all = spec.init_containers.iter().flatten().chain(&spec.containers);
-                all.find(|c| c.name == name)
-                    .is_some_and(|c| c.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"))
-            });
+            && context(&self.intent, &self.world, None)
+                .container(&name)
+                .is_some_and(|c| c.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"));
         let outcomes = self.outcomes.clone();
         tokio::spawn(async move {
             let read = tokio::task::spawn_blocking(move || {

@@ -112,8 +112,12 @@ impl PodTask {
         let mut exclusive_cpus = world.board.exclusive_cpus();
         // What runs already may have been put elsewhere by an earlier agent.
         exclusive_cpus.mark_changed();
+        let plan = Plan::of(&intent.pod);
+        let mut record = record;
+        // An agent before this one may have run the pod without its ephemeral containers.
+        record.state.grow(plan.slots.len());
         let task = PodTask {
-            plan: Plan::of(&intent.pod),
+            plan,
             names: Names::new(&intent.uid),
             dirs: PodDirs::new(&world.state_dir, &world.run_dir, &intent.uid),
             images: BTreeMap::new(),

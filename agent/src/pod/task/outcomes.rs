@@ -149,7 +149,7 @@ impl PodTask {
     fn image_ids(&self, slot: usize, image: &ReadyImage) -> BTreeSet<u32> {
         let container = context(&self.intent, &self.world, None).container(&self.plan.slots[slot].name);
         let spec = self.intent.pod.spec.as_ref();
-        spec.zip(container).map(|(spec, own)| security::image_ids(spec, own, &image.config.user)).unwrap_or_default()
+        spec.zip(container).map(|(spec, own)| security::image_ids(spec, &own, &image.config.user)).unwrap_or_default()
     }
 
     async fn sandbox_event(&mut self, event: SandboxEvent) {

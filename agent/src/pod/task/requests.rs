@@ -10,7 +10,7 @@ use super::{Beginning, PodTask, start};
 use crate::clock::Now;
 use crate::intent::Intent;
 use crate::pod::changes;
-use crate::pod::plan::Plan;
+use crate::pod::plan::{Plan, Role};
 use crate::pod::resize::Waiting;
 use crate::pod::state::{Event, Stage};
 use crate::pod::volumes;
@@ -135,6 +135,7 @@ impl PodTask {
         let plan = Plan::of(&self.intent.pod);
         let changed = self.changed_images(&plan);
         if let Some(changed) = &changed {
+            self.record.state.grow(plan.slots.len());
             self.plan = plan;
             for slot in changed {
                 self.images.remove(slot);
@@ -154,6 +155,8 @@ impl PodTask {
         for slot in changed.into_iter().flatten() {
             self.happened(Event::ImageChanged { slot }).await;
         }
+        // Containers that were added have their turn.
+        self.happened(Event::Tick).await;
         if let Some(deletion) = self.intent.deletion {
             self.happened(Event::Delete { grace_seconds: deletion.grace_seconds }).await;
         }
@@ -165,10 +168,13 @@ impl PodTask {
     }
 
     /// The slots whose images `new` changes, when it changes no more than images of containers that were never made: an author
-    /// corrects a name that could not be had. `None`: it changes more.
+    /// corrects a name that could not be had. Ephemeral containers may be added. `None`: it changes more.
     fn changed_images(&self, new: &Plan) -> Option<Vec<usize>> {
         let slots = || new.slots.iter().zip(&self.plan.slots);
-        let same_names = new.slots.len() == self.plan.slots.len() && slots().all(|(a, b)| a.name == b.name);
+        let added = new.slots.iter().skip(self.plan.slots.len());
+        let same_names = new.slots.len() >= self.plan.slots.len()
+            && slots().all(|(a, b)| a.name == b.name)
+            && added.into_iter().all(|slot| slot.role == Role::Ephemeral);
         let changed: Vec<usize> =
             slots().enumerate().filter(|(_, (a, b))| a.image != b.image).map(|(slot, _)| slot).collect();
         let never_made = |slot: &usize| self.record.state.containers.get(*slot).is_some_and(|c| !c.created);

@@ -26,6 +26,7 @@ use crate::devices::{self, Units};
 use crate::errors::chain;
 use crate::events::Journal;
 use crate::intent::Intent;
+use crate::pod::ephemeral;
 use crate::pod::seccomp;
 use crate::pod::spec::{self, SpecError, resources};
 use crate::pod::state::StartFailure;
@@ -334,6 +335,10 @@ impl Launch {
         let context = context(intent, &self.world, self.ip);
         let container =
             context.container(&self.container).ok_or_else(|| config("container left the pod".to_owned()))?;
+        let container = container.as_ref();
+        if let Some(message) = ephemeral::refusal(intent, &self.container, &self.world.host.trust) {
+            return Err(config(message));
+        }
         let mounts = volumes::mounts(context, container, self.attempt, &self.dirs).map_err(failed)?;
         disk::message_file(&self.dirs.message(&self.container, self.attempt)).map_err(|e| config(chain(&e)))?;
         if let Some(previous) = self.attempt.checked_sub(1) {
