@@ -177,6 +177,18 @@ const PODS: &[Case] = &[
         bed.delete("holder", None)?;
         runs_by_itself(bed, "too-big", &image)
     }),
+    ("a pod that asks for more than the whole node has is refused as a kubelet refuses it", |bed| {
+        let image = bed.registry.image("oversize", &[])?;
+        let mut container = shell("main", &image, "true");
+        container["resources"] = json!({"requests": {"cpu": "5"}});
+        bed.pod("oversize", json!({"containers": [container]}))?;
+        let pod = bed.until("oversize", "it is refused", |pod| phase(pod) == "Failed")?;
+        same("the reason", pod["status"]["reason"].as_str(), Some("OutOfcpu"))?;
+        let message = pod["status"]["message"].as_str().unwrap_or_default();
+        let words = "Pod was rejected: Node didn't have enough resource: cpu, requested: 5000, used: ";
+        ensure!(message.starts_with(words) && message.ends_with(", capacity: 4000"), "it says {message}");
+        bed.until_event("oversize", "OutOfcpu", |text| text.starts_with(words)).map(drop)
+    }),
     ("a command that does not exist is a StartError", |bed| {
         let image = bed.registry.image("no-command", &[])?;
         let container = json!({"name": "main", "image": image, "command": ["nosuchprogram", "-x"]});

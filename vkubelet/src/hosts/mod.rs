@@ -39,6 +39,7 @@ pub mod roster;
 mod session;
 pub mod tokens;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -99,6 +100,7 @@ pub struct Hosts {
     connections: Arc<Connections>,
     local_addr: SocketAddr,
     ca_hash: SpkiHash,
+    state_dir: Arc<Path>,
 }
 
 impl Hosts {
@@ -121,7 +123,7 @@ impl Hosts {
         let connections = Arc::new(Connections::new(epoch));
         listener::start(socket, &config, authority, Arc::clone(&connections), shutdown).map_err(HostsError::Tls)?;
         tracing::info!(address = %local_addr, epoch, ca_hash = %ca_hash, "agents may connect");
-        Ok(Hosts { connections, local_addr, ca_hash })
+        Ok(Hosts { connections, local_addr, ca_hash, state_dir: config.state_dir.into() })
     }
 
     /// The address that the port was bound to.
@@ -137,6 +139,15 @@ impl Hosts {
     /// The hash by which agents pin our CA.
     pub fn ca_hash(&self) -> SpkiHash {
         self.ca_hash
+    }
+
+    /// Ids of the hosts that have joined and are not revoked, connected or not.
+    ///
+    /// # Errors
+    /// When the list cannot be read.
+    pub fn enrolled(&self) -> Result<BTreeSet<String>, StateError> {
+        let roster = roster::read(&self.state_dir)?;
+        Ok(roster.into_iter().filter(|(_, host)| host.revoked_unix.is_none()).map(|(id, _)| id).collect())
     }
 
     /// The handle of a connected host. `None`: not connected now, which says nothing about its pods.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::request::Request;
+use super::request::{HostPort, Request};
 
 /// One host as placement sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct HostView {
     pub scalars: BTreeMap<String, u64>,
     /// The same of what is held there.
     pub used_scalars: BTreeMap<String, u64>,
+    /// Host ports that pods keep there.
+    pub used_ports: Vec<HostPort>,
     /// `namespace`, `microvm`.
     pub sandbox_kinds: BTreeSet<String>,
     /// Snapshots it holds, by canonical name.
@@ -54,11 +56,17 @@ enum Misfit {
     Cpu,
     Memory,
     Ephemeral,
+    Ports,
     /// Huge pages or devices of this name.
     Scalar(String),
 }
 
 impl Misfit {
+    /// It asks for too much, as far as is known.
+    fn is_of_amounts(&self) -> bool {
+        matches!(self, Self::Cpu | Self::Memory | Self::Ephemeral | Self::Scalar(_))
+    }
+
     fn words(&self) -> Cow<'static, str> {
         let words = match self {
             Self::NotReady => "not ready",
@@ -69,6 +77,7 @@ impl Misfit {
             Self::Cpu => "with insufficient cpu",
             Self::Memory => "with insufficient memory",
             Self::Ephemeral => "with insufficient ephemeral-storage",
+            Self::Ports => "without free ports for the requested pod ports",
             Self::Scalar(name) => return format!("with insufficient {name}").into(),
         };
         words.into()
@@ -93,8 +102,11 @@ pub fn choose<'h>(
     let mut misfits: BTreeMap<Misfit, u32> = BTreeMap::new();
     let mut total = 0u32;
     let mut best: Option<((u64, u64, u64), &HostView)> = None;
+    // Hosts that would take it when empty.
+    let mut large_enough = 0u32;
     for host in hosts {
         total += 1;
+        large_enough += u32::from(misfits_of(request, &empty(host)).is_empty());
         let reasons = misfits_of(request, host);
         if reasons.is_empty() {
             let score = score(uid, request, host);
@@ -106,7 +118,25 @@ pub fn choose<'h>(
             *misfits.entry(reason).or_default() += 1;
         }
     }
-    best.map(|(_, host)| host).ok_or_else(|| Unfit { message: explain(total, &misfits) })
+    best.map(|(_, host)| host).ok_or_else(|| {
+        let mut message = explain(total, &misfits);
+        if total > 0 && large_enough == 0 && misfits.keys().any(Misfit::is_of_amounts) {
+            message.push_str(" None of them could take the pod even when empty.");
+        }
+        Unfit { message }
+    })
+}
+
+/// The host as if nothing were wrong with it and nobody on it.
+fn empty(host: &HostView) -> HostView {
+    HostView {
+        ready: true,
+        pressed: false,
+        used: Amounts::default(),
+        used_scalars: BTreeMap::new(),
+        used_ports: Vec::new(),
+        ..host.clone()
+    }
 }
 
 fn explain(total: u32, misfits: &BTreeMap<Misfit, u32>) -> String {
@@ -144,6 +174,9 @@ fn misfits_of(request: &Request, host: &HostView) -> Vec<Misfit> {
     }
     if !fits(host.used.ephemeral_bytes, request.ephemeral_bytes, host.capacity.ephemeral_bytes) {
         misfits.push(Misfit::Ephemeral);
+    }
+    if request.host_ports.iter().any(|port| host.used_ports.iter().any(|used| used.excludes(port))) {
+        misfits.push(Misfit::Ports);
     }
     let of = |map: &BTreeMap<String, u64>, name: &str| map.get(name).copied().unwrap_or(0);
     for (name, asked) in &request.scalars {
@@ -224,7 +257,8 @@ mod tests {
         ask.memory_bytes = 2 << 30;
         assert_eq!(
             choose("u", &ask, &hosts).unwrap_err().message,
-            "0/4 hosts are available: 1 not ready, 1 full of pods, 2 with insufficient cpu, 3 with insufficient memory."
+            "0/4 hosts are available: 1 not ready, 1 full of pods, 2 with insufficient cpu, 3 with insufficient memory. \
+             None of them could take the pod even when empty."
         );
         assert!(choose("u", &ask, &[]).unwrap_err().message.contains("nodeless-agent join"));
     }
@@ -250,7 +284,36 @@ mod tests {
         ask.scalars.insert("a.com/x".to_owned(), 3);
         assert_eq!(
             choose("u", &ask, &hosts).unwrap_err().message,
-            "0/3 hosts are available: 3 with insufficient a.com/x."
+            "0/3 hosts are available: 3 with insufficient a.com/x. None of them could take the pod even when empty."
+        );
+    }
+
+    #[test]
+    fn a_host_whose_ports_are_free_is_chosen() {
+        let mut hosts = [host("a", 1000, 0), host("b", 1000, 900)];
+        let port = |address: &str| HostPort { port: 80, protocol: "TCP".to_owned(), address: address.to_owned() };
+        hosts[0].used_ports = vec![port("")];
+        let ask = Request { host_ports: vec![port("10.0.0.1")], ..request(1) };
+        assert_eq!(choose("u", &ask, &hosts).unwrap().id, "b");
+        hosts[1].used_ports = vec![port("10.0.0.1")];
+        let words = "0/2 hosts are available: 2 without free ports for the requested pod ports.";
+        assert_eq!(choose("u", &ask, &hosts).unwrap_err().message, words);
+        hosts[1].used_ports = vec![port("10.0.0.2")];
+        assert_eq!(choose("u", &ask, &hosts).unwrap().id, "b");
+    }
+
+    #[test]
+    fn a_pod_that_no_host_could_take_even_when_empty_is_told_so() {
+        let hosts = [host("a", 1000, 900), host("b", 2000, 0)];
+        let said = |cpu| choose("u", &request(cpu), &hosts).unwrap_err().message;
+        let words =
+            "0/2 hosts are available: 2 with insufficient cpu. None of them could take the pod even when empty.";
+        assert_eq!(said(2001), words);
+        let mut hosts = hosts;
+        hosts[1].used.milli_cpu = 1500;
+        assert_eq!(
+            choose("u", &request(1000), &hosts).unwrap_err().message,
+            "0/2 hosts are available: 2 with insufficient cpu."
         );
     }
 

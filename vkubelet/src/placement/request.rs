@@ -29,6 +29,44 @@ pub struct Request {
     pub sandbox_kind: String,
     /// The images of its containers, canonical.
     pub images: Vec<String>,
+    /// Ports of the host that it keeps from others.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of the host's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    /// 1 to 65535.
+    pub port: i32,
+    /// `TCP`, `UDP`, `SCTP`.
+    pub protocol: String,
+    /// On this address; empty or unspecified: on all.
+    pub address: String,
+}
+
+impl HostPort {
+    /// Whether both cannot be on one host.
+    #[must_use]
+    pub fn excludes(&self, other: &Self) -> bool {
+        let on_all = |port: &Self| matches!(port.address.as_str(), "" | "0.0.0.0" | "::");
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (on_all(self) || on_all(other) || self.address == other.address)
+    }
+}
+
+/// The host ports of what runs all the time: containers and sidecars, as the scheduler counts them.
+fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    let claimed = |port: &k8s_openapi::api::core::v1::ContainerPort| {
+        Some(HostPort {
+            port: port.host_port.filter(|number| *number > 0)?,
+            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+            address: port.host_ip.clone().unwrap_or_default(),
+        })
+    };
+    ports.filter_map(claimed).collect()
 }
 
 /// A request that cannot be read.
@@ -64,6 +102,7 @@ impl Request {
             architecture,
             sandbox_kind: if microvm { "microvm" } else { "namespace" }.to_owned(),
             images,
+            host_ports: host_ports(spec),
         })
     }
 }
@@ -99,7 +138,7 @@ fn resources(spec: &PodSpec) -> Result<Resources, RequestError> {
     Ok(total)
 }
 
-/// Huge pages and devices, summed up in the same way. (Not pod-level ones: no host takes such a pod.)
+/// Huge pages and devices, summed up in the same way; huge pages that the pod itself asks for count instead of the sum.
 fn scalars(spec: &PodSpec) -> Result<BTreeMap<String, u64>, RequestError> {
     let init = spec.init_containers.iter().flatten().enumerate().map(|(i, c)| (c, format!("spec.initContainers[{i}]")));
     let main = spec.containers.iter().enumerate().map(|(i, c)| (c, format!("spec.containers[{i}]")));
@@ -125,7 +164,16 @@ fn scalars(spec: &PodSpec) -> Result<BTreeMap<String, u64>, RequestError> {
         }
         asked[first_main..].iter().fold(sidecars, |sum, asked| sum.saturating_add(*asked)).max(peak)
     };
-    Ok(of.into_iter().map(|(name, asked)| (name, peak(asked))).collect())
+    let mut sums: BTreeMap<String, u64> = of.into_iter().map(|(name, asked)| (name, peak(asked))).collect();
+    if let Some(own) = &spec.resources {
+        let names = [&own.limits, &own.requests].into_iter().flatten().flat_map(BTreeMap::keys);
+        for name in names.filter(|name| name.starts_with("hugepages-")) {
+            if let Some(asked) = amount(own, name, "spec.resources")? {
+                sums.insert(name.clone(), asked);
+            }
+        }
+    }
+    Ok(sums)
 }
 
 fn of_container(container: &Container, path: &str) -> Result<Resources, RequestError> {
@@ -248,6 +296,29 @@ mod tests {
         .unwrap();
         let expected = [("a.com/x", 5), ("hugepages-1Gi", 1 << 30), ("hugepages-2Mi", 8 << 20)];
         assert_eq!(r.scalars, expected.into_iter().map(|(name, amount)| (name.to_owned(), amount)).collect());
+    }
+
+    #[test]
+    fn huge_pages_of_the_pod_itself_count_instead_of_its_containers() {
+        let r = request(serde_json::json!({
+            "resources": {"limits": {"hugepages-2Mi": "8Mi"}},
+            "containers": [{"name": "x", "resources": {"limits": {"hugepages-2Mi": "2Mi", "hugepages-1Gi": "1Gi"}}}],
+        }))
+        .unwrap();
+        let expected = [("hugepages-1Gi", 1 << 30), ("hugepages-2Mi", 8 << 20)];
+        assert_eq!(r.scalars, expected.into_iter().map(|(name, amount)| (name.to_owned(), amount)).collect());
+    }
+
+    #[test]
+    fn host_ports_are_those_of_containers_and_sidecars() {
+        let with = |port: i32| serde_json::json!({"name": "x", "ports": [{"containerPort": 1, "hostPort": port}]});
+        let mut sidecar = with(81);
+        sidecar["restartPolicy"] = "Always".into();
+        sidecar["ports"][0]["protocol"] = "UDP".into();
+        let r = request(serde_json::json!({"initContainers": [sidecar, with(82)], "containers": [with(80), with(0)]}))
+            .unwrap();
+        let ports: Vec<_> = r.host_ports.iter().map(|p| (p.port, p.protocol.as_str())).collect();
+        assert_eq!(ports, [(80, "TCP"), (81, "UDP")]);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Who holds what on which host. Choosing and reserving is one step under one lock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
 use super::choose::{Amounts, HostView, Unfit, choose};
-use super::request::Request;
+use super::oversize::{Excess, excess};
+use super::request::{HostPort, Request};
 
 /// The hosts that are known, and the pods placed on them.
 #[derive(Debug)]
@@ -22,11 +23,17 @@ struct Held {
     host: String,
     amounts: Amounts,
     scalars: BTreeMap<String, u64>,
+    ports: Vec<HostPort>,
 }
 
 impl Held {
     fn of(host: &str, request: &Request) -> Self {
-        Self { host: host.to_owned(), amounts: amounts(request), scalars: request.scalars.clone() }
+        Self {
+            host: host.to_owned(),
+            amounts: amounts(request),
+            scalars: request.scalars.clone(),
+            ports: request.host_ports.clone(),
+        }
     }
 }
 
@@ -86,6 +93,15 @@ impl Reservations {
         Ok(host)
     }
 
+    /// What the pod asks more of than these hosts, all of the node's, have together. `None` also while one of them has not
+    /// been heard of: it may have the room.
+    pub fn excess(&self, request: &Request, hosts: &BTreeSet<String>) -> Option<Excess> {
+        let state = self.state();
+        let views: Option<Vec<HostView>> =
+            hosts.iter().map(|id| state.hosts.get(id).map(|host| with_reserved(host, &state.pods))).collect();
+        views.filter(|views| !views.is_empty()).and_then(|views| excess(request, &views))
+    }
+
     /// The pod holds nothing any more.
     pub fn release(&self, uid: &str) {
         if self.state().pods.remove(uid).is_some() {
@@ -123,7 +139,9 @@ fn amounts(request: &Request) -> Amounts {
 fn with_reserved(host: &HostView, pods: &HashMap<String, Held>) -> HostView {
     let mut reserved = Amounts::default();
     let mut scalars: BTreeMap<&String, u64> = BTreeMap::new();
-    for Held { amounts: held, scalars: own, .. } in pods.values().filter(|held| held.host == host.id) {
+    let mut view = host.clone();
+    for Held { amounts: held, scalars: own, ports, .. } in pods.values().filter(|held| held.host == host.id) {
+        view.used_ports.extend(ports.iter().cloned());
         for (name, amount) in own {
             let sum = scalars.entry(name).or_default();
             *sum = sum.saturating_add(*amount);
@@ -133,7 +151,6 @@ fn with_reserved(host: &HostView, pods: &HashMap<String, Held>) -> HostView {
         reserved.ephemeral_bytes = reserved.ephemeral_bytes.saturating_add(held.ephemeral_bytes);
         reserved.pods = reserved.pods.saturating_add(held.pods);
     }
-    let mut view = host.clone();
     view.used.milli_cpu = view.used.milli_cpu.max(reserved.milli_cpu);
     view.used.memory_bytes = view.used.memory_bytes.max(reserved.memory_bytes);
     view.used.ephemeral_bytes = view.used.ephemeral_bytes.max(reserved.ephemeral_bytes);

@@ -3,7 +3,7 @@
 //! A complete-set sync and single changes of the same host exclude each other: a pod that was applied while an older set is
 //! still on its way would look unwanted to the agent. Each host has a gate: changes pass side by side, a sync alone.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_api::codes::StatusExt;
@@ -48,6 +48,8 @@ pub enum AgentError {
 /// What a pod's task asks of agents.
 #[async_trait]
 pub trait Agents: Send + Sync + 'static {
+    /// The hosts that belong to the node, connected or not. `None`: that could not be read.
+    fn enrolled(&self) -> Option<BTreeSet<String>>;
     /// The connection on which the host has its complete set; `None`: it is away.
     fn up(&self, host: &str) -> Option<u64>;
     /// Tells one pod's desired state. Ok: on which connection, and what the agent said.
@@ -105,6 +107,15 @@ fn call(host: &str, status: tonic::Status) -> AgentError {
 
 #[async_trait]
 impl Agents for Fleet {
+    fn enrolled(&self) -> Option<BTreeSet<String>> {
+        self.hosts
+            .enrolled()
+            .inspect_err(|error| {
+                tracing::warn!(error = error as &dyn std::error::Error, "enrolled hosts could not be read");
+            })
+            .ok()
+    }
+
     fn up(&self, host: &str) -> Option<u64> {
         let gate = self.gate(host);
         // A gate that is held for writing belongs to a sync under way: not up yet, and told when it is.

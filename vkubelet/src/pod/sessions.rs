@@ -363,6 +363,8 @@ fn view(id: &str, status: &HostStatus, up: bool) -> HostView {
         },
         scalars: status.capacity_scalars.clone().into_iter().collect(),
         used_scalars: status.allocated_scalars.clone().into_iter().collect(),
+        // Not told by hosts either.
+        used_ports: Vec::new(),
         sandbox_kinds: status.sandbox_kinds.iter().cloned().collect(),
         images: status.images.iter().flat_map(|i| &i.names).map(|n| canonical_image(n)).collect::<BTreeSet<_>>(),
     }

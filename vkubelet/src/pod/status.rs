@@ -51,6 +51,16 @@ pub fn refused(pod: &Pod, reason: &str, message: &str, now: &str) -> Value {
     status
 }
 
+/// The pod was never admitted: as little as a kubelet says of such a pod, so that tools show the reason.
+#[must_use]
+pub fn rejected(pod: &Pod, reason: &str, message: &str) -> Value {
+    let qos = pod.status.as_ref().and_then(|status| status.qos_class.clone());
+    json!({
+        "phase": "Failed", "reason": reason, "message": message,
+        "qosClass": qos.unwrap_or_else(|| "BestEffort".to_owned()),
+    })
+}
+
 /// An image of the pod could not be had, and will be asked for again.
 #[must_use]
 pub fn lacks_image(status: &Value) -> bool {

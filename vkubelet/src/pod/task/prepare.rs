@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::{Shared, Task, now_ns, now_unix};
-use crate::desired::DesiredPod;
-use crate::placement::Request;
+use crate::desired::{DesiredPod, SourceKind};
+use crate::placement::oversize::Excess;
+use crate::placement::{Request, Unfit};
 use crate::ports::{EventType, PortError, SourcePorts};
 use crate::resolve::{Outcome, fetch};
 
@@ -55,6 +56,10 @@ impl Task {
                 self.wait_for(reason, "WaitingForHost", &message, "");
                 false
             }
+            Err(Unplaced::Oversize(excess)) => {
+                self.take_excess(&excess);
+                false
+            }
             Err(Unplaced::NotRecorded(error)) => {
                 if matches!(error, PortError::Stale { .. }) {
                     tracing::info!("the pod is another one by now");
@@ -97,7 +102,12 @@ impl Task {
 }
 
 enum Unplaced {
-    Unfit { reason: &'static str, message: String },
+    Unfit {
+        reason: &'static str,
+        message: String,
+    },
+    /// The whole node has less.
+    Oversize(Excess),
     NotRecorded(PortError),
 }
 
@@ -106,11 +116,22 @@ async fn choose_and_record(shared: &Shared, ports: &SourcePorts, pod: &DesiredPo
         let cause = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
         Unplaced::Unfit { reason: "InvalidResources", message: format!("{error}{cause}") }
     })?;
-    let host = shared
-        .reservations
-        .place(pod.uid(), &request)
-        .map_err(|unfit| Unplaced::Unfit { reason: "FailedScheduling", message: unfit.message })?;
+    let host =
+        shared.reservations.place(pod.uid(), &request).map_err(|unfit| unplaced(shared, pod, &request, unfit))?;
     // The reservation stays while the write is tried again: the write may have been done, and its answer lost.
     ports.status.place(pod, &host).await.map_err(Unplaced::NotRecorded)?;
     Ok(host)
+}
+
+/// Who writes a manifest may add a host as well; a pod of the API server's is refused as a kubelet refuses it, so that its owner
+/// learns of it and makes another.
+fn unplaced(shared: &Shared, pod: &DesiredPod, request: &Request, unfit: Unfit) -> Unplaced {
+    let excess = (pod.source == SourceKind::Kubernetes)
+        .then(|| shared.agents.enrolled())
+        .flatten()
+        .and_then(|hosts| shared.reservations.excess(request, &hosts));
+    match excess {
+        Some(excess) => Unplaced::Oversize(excess),
+        None => Unplaced::Unfit { reason: "FailedScheduling", message: unfit.message },
+    }
 }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::{LOOK_EVERY, Task, now_ns, now_text};
+use crate::placement::oversize::Excess;
 use crate::pod::reconcile::Presence;
 use crate::pod::status;
 use crate::ports::{Event, EventType, StatusReport};
@@ -54,10 +55,22 @@ impl Task {
             self.retry();
             return;
         }
+        let json = status::refused(&self.pod.pod, &refusal.reason, &refusal.message, &now_text());
+        self.fail(json);
+    }
+
+    /// No host will ever take it.
+    pub(super) fn take_excess(&mut self, excess: &Excess) {
+        tracing::warn!(reason = excess.reason, detail = excess.message, "the pod is larger than the node");
+        self.shared.metrics.refused(&excess.reason);
+        self.event(EventType::Warning, &excess.reason, &excess.message, "");
+        self.fail(status::rejected(&self.pod.pod, &excess.reason, &excess.message));
+    }
+
+    fn fail(&mut self, json: serde_json::Value) {
         self.refused = true;
         self.presence = Presence::Terminated;
         self.shared.reservations.release(self.pod.uid());
-        let json = status::refused(&self.pod.pod, &refusal.reason, &refusal.message, &now_text());
         self.report(json, true);
     }
 

@@ -23,6 +23,7 @@ use crate::ports::{
 struct World {
     calls: Mutex<Vec<String>>,
     up: AtomicU64,
+    enrolled: Mutex<Option<std::collections::BTreeSet<String>>>,
     refuse: Mutex<VecDeque<Refusal>>,
     place_fails: AtomicU64,
     config_maps: Mutex<BTreeMap<String, ReferencedObject>>,
@@ -100,6 +101,9 @@ impl PodSource for World {
 
 #[async_trait]
 impl Agents for World {
+    fn enrolled(&self) -> Option<std::collections::BTreeSet<String>> {
+        self.enrolled.lock().unwrap().clone()
+    }
     fn up(&self, _: &str) -> Option<u64> {
         Some(self.up.load(SeqCst)).filter(|connection| *connection > 0)
     }
@@ -120,6 +124,7 @@ struct Bench {
     world: Arc<World>,
     desired: Desired,
     controller: Controller,
+    source: SourceKind,
 }
 
 fn host(id: &str, cpu: u64) -> HostView {
@@ -134,17 +139,21 @@ fn host(id: &str, cpu: u64) -> HostView {
 
 impl Bench {
     fn new() -> Self {
+        Self::of(SourceKind::Manifest)
+    }
+
+    fn of(source: SourceKind) -> Self {
         let world = Arc::new(World::default());
         world.up.store(1, SeqCst);
         let ports = SourcePorts {
-            kind: SourceKind::Manifest,
+            kind: source,
             status: world.clone(),
             events: world.clone(),
             references: world.clone(),
             pods: world.clone(),
         };
-        let desired = Desired::new([SourceKind::Manifest]);
-        desired.mark_listed(SourceKind::Manifest);
+        let desired = Desired::new([source]);
+        desired.mark_listed(source);
         let settings = ControllerSettings {
             desired: desired.clone(),
             sources: vec![ports],
@@ -153,7 +162,7 @@ impl Bench {
         };
         let controller = Controller::new(settings, world.clone(), 7);
         tokio::spawn(controller.clone().dispatch(TaskTracker::new(), CancellationToken::new()));
-        Self { world, desired, controller }
+        Self { world, desired, controller, source }
     }
 
     fn upsert(&self, meta: Value, spec: Value) {
@@ -166,7 +175,7 @@ impl Bench {
             pod["spec"][key] = value.clone();
         }
         let bytes = Bytes::from(pod.to_string());
-        self.desired.upsert(DesiredPod::from_json(SourceKind::Manifest, bytes).unwrap());
+        self.desired.upsert(DesiredPod::from_json(self.source, bytes).unwrap());
     }
 
     fn say(&self, phase: &str, terminated: bool) {
@@ -234,6 +243,38 @@ async fn a_pod_without_room_waits_says_why_once_and_goes_on_when_room_appears() 
     assert_eq!(events[0].reason, "FailedScheduling");
     let reports = bench.world.reports.lock().unwrap();
     assert_eq!(reports[0].status["phase"], "Pending");
+}
+
+#[tokio::test]
+async fn a_pod_that_is_larger_than_the_whole_node_is_refused_once_every_host_is_known() {
+    let asks =
+        |cpu: &str| json!({"containers": [{"name": "a", "image": "i", "resources": {"requests": {"cpu": cpu}}}]});
+    let bench = Bench::of(SourceKind::Kubernetes);
+    let reservations = bench.controller.reservations();
+    *bench.world.enrolled.lock().unwrap() = Some(["a", "b"].map(str::to_owned).into());
+    reservations.host(host("a", 1000));
+    // The other host may have the room: nobody has heard of it since we started.
+    bench.upsert(json!({}), asks("3"));
+    bench.until("it waits", |w| w.events.lock().unwrap().iter().any(|e| e.reason == "FailedScheduling")).await;
+    reservations.host(host("b", 1999));
+    bench.until("it is refused", |w| w.reports.lock().unwrap().last().is_some_and(|r| r.terminated)).await;
+    {
+        let (reports, events) = (bench.world.reports.lock().unwrap(), bench.world.events.lock().unwrap());
+        let status = &reports.last().unwrap().status;
+        let words = "Pod was rejected: Node didn't have enough resource: cpu, requested: 3000, used: 0, capacity: 2999";
+        assert_eq!((&status["phase"], &status["reason"]), (&json!("Failed"), &json!("OutOfcpu")));
+        assert_eq!(status["message"], words);
+        assert!(status["containerStatuses"].is_null(), "kubectl would show a container's reason instead");
+        assert!(events.iter().any(|event| event.reason == "OutOfcpu" && event.message == words));
+    }
+    // What the operator writes waits for a host that he may add.
+    let bench = Bench::new();
+    *bench.world.enrolled.lock().unwrap() = Some(["a"].map(str::to_owned).into());
+    bench.controller.reservations().host(host("a", 1000));
+    bench.upsert(json!({}), asks("3"));
+    bench.until("it waits", |w| !w.events.lock().unwrap().is_empty()).await;
+    bench.controller.reservations().host(host("large", 4000));
+    bench.called(&["place large", "apply large"]).await;
 }
 
 #[tokio::test]
