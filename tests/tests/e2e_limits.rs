@@ -152,6 +152,23 @@ const RESIZE: &[Case] = &[
         ensure!(condition(&pod, "PodResizePending").is_none(), "it still waits");
         Ok(())
     }),
+    ("A resize beyond the host says that it can never be made", |bed| {
+        let image = bed.registry.image("infeasible", &[])?;
+        let main = sized(shell("main", &image, "sleep 1000"), "100m", "64Mi");
+        bed.pod("infeasible", json!({"terminationGracePeriodSeconds": 0, "containers": [main]}))?;
+        bed.until("infeasible", "it runs", |pod| phase(pod) == "Running")?;
+        resize(bed, "infeasible", "5", "64Mi")?;
+        let pod = bed.until("infeasible", "it is told", |pod| condition(pod, "PodResizePending").is_some())?;
+        let pending = condition(&pod, "PodResizePending").context("no condition")?;
+        same("the reason", pending["reason"].as_str(), Some("Infeasible"))?;
+        let words = "Node didn't have enough capacity: cpu, requested: 5000, capacity: 4000";
+        same("the message", pending["message"].as_str(), Some(words))?;
+        bed.until_event("infeasible", "ResizeInfeasible", |text| text.starts_with("Pod resize Infeasible: {"))?;
+        resize(bed, "infeasible", "200m", "64Mi")?;
+        let pod = bed.until("infeasible", "another is made", |pod| has(pod, "200m"))?;
+        ensure!(condition(&pod, "PodResizePending").is_none(), "it still waits");
+        Ok(())
+    }),
     ("A resize whose policy asks for it starts the container again, once", |bed| {
         let image = bed.registry.image("again", &[])?;
         let mut main = sized(shell("main", &image, QUOTA), "100m", "64Mi");

@@ -7,7 +7,7 @@ use sandbox::contract::SandboxStats;
 use sandbox::spec::Resources;
 use serde::{Deserialize, Serialize};
 
-use crate::pod::spec::resources::{self, Policy};
+use crate::pod::spec::resources::{self, Amounts, Policy};
 use crate::quantity::QuantityError;
 
 /// A change that was allocated and is being carried out.
@@ -31,6 +31,18 @@ pub struct Waiting {
     pub pod: serde_json::Value,
     /// Why it waits, once that is known.
     pub message: Option<String>,
+    /// This host can never make it, whatever others give back: it is not tried again.
+    #[serde(default)]
+    pub infeasible: bool,
+}
+
+/// Why a host that has so much in all can never make a change to so much, in the kubelet's words.
+pub fn infeasible(has: Amounts, wanted: Amounts) -> Option<String> {
+    let lacks = |name: &str, wanted: u64, has: u64| {
+        (wanted > has)
+            .then(|| format!("Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {has}"))
+    };
+    lacks("memory", wanted.memory, has.memory).or_else(|| lacks("cpu", wanted.milli_cpu, has.milli_cpu))
 }
 
 fn all(spec: &PodSpec) -> impl Iterator<Item = &Container> {
@@ -263,6 +275,20 @@ mod tests {
             "attempting to set container \"a\" memory limit (52428800) below current usage (52428800)"
         );
         assert_eq!(check_memory(&plan(&old, &old), &sizes, &used(200)), Ok(()));
+    }
+
+    #[test]
+    fn more_than_the_host_has_in_all_is_never_feasible() {
+        let of = |milli_cpu, memory| Amounts { milli_cpu, memory, ephemeral: 0 };
+        assert_eq!(infeasible(of(4000, 100), of(4000, 100)), None);
+        assert_eq!(
+            infeasible(of(4000, 100), of(4001, 100)).unwrap(),
+            "Node didn't have enough capacity: cpu, requested: 4001, capacity: 4000"
+        );
+        assert_eq!(
+            infeasible(of(4000, 100), of(4001, 101)).unwrap(),
+            "Node didn't have enough capacity: memory, requested: 101, capacity: 100"
+        );
     }
 
     #[test]

@@ -641,6 +641,22 @@ async fn a_resize_that_was_written_down_is_carried_out_by_the_next_agent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_resize_beyond_the_host_is_infeasible_until_something_else_is_wanted() {
+    let rig = Rig::new();
+    let roster = agent(&rig, "boot").await;
+    roster.apply(1, intent(sized("u", 1000, "NotRequired"), 1)).await.unwrap();
+    until(&roster, "u", runs).await;
+    roster.apply(1, intent(sized("u", 5000, "NotRequired"), 2)).await.unwrap();
+    let posted = until(&roster, "u", |p| condition(p, "PodResizePending").is_some()).await;
+    let pending = condition(&posted, "PodResizePending").unwrap();
+    assert_eq!(pending["reason"], "Infeasible");
+    assert_eq!(pending["message"], "Node didn't have enough capacity: cpu, requested: 5000, capacity: 4000");
+    assert!(reasons(&roster).contains(&"ResizeInfeasible".to_owned()));
+    roster.apply(1, intent(sized("u", 2000, "NotRequired"), 3)).await.unwrap();
+    until(&roster, "u", |p| p.requests.milli_cpu == 2000 && condition(p, "PodResizePending").is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_resize_that_needs_a_restart_starts_the_container_again_with_what_it_is_given() {
     let rig = Rig::new();
     let roster = agent(&rig, "boot").await;

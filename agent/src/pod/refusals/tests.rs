@@ -151,7 +151,11 @@ fn huge_pages_are_honoured_and_what_the_api_server_would_refuse_of_them_is_not()
         assert_eq!(container(serde_json::json!({"resources": resources})).refused, [path]);
     }
     let pod = serde_json::json!({"resources": {"limits": {"hugepages-2Mi": "2Mi"}}});
-    assert_eq!(look(pod).refused, ["spec.resources.limits[hugepages-2Mi]"]);
+    assert_eq!(look(pod).refused, ["spec.resources (HugePages require cpu or memory)"]);
+    let pod = serde_json::json!({"resources": {"limits": {"memory": "64Mi", "hugepages-2Mi": "2Mi"}}});
+    assert_eq!(look(pod), Found::default());
+    let pod = serde_json::json!({"resources": {"limits": {"memory": "64Mi", "a.com/x": "2"}}});
+    assert!(look(pod).refused[0].starts_with("spec.resources.limits[a.com/x] (Unsupported value"));
 }
 
 #[test]

@@ -69,20 +69,21 @@ fn container(path: &str, container: &Container, trust: &Trust, found: &mut Found
 
 fn resources(path: &str, resources: Option<&ResourceRequirements>, trust: &Trust, found: &mut Found) {
     let Some(resources) = resources else { return };
-    // Huge pages of the whole pod's would have to be shared among its containers by the kernel alone.
     let is_pod = path == "spec";
-    if !is_pod {
-        for (field, words) in scalars::problems(resources) {
-            let field = if field.is_empty() { field } else { format!(".{field}") };
-            found.refused.push(format!("{path}.resources{field} ({words})"));
-        }
+    for (field, words) in scalars::problems(resources) {
+        let field = if field.is_empty() { field } else { format!(".{field}") };
+        found.refused.push(format!("{path}.resources{field} ({words})"));
     }
     let mut one = |kind: &str, map: &BTreeMap<String, Quantity>| {
         for name in map.keys() {
             match name.as_str() {
                 "cpu" | "memory" | "ephemeral-storage" => {}
-                pages if !is_pod && scalars::page_size(pages).is_some() => {}
-                device if !is_pod && trust.devices.offer(device).is_some() => {}
+                pages if scalars::page_size(pages).is_some() => {}
+                // The API server's words; a manifest did not pass it.
+                _ if is_pod => found.refused.push(format!(
+                    "{path}.resources.{kind}[{name}] (Unsupported value, supported values: \"cpu\", \"hugepages-*\", \"memory\")"
+                )),
+                device if trust.devices.offer(device).is_some() => {}
                 other => found.refused.push(format!("{path}.resources.{kind}[{other}]")),
             }
         }

@@ -111,7 +111,7 @@ pub fn container(
         mounts,
         resources: Resources {
             hugepages: scalars::page_limits(
-                &scalars::of_container(container).map_err(malformed)?,
+                &scalars::allowed(spec, container).map_err(malformed)?,
                 &context.host.page_sizes,
             ),
             ..resources::of_container(spec, container, context.host.memory, &context.host.policy).map_err(malformed)?

@@ -86,7 +86,24 @@ pub fn of_pod(spec: &PodSpec) -> Result<Scalars, QuantityError> {
         }
     }
     let overhead = read(spec.overhead.iter().flatten())?;
-    Ok(plus(max(plus(main, &sidecars), peak), &overhead))
+    let mut all = max(plus(main, &sidecars), peak);
+    all.extend(pages_of_pod(spec)?);
+    Ok(plus(all, &overhead))
+}
+
+/// Huge pages that the pod as a whole asks for: they count instead of what its containers ask for together.
+fn pages_of_pod(spec: &PodSpec) -> Result<Scalars, QuantityError> {
+    let mut pages = of(spec.resources.as_ref())?;
+    pages.retain(|name, _| page_size(name).is_some());
+    Ok(pages)
+}
+
+/// What one container of a pod may have: what it asks for, and of huge pages that it does not name what its pod asks for, for
+/// all of its containers together.
+pub fn allowed(spec: &PodSpec, container: &Container) -> Result<Scalars, QuantityError> {
+    let mut allowed = pages_of_pod(spec)?;
+    allowed.extend(of_container(container)?);
+    Ok(allowed)
 }
 
 /// Limits of huge pages as the kernel names their sizes (`2MB`): every size that is limited here at all, with 0 where
@@ -207,6 +224,19 @@ mod tests {
         let expected = [("a.com/x", 5), ("hugepages-1Gi", 1 << 30), ("hugepages-2Mi", 8 << 20)];
         let expected: Scalars = expected.into_iter().map(|(name, amount)| (name.to_owned(), amount)).collect();
         assert_eq!(of_pod(&spec).unwrap(), expected);
+    }
+
+    #[test]
+    fn huge_pages_of_the_pod_count_instead_of_its_containers_and_are_for_all_of_them() {
+        let spec = spec(serde_json::json!({
+            "resources": {"limits": {"hugepages-2Mi": "8Mi", "memory": "1Gi"}},
+            "containers": [container(serde_json::json!({"hugepages-2Mi": "2Mi", "hugepages-1Gi": "1Gi"})), {"name": "d"}]
+        }));
+        let of = |all: &[(&str, u64)]| -> Scalars { all.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect() };
+        assert_eq!(of_pod(&spec).unwrap(), of(&[("hugepages-1Gi", 1 << 30), ("hugepages-2Mi", 8 << 20)]));
+        let limits = |index: usize| allowed(&spec, &spec.containers[index]).unwrap();
+        assert_eq!(limits(0), of(&[("hugepages-1Gi", 1 << 30), ("hugepages-2Mi", 2 << 20)]));
+        assert_eq!(limits(1), of(&[("hugepages-2Mi", 8 << 20)]));
     }
 
     #[test]

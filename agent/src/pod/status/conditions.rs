@@ -33,8 +33,10 @@ pub(super) fn write(
     let ready = || containers_ready(view, phase, init, main);
     let pending = view
         .waiting
-        .and_then(|waiting| waiting.message.clone())
-        .map(|message| ("PodResizePending", Verdict { holds: true, reason: Some("Deferred"), message: Some(message) }));
+        .and_then(|waiting| {
+            Some((waiting.message.clone()?, if waiting.infeasible { "Infeasible" } else { "Deferred" }))
+        })
+        .map(|(message, why)| ("PodResizePending", Verdict { holds: true, reason: Some(why), message: Some(message) }));
     let resize = view.resizing.map(|resizing| {
         let reason = resizing.error.is_some().then_some("Error");
         ("PodResizeInProgress", Verdict { holds: true, reason, message: resizing.error.clone() })

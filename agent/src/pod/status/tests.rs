@@ -237,7 +237,7 @@ fn a_change_of_resources_is_told_while_it_waits_and_while_it_is_carried_out() {
     rig.up();
     rig.started(2, 0);
     let message = "Node didn't have enough resource: cpu, requested: 2000, used: 0, capacity: 1000".to_owned();
-    rig.waiting = Some(Waiting { pod: serde_json::Value::Null, message: Some(message.clone()) });
+    rig.waiting = Some(Waiting { pod: serde_json::Value::Null, message: Some(message.clone()), infeasible: false });
     let condition = |status: &serde_json::Value, name: &str| {
         status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == name).cloned()
     };

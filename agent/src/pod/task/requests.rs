@@ -117,8 +117,9 @@ impl PodTask {
         let (intent, mut kept) = intent.keeping(&self.intent);
         let resizes = changes::has_resize(&kept);
         kept.retain(|path| !changes::is_resize(path));
-        let message = self.record.waiting.take().and_then(|waiting| waiting.message);
-        self.record.waiting = resizes.then_some(Waiting { pod: wanted, message });
+        let before = self.record.waiting.take();
+        let (message, infeasible) = before.map_or((None, false), |before| (before.message, before.infeasible));
+        self.record.waiting = resizes.then_some(Waiting { pod: wanted, message, infeasible });
         if kept != self.record.kept && !kept.is_empty() {
             self.tell(None, true, "UnsupportedPodChange", changes::message(&kept));
         }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! wanted ── no room ──> Waiting (PodResizePending: Deferred), tried again
+//!    ├── more than the host has, or CPUs of its own ──> Waiting (Infeasible) until something else is wanted
 //!    └── room ──> allocated, written down (PodResizeInProgress) ──> meter and kernel ──> done, or an error that is tried again
 //! ```
 //! What is held grows before the kernel's limits do, and shrinks after them: nobody has what is not billed, and each change is
@@ -52,19 +53,22 @@ impl PodTask {
         };
         let (Some(old), Some(new)) = (self.intent.pod.spec.clone(), wanted.pod.spec.as_ref()) else { return };
         if !self.record.assigned.cpus.is_empty() {
-            self.defer(
-                &wanted,
-                "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy".to_owned(),
-            );
+            let words = "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy";
+            self.put_off(&wanted, words.to_owned(), true);
             return;
         }
         let has = self.world.host.capacity;
-        let room = match pod_requests(new) {
+        let asked = pod_requests(new);
+        if let Some(words) = asked.as_ref().ok().and_then(|asked| resize::infeasible(has, *asked)) {
+            self.put_off(&wanted, words, true);
+            return;
+        }
+        let room = match asked {
             Ok(asked) => self.world.board.resize(&self.intent.uid, asked, |used| admission::shortage(has, used, asked)),
             Err(error) => Some(error.to_string()),
         };
         if let Some(message) = room {
-            self.defer(&wanted, message);
+            self.put_off(&wanted, message, false);
             return;
         }
         let before = std::mem::replace(&mut self.intent, wanted);
@@ -97,13 +101,20 @@ impl PodTask {
         self.actuate();
     }
 
-    fn defer(&mut self, wanted: &Intent, message: String) {
+    /// Not now, or never on this host.
+    fn put_off(&mut self, wanted: &Intent, message: String, infeasible: bool) {
         let Some(waiting) = &mut self.record.waiting else { return };
-        if waiting.message.replace(message.clone()).as_ref() != Some(&message) {
-            let text = resize::message("Deferred", &wanted.pod, Some(&message));
-            self.tell(None, true, "ResizeDeferred", text);
+        let told = waiting.message.replace(message.clone()).as_ref() == Some(&message);
+        if std::mem::replace(&mut waiting.infeasible, infeasible) != infeasible || !told {
+            let (reason, what) = match infeasible {
+                true => ("ResizeInfeasible", "Infeasible"),
+                false => ("ResizeDeferred", "Deferred"),
+            };
+            self.tell(None, true, reason, resize::message(what, &wanted.pod, Some(&message)));
         }
-        self.try_again();
+        if !infeasible {
+            self.try_again();
+        }
         self.publish();
     }
 
