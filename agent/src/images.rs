@@ -1,15 +1,22 @@
 //! The image store as pod tasks and the service see it.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use image_snapshot::{
-    Credential, EnsureRequest, ImageError, Images, LocalAccess, Progress, RegistryAuth, Rootfs, Secret,
+    Credential, EnsureRequest, ErrorKind, Eviction, GcReport, ImageError, Images, LocalAccess, Progress, RegistryAuth,
+    Rootfs, Secret,
 };
+
 use sandbox::namespace::NamespaceSandboxes;
 use sandbox::spec::Layer;
 
+use crate::host_credentials::HostCredentials;
+use crate::image_gc::Room;
 use crate::ports::{ImageConfig, ImageFailure, ImageSource, ImageWish, PullPolicy, ReadyImage, RootFiles};
+use crate::prepared::{Found, Shelf, Told};
 use crate::resolved::RegistryCredential;
 
 /// The host's images.
@@ -18,6 +25,8 @@ pub struct ImageStore {
     images: Images,
     /// Holds layer mounts that must go before their files.
     mounts: Option<NamespaceSandboxes>,
+    room: Room,
+    host_credentials: Option<Arc<HostCredentials>>,
 }
 
 /// An image's root while it is held.
@@ -44,7 +53,78 @@ pub struct Removed {
 impl ImageStore {
     /// On an open store. `mounts`: who holds layers mounted.
     pub fn new(images: Images, mounts: Option<NamespaceSandboxes>) -> Self {
-        Self { images, mounts }
+        Self { images, mounts, room: Room::default(), host_credentials: None }
+    }
+
+    /// With a disk that is looked after.
+    #[must_use]
+    pub fn with_room(self, room: Room) -> Self {
+        Self { room, ..self }
+    }
+
+    /// With credentials that every pod of this host may pull with.
+    #[must_use]
+    pub fn with_host_credentials(self, path: Option<PathBuf>) -> Self {
+        Self { host_credentials: path.map(|path| Arc::new(HostCredentials::new(path))), ..self }
+    }
+
+    /// The disk.
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// Has images make way.
+    pub async fn make_room(&self, goal: Eviction) -> Result<GcReport, ImageError> {
+        let report = self.images.evict(goal).await?;
+        self.release(&report).await;
+        Ok(report)
+    }
+
+    /// Makes an image available; on a full disk, once more after other images have made way.
+    async fn ensure_with_room(
+        &self,
+        wish: &ImageWish,
+        progress: impl Fn(Progress) + Clone + Send + Sync + 'static,
+    ) -> Result<image_snapshot::Image, ImageError> {
+        let request = match &self.host_credentials {
+            None => request(wish),
+            Some(host) => {
+                let own = request(wish);
+                // What is here and theirs by right starts without a helper's word.
+                if own.policy == image_snapshot::PullPolicy::IfNotPresent {
+                    let here = EnsureRequest { policy: image_snapshot::PullPolicy::Never, ..own.clone() };
+                    if let Ok(image) = self.images.ensure(here, progress.clone()).await {
+                        return Ok(image);
+                    }
+                }
+                with_hosts(own, host).await
+            }
+        };
+        match self.images.ensure(request.clone(), progress.clone()).await {
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                let report = self.make_room(self.room.emergency()).await;
+                let freed = report.map(|report| report.freed).unwrap_or_default();
+                tracing::warn!(
+                    image = wish.reference,
+                    freed,
+                    "the disk is full: images make way for one that is needed"
+                );
+                if freed == 0 {
+                    return Err(error);
+                }
+                self.images.ensure(request, progress).await
+            }
+            other => other,
+        }
+    }
+
+    async fn release(&self, report: &GcReport) {
+        let gone: Vec<String> = report.removed.iter().map(ToString::to_string).collect();
+        if let Some(mounts) = self.mounts.as_ref().filter(|_| !gone.is_empty())
+            && let Err(error) = mounts.release_layers(&gone).await
+        {
+            tracing::warn!(error = crate::errors::chain(&error), "mounts of removed layers stay for now");
+        }
     }
 
     /// The store itself.
@@ -56,23 +136,42 @@ impl ImageStore {
     pub async fn pull(
         &self,
         wish: &ImageWish,
-        progress: impl Fn(Progress) + Send + Sync + 'static,
+        progress: impl Fn(Progress) + Clone + Send + Sync + 'static,
     ) -> Result<image_snapshot::Image, ImageError> {
-        self.images.ensure(request(wish), progress).await
+        self.ensure_with_room(wish, progress).await
+    }
+
+    /// Removes a layer that is not what was written; its mount goes too. False: somebody uses it.
+    pub async fn discard(&self, layer: &image_snapshot::Digest) -> Result<bool, ImageError> {
+        let gone = self.images.discard(layer).await?;
+        if gone {
+            self.release(&GcReport { removed: vec![layer.clone()], ..GcReport::default() }).await;
+        }
+        Ok(gone)
     }
 
     /// Forgets a name and removes what nobody needs any more.
     pub async fn remove(&self, reference: &str) -> Result<Removed, ImageError> {
         let found = self.images.remove(reference).await?;
         let report = self.images.gc().await?;
-        let gone: Vec<String> = report.removed.iter().map(ToString::to_string).collect();
-        if let Some(mounts) = self.mounts.as_ref().filter(|_| !gone.is_empty())
-            && let Err(error) = mounts.release_layers(&gone).await
-        {
-            tracing::warn!(error = crate::errors::chain(&error), "mounts of removed layers stay for now");
-        }
+        self.release(&report).await;
         Ok(Removed { found, freed: report.freed })
     }
+}
+
+/// The pod's own credentials go first.
+async fn with_hosts(mut request: EnsureRequest, host: &HostCredentials) -> EnsureRequest {
+    match host.of(&request.reference).await {
+        Ok(credentials) => request.credentials.extend(credentials),
+        Err(error) => {
+            tracing::warn!(
+                image = request.reference,
+                error = crate::errors::chain(&error),
+                "the host's own credentials cannot be had: pulling without them"
+            );
+        }
+    }
+    request
 }
 
 fn request(wish: &ImageWish) -> EnsureRequest {
@@ -108,7 +207,7 @@ impl ImageSource for ImageStore {
     }
 
     async fn ensure(&self, wish: &ImageWish) -> Result<ReadyImage, ImageFailure> {
-        let image = self.images.ensure(request(wish), |_| {}).await.map_err(|error| failure(&error))?;
+        let image = self.ensure_with_room(wish, |_| {}).await.map_err(|error| failure(&error))?;
         let layers =
             image.rootfs.layers.iter().map(|layer| Layer { id: layer.id.clone(), path: layer.path.clone() }).collect();
         Ok(ReadyImage {
@@ -136,6 +235,75 @@ impl ImageSource for ImageStore {
     fn allow_collection(&self) {
         self.images.allow_gc();
     }
+}
+
+/// Adds a pull's layers up: bytes that have come, and bytes in all.
+fn adding_up(told: Told) -> impl Fn(Progress) + Clone + Send + Sync + 'static {
+    let (told, layers) = (Arc::new(told), Arc::new(Mutex::new(Vec::<(u64, u64)>::new())));
+    move |progress| {
+        let mut layers = layers.lock().unwrap_or_else(PoisonError::into_inner);
+        match progress {
+            Progress::Resolved { layers: plan, .. } => {
+                *layers = plan.iter().map(|l| (if l.present { l.size } else { 0 }, l.size)).collect();
+            }
+            Progress::Layer { index, done, .. } => {
+                if let Some(layer) = layers.get_mut(index) {
+                    layer.0 = done.min(layer.1);
+                }
+            }
+            Progress::Retrying { .. } | Progress::Done { .. } => return,
+        }
+        let (done, total) = layers.iter().fold((0, 0), |(a, b), (done, total)| (a + done, b + total));
+        told(done, total);
+    }
+}
+
+fn found(image: &image_snapshot::Image) -> Found {
+    Found {
+        digest: image.manifest_digest.to_string(),
+        size: image.size,
+        layers: u32::try_from(image.rootfs.layers.len()).unwrap_or(u32::MAX),
+    }
+}
+
+#[async_trait]
+impl Shelf for ImageStore {
+    async fn fetch(&self, wish: &ImageWish, told: Told) -> Result<Found, ImageFailure> {
+        if let Some(percent) = self.room.fullness()
+            && !self.is_present(&wish.reference).await
+        {
+            let high = self.room.marks.high;
+            let message =
+                format!("the disk is {percent} % full: images are pulled ahead of their use below {high} % only");
+            return Err(ImageFailure { reason: "DiskPressure", message, retry_after: None });
+        }
+        let image = self.ensure_with_room(wish, adding_up(told)).await;
+        image.map(|image| found(&image)).map_err(|error| failure(&error))
+    }
+
+    async fn find(&self, reference: &str) -> Option<Found> {
+        self.images.get_local(reference).await.ok().flatten().map(|image| found(&image))
+    }
+
+    fn pin(&self, names: &BTreeSet<String>) {
+        self.images.pin(names.iter().map(String::as_str));
+    }
+
+    async fn let_go(&self, reference: &str) -> bool {
+        let used = match self.images.list().await {
+            Ok(list) => list.iter().any(|image| image.in_use && names(image, reference)),
+            Err(_) => true,
+        };
+        if !used && let Err(error) = self.remove(reference).await {
+            tracing::warn!(image = reference, error = error.chain(), "an image that is wanted no more stays");
+        }
+        !used
+    }
+}
+
+/// Whether an image goes by this name, however it is written.
+pub fn names(image: &image_snapshot::ImageSummary, reference: &str) -> bool {
+    reference.parse::<image_snapshot::Reference>().is_ok_and(|name| name.to_string() == image.reference)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@
 //! | [`ledger`], [`recover`] | what survives the agent, and how it goes on |
 //! | [`host`] | capacity, conditions, identity |
 //! | [`images`] | the image store as the pod task sees it |
+//! | [`prepared`], [`image_gc`], [`host_credentials`] | images kept ready ahead of their use; those that make way; the host's own rights to pull |
 //! | [`events`] | a bounded journal of what happened, in a kubelet's words |
 //! | [`logs`] | CRI log files read as a kubelet reads them |
 //! | [`service`] | the gRPC service `Agent`; thin |
@@ -37,6 +38,8 @@ pub mod devices;
 pub mod errors;
 pub mod events;
 pub mod host;
+pub mod host_credentials;
+pub mod image_gc;
 pub mod images;
 pub mod intent;
 pub mod ledger;
@@ -48,6 +51,7 @@ pub mod network;
 pub mod observe;
 pub mod pod;
 pub mod ports;
+pub mod prepared;
 pub mod quantity;
 pub mod recover;
 pub mod reset;

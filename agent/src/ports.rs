@@ -86,7 +86,7 @@ impl std::fmt::Debug for ReadyImage {
 }
 
 /// Why an image could not be had.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ImageFailure {
     /// As a kubelet shows it: `ErrImagePull`, `InvalidImageName`, `ErrImageNeverPull`.

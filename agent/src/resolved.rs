@@ -53,6 +53,13 @@ impl fmt::Debug for RegistryCredential {
     }
 }
 
+impl From<proto::RegistryCredential> for RegistryCredential {
+    fn from(wire: proto::RegistryCredential) -> Self {
+        let proto::RegistryCredential { registry, username, password, identity_token } = wire;
+        Self { registry, username, password, identity_token }
+    }
+}
+
 /// A bound service-account token for one projected file.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
@@ -113,16 +120,7 @@ impl From<proto::Resolved> for Resolved {
         Self {
             config_maps: objects(wire.config_maps),
             secrets: objects(wire.secrets),
-            credentials: wire
-                .registry_credentials
-                .into_iter()
-                .map(|c| RegistryCredential {
-                    registry: c.registry,
-                    username: c.username,
-                    password: c.password,
-                    identity_token: c.identity_token,
-                })
-                .collect(),
+            credentials: wire.registry_credentials.into_iter().map(RegistryCredential::from).collect(),
             tokens: wire
                 .tokens
                 .into_iter()

@@ -24,6 +24,7 @@ use crate::host::facts::{self, Facts, FactsError};
 use crate::host::huge_pages;
 use crate::host::kernel::{self, KernelError};
 use crate::host::pressure;
+use crate::image_gc;
 use crate::images::ImageStore;
 use crate::ledger::{Ledger, LedgerError};
 use crate::link::{self, IdentityError, LinkConfig, LinkState};
@@ -37,6 +38,7 @@ use crate::pod::task::World;
 use crate::pod::volumes::atomic;
 use crate::pod::volumes::disk::{self, VolumeError};
 use crate::pod::volumes::dns::Resolver;
+use crate::prepared::{Prepared, RecordError};
 use crate::recover::{self, RecoverError};
 use crate::roster::Roster;
 use crate::service::Service;
@@ -128,6 +130,9 @@ pub enum RunError {
     /// The images.
     #[error("could not open the image store")]
     Images(#[source] image_snapshot::ImageError),
+    /// What is kept ready.
+    #[error("could not read which images are to be kept")]
+    Prepared(#[source] RecordError),
     /// The meter.
     #[error("could not open the usage meter")]
     Meter(#[source] MeterError),
@@ -209,6 +214,7 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
     let meter_task =
         tokio::spawn(async move { tokio::join!(meter.run(ticking.clone()), watch_spool(&meter, &watched, ticking)) });
     let pressure = tokio::spawn(pressure::run(parts.roster.clone()));
+    let collector = tokio::spawn(image_gc::run(parts.service.images.clone()));
     write_addresses(&config, http)?;
     tracing::info!(host.id = %identity.host_id, %http, "the agent is ready");
     let link_config = LinkConfig {
@@ -221,6 +227,7 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
     Box::pin(link::serve(link_config, agent_routes(parts.service.clone()), state, stop.clone())).await;
     stop.cancelled().await;
     pressure.abort();
+    collector.abort();
     meter_stop.cancel();
     Box::pin(close(&config, parts)).await;
     let _ = meter_task.await;
@@ -275,7 +282,12 @@ async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Met
         images_config.local_sources = LocalSources::Under(config.oci_layouts.clone());
     }
     let images = blocking(move || Images::open(images_config)).await?.map_err(RunError::Images)?;
-    let images = ImageStore::new(images, Some(sandboxes.clone()));
+    let disk = image_gc::Room { dir: config.state_dir.clone(), marks: config.image_gc };
+    let images = ImageStore::new(images, Some(sandboxes.clone()))
+        .with_room(disk)
+        .with_host_credentials(config.docker_config.clone());
+    let (state_dir, shelf) = (config.state_dir.clone(), Arc::new(images.clone()));
+    let prepared = blocking(move || Prepared::open(&state_dir, shelf)).await?.map_err(RunError::Prepared)?;
     let shared: Arc<dyn Sandboxes> = Arc::new(sandboxes.clone());
     let counters = Arc::new(Counters::new(shared.clone(), network.clone()));
     let meter_config = meter_config(config, host_id);
@@ -315,6 +327,7 @@ async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Met
     let service = Service {
         roster: roster.clone(),
         images,
+        prepared: Arc::new(prepared),
         meter: meter.clone(),
         facts,
         host_id: host_id.to_owned(),

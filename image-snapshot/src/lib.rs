@@ -46,6 +46,6 @@ pub use credential::{Credential, CredentialError, RegistryAuth, Secret};
 pub use digest::{Algorithm, Digest, DigestError};
 pub use error::{ErrorKind, ImageError};
 pub use image::{Image, ImageConfig, LayerSnapshot, Rootfs, RootfsError};
-pub use images::{EnsureRequest, GcReport, ImageSummary, Images, Lease, LocalAccess, PullPolicy};
+pub use images::{EnsureRequest, Eviction, GcReport, ImageSummary, Images, Lease, LocalAccess, PullPolicy};
 pub use progress::{LayerPhase, LayerPlan, Progress};
 pub use reference::{Reference, ReferenceError, RegistryReference};

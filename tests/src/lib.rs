@@ -4,6 +4,7 @@ pub mod bed;
 pub mod bench;
 pub mod census;
 pub mod cluster;
+pub mod dev;
 pub mod random;
 pub mod registry;
 pub mod stack;

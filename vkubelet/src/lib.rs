@@ -12,6 +12,7 @@
 //! * [`ports`]: what the core asks of a source and tells it.
 //! * [`resolve`], [`placement`]: what a pod refers to; which host it goes to.
 //! * [`pod`]: one owner task per pod, one session per connected host.
+//! * [`snapshots`]: images that hosts have ready ahead of their use.
 //! * [`config`], [`observe`], [`run`]: settings; logs, metrics, health; how it is all put together.
 //!
 //! This crate may not know how a sandbox or an image snapshot is made, nor what a second costs.
@@ -31,5 +32,6 @@ pub mod pod;
 pub mod ports;
 pub mod resolve;
 pub mod run;
+pub mod snapshots;
 pub mod sources;
 pub mod status;

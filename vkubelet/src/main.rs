@@ -33,6 +33,10 @@ fn start() -> anyhow::Result<()> {
             println!("{}", hosts::ca_hash(&state.state_dir).context("read the CA")?);
             Ok(())
         }
+        Some(Command::Manifests { node_name }) => {
+            print!("{}", vkubelet::snapshots::manifests(&node_name).context("write the manifests")?);
+            Ok(())
+        }
         Some(Command::Host { command }) => host(command),
         Some(Command::Token { command: TokenCommand::Create { ttl, uses, host_id, rejoin, state } }) => {
             let options = TokenOptions { ttl, uses, rejoin, host_id };

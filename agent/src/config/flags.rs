@@ -104,6 +104,21 @@ pub struct RunFlags {
     /// Directory below which pods of the cluster may name `oci-layout:` images; may be repeated.
     #[arg(long, env = "NODELESS_ALLOW_OCI_LAYOUT", value_delimiter = ',')]
     pub allow_oci_layout: Option<Vec<PathBuf>>,
+    /// Docker config file (auths, credHelpers, credsStore) with credentials that every pod of this host may pull with [default: none].
+    #[arg(long, env = "NODELESS_DOCKER_CONFIG")]
+    pub docker_config: Option<PathBuf>,
+    /// Percent of the disk in use from which on unused images make way [default: 85].
+    #[arg(long, env = "NODELESS_IMAGE_GC_HIGH_THRESHOLD")]
+    pub image_gc_high_threshold: Option<u64>,
+    /// Percent of the disk in use down to which they do [default: 80].
+    #[arg(long, env = "NODELESS_IMAGE_GC_LOW_THRESHOLD")]
+    pub image_gc_low_threshold: Option<u64>,
+    /// Seconds for which an image stays after its last use however full the disk is [default: 120].
+    #[arg(long, env = "NODELESS_IMAGE_GC_MIN_AGE_SECONDS")]
+    pub image_gc_min_age_seconds: Option<u64>,
+    /// Seconds after its last use when an image goes in any case [default: never].
+    #[arg(long, env = "NODELESS_IMAGE_GC_MAX_AGE_SECONDS")]
+    pub image_gc_max_age_seconds: Option<u64>,
     /// CPU that pods may request together, as a quantity [default: the host's].
     #[arg(long, env = "NODELESS_CAPACITY_CPU")]
     pub capacity_cpu: Option<String>,
@@ -175,6 +190,11 @@ impl RunFlags {
             insecure_registry,
             registry_timeout_seconds,
             allow_oci_layout,
+            docker_config,
+            image_gc_high_threshold,
+            image_gc_low_threshold,
+            image_gc_min_age_seconds,
+            image_gc_max_age_seconds,
             capacity_cpu,
             capacity_memory,
             max_pods,

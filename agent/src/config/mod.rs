@@ -15,6 +15,7 @@ use ipnet::Ipv4Net;
 pub use flags::{Cli, Command, JoinFlags, RunFlags};
 
 use crate::cpus::{self, CpuSet};
+use crate::image_gc::Watermarks;
 use crate::network::DataPlane;
 use crate::pod::spec::resources::Policy;
 use crate::pod::spec::sysctls;
@@ -82,6 +83,10 @@ pub struct Config {
     pub registry_timeout: Option<std::time::Duration>,
     /// Directories that pods may name in `oci-layout:` references.
     pub oci_layouts: Vec<PathBuf>,
+    /// A docker config file with credentials that every pod may pull with.
+    pub docker_config: Option<PathBuf>,
+    /// When images make way.
+    pub image_gc: Watermarks,
     /// CPU to give, in thousandths; the host's own when absent.
     pub capacity_milli_cpu: Option<u64>,
     /// Memory to give, in bytes; the host's own when absent.
@@ -238,6 +243,11 @@ impl Config {
                 seconds => seconds.map(std::time::Duration::from_secs),
             },
             oci_layouts: flags.allow_oci_layout.unwrap_or_default(),
+            docker_config: flags.docker_config,
+            image_gc: watermarks(
+                (flags.image_gc_high_threshold, flags.image_gc_low_threshold),
+                (flags.image_gc_min_age_seconds, flags.image_gc_max_age_seconds),
+            )?,
             capacity_milli_cpu: quantity("capacity-cpu", flags.capacity_cpu, milli)?,
             capacity_memory: quantity("capacity-memory", flags.capacity_memory, whole)?,
             max_pods: flags.max_pods.unwrap_or(MAX_PODS),
@@ -263,6 +273,27 @@ fn reserved_cpus(policy: Option<CpuManagerPolicy>, list: Option<&str>) -> Result
             cpus.map(Some).ok_or_else(|| wrong(format!("{list:?} is no list of CPUs as 0-1,4")))
         }
     }
+}
+
+fn watermarks(
+    (high, low): (Option<u64>, Option<u64>),
+    (min_age, max_age): (Option<u64>, Option<u64>),
+) -> Result<Watermarks, ConfigError> {
+    let usual = Watermarks::default();
+    let (high, low) = (high.unwrap_or(usual.high), low.unwrap_or(usual.low));
+    let wrong = |flag, problem: String| Err(ConfigError::Value { flag, problem });
+    if high == 0 || high > 100 {
+        return wrong("image-gc-high-threshold", format!("{high} is not 1 to 100 percent"));
+    }
+    if low >= high {
+        return wrong("image-gc-low-threshold", format!("{low} is not below the high threshold, {high}"));
+    }
+    let min_age = min_age.map_or(usual.min_age, std::time::Duration::from_secs);
+    let max_age = max_age.map(std::time::Duration::from_secs);
+    if max_age.is_some_and(|max_age| max_age < min_age) {
+        return wrong("image-gc-max-age-seconds", format!("is less than the minimum age, {} s", min_age.as_secs()));
+    }
+    Ok(Watermarks { high, low, min_age, max_age })
 }
 
 fn policy(pids: Option<u64>, protect_memory: Option<bool>, factor: Option<f64>) -> Result<Policy, ConfigError> {
@@ -353,6 +384,9 @@ mod tests {
                 },
                 "reserved-cpus",
             ),
+            (RunFlags { image_gc_high_threshold: Some(101), ..flags() }, "image-gc-high-threshold"),
+            (RunFlags { image_gc_low_threshold: Some(85), ..flags() }, "image-gc-low-threshold"),
+            (RunFlags { image_gc_max_age_seconds: Some(60), ..flags() }, "image-gc-max-age-seconds"),
             (RunFlags { memory_throttling_factor: Some(1.1), ..flags() }, "memory-throttling-factor"),
             (RunFlags { memory_throttling_factor: Some(f64::NAN), ..flags() }, "memory-throttling-factor"),
         ] {

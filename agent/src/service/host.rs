@@ -16,8 +16,8 @@ const GATHER: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_secs(10);
 /// Below this part of the memory a kubelet speaks of pressure (its 100 MiB on an ordinary host).
 const MEMORY_LOW: u64 = 100 << 20;
-/// Images told to the scheduler, the largest first.
-const MOST_IMAGES: usize = 50;
+/// Images told to placement, the largest first. (The Node object names fewer of them.)
+const MOST_IMAGES: usize = 1000;
 
 impl Service {
     pub(super) async fn host_status(&self) -> proto::HostStatus {
@@ -117,9 +117,11 @@ impl Service {
         let (sender, stream) = answers();
         tokio::spawn(async move {
             let mut changes = service.roster.world().board.changes();
+            let mut prepared = service.prepared.reports();
             let mut last = None;
             loop {
                 changes.borrow_and_update();
+                prepared.borrow_and_update();
                 let status = service.host_status().await;
                 if last.as_ref() != Some(&status) {
                     last = Some(status.clone());
@@ -129,6 +131,7 @@ impl Service {
                 }
                 tokio::select! {
                     changed = changes.changed() => if changed.is_err() { return },
+                    changed = prepared.changed() => if changed.is_err() { return },
                     () = tokio::time::sleep(LOOK) => {}
                     () = sender.closed() => return,
                 }

@@ -1,11 +1,15 @@
 //! Images on request of an operator.
 
+use std::time::Duration;
+
 use agent_api::codes::Code;
 use agent_api::proto;
-use image_snapshot::{ErrorKind, Image, ImageError, LayerPhase, LayerPlan, Progress};
+use image_snapshot::store::Verdict;
+use image_snapshot::{Digest, ErrorKind, Eviction, Image, ImageError, LayerPhase, LayerPlan, Progress};
 use tonic::Status;
 
 use super::{Answers, Service, answers};
+use crate::images::{ImageStore, names};
 use crate::ports::{ImageWish, PullPolicy};
 use crate::resolved::RegistryCredential;
 
@@ -28,8 +32,9 @@ impl Service {
             digest: image.manifest_digest.to_string(),
             size_bytes: image.size,
             layers: u32::try_from(image.layers.len()).unwrap_or(u32::MAX),
-            last_used_unix: image.pulled_at.as_second(),
+            last_used_unix: image.used_at.as_second(),
             in_use: image.in_use,
+            pinned: image.pinned,
         });
         Ok(proto::ListImagesReply { images: images.collect() })
     }
@@ -38,23 +43,14 @@ impl Service {
         let wish = ImageWish {
             reference: asked.reference,
             policy: PullPolicy::Always,
-            credentials: asked
-                .credentials
-                .into_iter()
-                .map(|c| RegistryCredential {
-                    registry: c.registry,
-                    username: c.username,
-                    password: c.password,
-                    identity_token: c.identity_token,
-                })
-                .collect(),
+            credentials: asked.credentials.into_iter().map(RegistryCredential::from).collect(),
             trusted: asked.source == "manifest",
         };
         let images = self.images.clone();
         let (sender, stream) = answers();
         tokio::spawn(async move {
             let told = sender.clone();
-            let plan = std::sync::Mutex::new(Vec::<LayerPlan>::new());
+            let plan = std::sync::Arc::new(std::sync::Mutex::new(Vec::<LayerPlan>::new()));
             let work = images.pull(&wish, move |progress| {
                 // A slow reader misses steps, never the end.
                 for step in steps(&plan, progress) {
@@ -78,9 +74,80 @@ impl Service {
     }
 
     pub(super) async fn image_remove(&self, reference: &str) -> Result<proto::RemoveImageReply, Status> {
+        let list = self.images.images().list().await.map_err(|error| failed(&error))?;
+        if list.iter().any(|image| image.pinned && names(image, reference)) {
+            let message =
+                format!("{reference} is kept ready by an ImageSnapshot: delete that, or take the image out of it");
+            return Err(Code::PolicyRefused.status(message));
+        }
         let removed = self.images.remove(reference).await.map_err(|error| failed(&error))?;
         Ok(proto::RemoveImageReply { removed: removed.found, freed_bytes: removed.freed })
     }
+}
+
+impl Service {
+    pub(super) async fn image_collect(&self, unused_for_seconds: u64) -> Result<proto::CollectImagesReply, Status> {
+        let all = Eviction { bytes: u64::MAX, min_age: Duration::from_secs(unused_for_seconds), max_age: None };
+        let report = self.images.make_room(all).await.map_err(|error| failed(&error))?;
+        Ok(proto::CollectImagesReply {
+            references: report.images,
+            layers: u32::try_from(report.removed.len()).unwrap_or(u32::MAX),
+            freed_bytes: report.freed,
+        })
+    }
+
+    pub(super) fn image_verify(&self, repair: bool) -> Answers<proto::VerifiedLayer> {
+        let images = self.images.clone();
+        let (sender, stream) = answers();
+        tokio::spawn(async move {
+            let work = async {
+                let list = images.images().list().await?;
+                for (layer, verdict) in images.images().verify().await? {
+                    let of = list.iter().filter(|image| image.layers.contains(&layer));
+                    let references: Vec<String> = of.map(|image| image.reference.clone()).collect();
+                    let (action, message) = match verdict {
+                        Verdict::Sound => Default::default(),
+                        Verdict::Missing | Verdict::Damaged if repair => mend(&images, &layer, &references).await?,
+                        Verdict::Missing | Verdict::Damaged => Default::default(),
+                    };
+                    let verdict = match verdict {
+                        Verdict::Sound => "sound",
+                        Verdict::Missing => "missing",
+                        Verdict::Damaged => "damaged",
+                    };
+                    let layer = layer.to_string();
+                    let told = proto::VerifiedLayer { layer, verdict: verdict.to_owned(), references, action, message };
+                    if sender.send(Ok(told)).await.is_err() {
+                        break;
+                    }
+                }
+                Ok::<_, ImageError>(())
+            };
+            if let Err(error) = work.await {
+                let _ = sender.send(Err(failed(&error))).await;
+            }
+        });
+        stream
+    }
+}
+
+/// Removes a layer that is not what was written, and pulls an image that needs it. What was done, and why no more.
+async fn mend(images: &ImageStore, layer: &Digest, references: &[String]) -> Result<(String, String), ImageError> {
+    if !images.discard(layer).await? {
+        return Ok(("in use".to_owned(), "a pod runs on it: delete the pod, then repair".to_owned()));
+    }
+    let Some(reference) = references.first() else { return Ok(("removed".to_owned(), String::new())) };
+    let wish = ImageWish {
+        reference: reference.clone(),
+        policy: PullPolicy::IfNotPresent,
+        credentials: Vec::new(),
+        trusted: true,
+    };
+    Ok(match images.pull(&wish, |_| {}).await {
+        Ok(_) => ("repaired".to_owned(), String::new()),
+        // The next pod that has the right to brings it anew.
+        Err(error) => ("removed".to_owned(), error.chain()),
+    })
 }
 
 fn wire_image(image: &Image) -> proto::Image {
@@ -91,6 +158,7 @@ fn wire_image(image: &Image) -> proto::Image {
         layers: u32::try_from(image.rootfs.layers.len()).unwrap_or(u32::MAX),
         last_used_unix: 0,
         in_use: false,
+        pinned: false,
     }
 }
 

@@ -5,6 +5,7 @@ mod exec;
 mod host;
 mod images;
 mod logs;
+mod prepared;
 mod streams;
 mod sync;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use crate::host::Facts;
 use crate::images::ImageStore;
 use crate::intent::Intent;
 use crate::meter::Meter;
+use crate::prepared::Prepared;
 use crate::roster::{Roster, RosterError};
 
 /// What the service answers from.
@@ -37,6 +39,8 @@ pub struct Service {
     pub roster: Arc<Roster>,
     /// Images.
     pub images: ImageStore,
+    /// Images kept ready ahead of their use.
+    pub prepared: Arc<Prepared>,
     /// Usage.
     pub meter: Arc<Meter>,
     /// The host.
@@ -231,5 +235,41 @@ impl Agent for Service {
         let asked = request.into_inner();
         self.fence(asked.epoch).await?;
         self.image_remove(&asked.reference).await.map(Response::new)
+    }
+
+    type VerifyImagesStream = Answers<proto::VerifiedLayer>;
+    async fn verify_images(
+        &self,
+        request: Request<proto::VerifyImagesRequest>,
+    ) -> Result<Response<Self::VerifyImagesStream>, Status> {
+        let asked = request.into_inner();
+        self.fence(asked.epoch).await?;
+        Ok(Response::new(self.image_verify(asked.repair)))
+    }
+
+    async fn collect_images(
+        &self,
+        request: Request<proto::CollectImagesRequest>,
+    ) -> Result<Response<proto::CollectImagesReply>, Status> {
+        let asked = request.into_inner();
+        self.fence(asked.epoch).await?;
+        self.image_collect(asked.unused_for_seconds).await.map(Response::new)
+    }
+
+    async fn prepare_images(
+        &self,
+        request: Request<proto::PrepareImagesRequest>,
+    ) -> Result<Response<proto::PrepareImagesReply>, Status> {
+        let asked = request.into_inner();
+        self.fence(asked.epoch).await?;
+        self.prepare(asked.images).await.map(Response::new)
+    }
+
+    type WatchPreparedStream = Answers<proto::PreparedImages>;
+    async fn watch_prepared(
+        &self,
+        _: Request<proto::WatchPreparedRequest>,
+    ) -> Result<Response<Self::WatchPreparedStream>, Status> {
+        Ok(Response::new(self.prepared_changes()))
     }
 }

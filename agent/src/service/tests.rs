@@ -30,9 +30,12 @@ async fn service(rig: &Rig) -> Service {
     let dir = rig.state_dir();
     let images = image_snapshot::Images::open(image_snapshot::ImagesConfig::new(dir.join("images"))).unwrap();
     let meter = Meter::open(MeterConfig::new(dir.join("spool"), "host".to_owned()), Arc::new(NoCounters)).unwrap();
+    let images = ImageStore::new(images, None);
+    let prepared = Prepared::open(&dir, Arc::new(images.clone())).unwrap();
     Service {
         roster,
-        images: ImageStore::new(images, None),
+        images,
+        prepared: Arc::new(prepared),
         meter: Arc::new(meter),
         facts: Arc::new(Facts::read().unwrap()),
         host_id: "host".to_owned(),

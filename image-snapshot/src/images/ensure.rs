@@ -66,6 +66,8 @@ impl Inner {
         tracing::debug!(?step, ?known, "decided by pull policy");
         match (step, found) {
             (Step::Use, Some(found)) => {
+                let (store, used) = (self.store.clone(), name.to_owned());
+                blocking(move || store.touch_ref(&used)).await?;
                 report(Progress::Done { fetched: 0, stored: found.image.size });
                 Ok(found.image)
             }

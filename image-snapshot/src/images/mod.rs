@@ -1,15 +1,19 @@
 //! The front door.
 
 mod ensure;
+mod evict;
 mod flight;
 mod layer;
 mod lease;
 mod policy;
 mod resolve;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::Semaphore;
@@ -20,6 +24,7 @@ use crate::{
     store::{Store, StoreError, Verdict},
 };
 
+pub use evict::Eviction;
 use flight::Flights;
 pub use lease::Lease;
 use lease::Leases;
@@ -42,6 +47,8 @@ struct Inner {
     flights: Arc<Flights>,
     permits: Arc<Semaphore>,
     gc_allowed: AtomicBool,
+    /// Names, in normal form, that no collection takes.
+    pins: std::sync::Mutex<BTreeSet<String>>,
     /// Held while names are written or things are collected, so that no manifest goes between its arrival and its name's.
     records: Arc<tokio::sync::Mutex<()>>,
 }
@@ -96,15 +103,21 @@ pub struct ImageSummary {
     pub size: u64,
     /// When it was last pulled or checked against its source.
     pub pulled_at: jiff::Timestamp,
+    /// When somebody last asked for it, or was seen using it.
+    pub used_at: jiff::Timestamp,
     /// All of its layers are here.
     pub complete: bool,
     /// Somebody holds a lease on its topmost layer.
     pub in_use: bool,
+    /// No collection takes it ([`Images::pin`]).
+    pub pinned: bool,
 }
 
 /// What a collection did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GcReport {
+    /// Names that were forgotten to make room.
+    pub images: Vec<String>,
     /// Chain ids that were removed.
     pub removed: Vec<Digest>,
     /// Bytes freed.
@@ -125,6 +138,7 @@ impl Images {
             flights: Arc::default(),
             permits: Arc::new(Semaphore::new(config.concurrency.layers_in_all.max(1))),
             gc_allowed: AtomicBool::new(false),
+            pins: std::sync::Mutex::default(),
             records: Arc::default(),
             config,
         };
@@ -161,6 +175,13 @@ impl Images {
         Ok(lease)
     }
 
+    /// These names, and no others, are kept from collection, whether they are here yet or not. Held by this process only, as leases are:
+    /// whoever decides writes them down. What is no name pins nothing.
+    pub fn pin<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        let names = names.into_iter().filter_map(|name| parse(name).ok()).map(|name| name.to_string()).collect();
+        *self.inner.pins.lock().unwrap_or_else(PoisonError::into_inner) = names;
+    }
+
     /// From now on [`Images::gc`] may remove things: all pods from before the restart have been adopted.
     pub fn allow_gc(&self) {
         self.inner.gc_allowed.store(true, Ordering::Release);
@@ -172,12 +193,21 @@ impl Images {
         blocking(move || {
             let sizes: std::collections::HashMap<Digest, u64> =
                 inner.store.layers()?.into_iter().map(|l| (l.id, l.bytes)).collect();
-            let refs = inner.store.refs()?.into_iter();
+            let mut used = std::collections::HashMap::new();
+            let refs = inner.store.refs()?;
+            for record in &refs {
+                let at = inner.store.ref_used(&record.reference)?;
+                let at = at.and_then(|at| jiff::Timestamp::try_from(at).ok()).unwrap_or(record.pulled_at);
+                used.insert(record.reference.clone(), at);
+            }
             Ok(refs
+                .into_iter()
                 .map(|r| ImageSummary {
+                    used_at: used.get(&r.reference).copied().unwrap_or(r.pulled_at),
                     size: r.layers.iter().filter_map(|l| sizes.get(l)).sum(),
                     complete: r.layers.iter().all(|l| sizes.contains_key(l)),
                     in_use: r.layers.last().is_some_and(|l| inner.leases.is_leased(l)),
+                    pinned: inner.is_pinned(&r.reference),
                     reference: r.reference,
                     manifest_digest: r.manifest,
                     image_id: r.config,
@@ -200,14 +230,21 @@ impl Images {
 
     /// Removes layers that no name and no lease needs. Does nothing before [`Images::allow_gc`].
     pub async fn gc(&self) -> Result<GcReport, ImageError> {
-        if !self.inner.gc_allowed.load(Ordering::Acquire) {
+        if !self.may_collect() {
             return Ok(GcReport::default());
         }
         let inner = self.inner.clone();
         let _records = self.inner.records.lock().await;
-        let removed =
-            blocking(move || inner.store.collect(|id, remove| inner.leases.unless_leased(id, remove))).await?;
-        Ok(GcReport { removed: removed.layers, freed: removed.bytes, leased: removed.leased })
+        blocking(move || {
+            let mut report = GcReport::default();
+            inner.collect_into(&mut report)?;
+            Ok(report)
+        })
+        .await
+    }
+
+    fn may_collect(&self) -> bool {
+        self.inner.gc_allowed.load(Ordering::Acquire)
     }
 
     /// Reads every layer and says whether it is what was written.
@@ -224,6 +261,12 @@ impl Images {
     pub async fn discard(&self, layer: &Digest) -> Result<bool, ImageError> {
         let (inner, layer) = (self.inner.clone(), layer.clone());
         blocking(move || inner.leases.unless_leased(&layer, &mut || inner.store.remove_layer(&layer))).await
+    }
+}
+
+impl Inner {
+    fn is_pinned(&self, name: &str) -> bool {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Names.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, io::ErrorKind, path::PathBuf, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +70,28 @@ impl Store {
         let json =
             serde_json::to_vec_pretty(record).map_err(|source| StoreError::Record { path: path.clone(), source })?;
         self.place(&path, &json)
+    }
+
+    /// Notes that a name is used now: the time of its file. Neither synced nor in the record, since a start waits for it; what a crash
+    /// loses of it makes the name look older.
+    pub(crate) fn touch_ref(&self, reference: &str) -> Result<(), StoreError> {
+        let path = self.ref_path(reference);
+        let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+        match rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(StoreError::io("set the time of", &path)(error.into())),
+        }
+    }
+
+    /// When a name was last used; `None`: it is not known.
+    pub(crate) fn ref_used(&self, reference: &str) -> Result<Option<SystemTime>, StoreError> {
+        let path = self.ref_path(reference);
+        match std::fs::metadata(&path).and_then(|meta| meta.modified()) {
+            Ok(at) => Ok(Some(at)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("examine", &path)(error)),
+        }
     }
 
     /// Forgets a name; false: it was not known.

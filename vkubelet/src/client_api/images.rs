@@ -10,7 +10,7 @@ use futures::future::join_all;
 use futures::{Stream, StreamExt, stream};
 
 use super::pods::lines;
-use super::types::{ImageItem, List, PullOrder, PullProgress, RemovedItem};
+use super::types::{CollectedItem, ImageItem, List, PullOrder, PullProgress, RemovedItem, VerifiedItem};
 use super::{ClientApi, Problem};
 use crate::hosts::HostHandle;
 
@@ -44,6 +44,7 @@ pub(super) async fn list(
             layers: image.layers,
             last_used_unix: image.last_used_unix,
             in_use: image.in_use,
+            pinned: image.pinned,
         }));
     }
     Ok(Json(List { items }))
@@ -124,4 +125,68 @@ pub(super) async fn remove(
         }
     });
     Ok(Json(List { items: join_all(removed).await }))
+}
+
+pub(super) async fn verify(
+    State(api): State<ClientApi>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Result<Response, Problem> {
+    let handles = chosen(&api, query.get("host").map_or("", String::as_str))?;
+    let repair = query.get("repair").is_some_and(|word| word == "true");
+    Ok(lines(stream::select_all(handles.into_iter().map(|handle| Box::pin(verified(handle, repair))))))
+}
+
+fn verified(handle: HostHandle, repair: bool) -> impl Stream<Item = VerifiedItem> {
+    let begin = async move {
+        let host = handle.host_id().to_owned();
+        let failed = {
+            let host = host.clone();
+            move |status: &tonic::Status| VerifiedItem {
+                host: host.clone(),
+                error: status.message().to_owned(),
+                ..VerifiedItem::default()
+            }
+        };
+        match handle.verify_images(repair).await {
+            Err(status) => stream::iter([failed(&status)]).boxed(),
+            Ok(layers) => layers
+                .map(move |layer| match layer {
+                    Ok(layer) => VerifiedItem {
+                        host: host.clone(),
+                        layer: layer.layer,
+                        verdict: layer.verdict,
+                        references: layer.references,
+                        action: layer.action,
+                        message: layer.message,
+                        error: String::new(),
+                    },
+                    Err(status) => failed(&status),
+                })
+                .boxed(),
+        }
+    };
+    stream::once(begin).flatten()
+}
+
+pub(super) async fn collect(
+    State(api): State<ClientApi>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Result<Json<List<CollectedItem>>, Problem> {
+    let seconds = query.get("unused").map_or(Ok(0), |text| text.parse::<u64>());
+    let seconds = seconds.map_err(|_| Problem::bad_request("unused: is not a number of seconds"))?;
+    let handles = chosen(&api, query.get("host").map_or("", String::as_str))?;
+    let collected = handles.iter().map(|handle| async move {
+        let host = handle.host_id().to_owned();
+        match handle.collect_images(seconds).await {
+            Ok(reply) => CollectedItem {
+                host,
+                references: reply.references,
+                layers: reply.layers,
+                freed_bytes: reply.freed_bytes,
+                error: String::new(),
+            },
+            Err(status) => CollectedItem { host, error: status.message().to_owned(), ..CollectedItem::default() },
+        }
+    });
+    Ok(Json(List { items: join_all(collected).await }))
 }

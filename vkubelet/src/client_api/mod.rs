@@ -12,6 +12,8 @@
 //! | `GET /v1/hosts` | the hosts |
 //! | `POST /v1/hosts/{id}/release` | confirms the removal of the pods that the host's mass-delete brake holds |
 //! | `GET /v1/images`, `POST /v1/images`, `DELETE /v1/images?reference=R` | snapshots; POST answers with progress, a JSON object a line |
+//! | `POST /v1/images/verify?repair=B` | reads every layer; what it found, a JSON object a line |
+//! | `POST /v1/images/gc?unused=S` | removes images that nobody uses or pins, and that have not been used for so many seconds |
 //! | `GET /v1/problems` | manifests that are not taken, and why |
 //! | `/billing/…` | the billing API |
 //!
@@ -63,6 +65,8 @@ fn router(api: ClientApi) -> Router {
         .route("/v1/hosts", get(hosts::list))
         .route("/v1/hosts/{id}/release", post(hosts::release))
         .route("/v1/images", get(images::list).post(images::pull).delete(images::remove))
+        .route("/v1/images/verify", post(images::verify))
+        .route("/v1/images/gc", post(images::collect))
         .route("/v1/problems", get(pods::problems))
         .fallback(|| async { Problem::not_found("no such route") })
         .with_state(api)

@@ -159,6 +159,45 @@ pub struct ImageItem {
     pub last_used_unix: i64,
     /// A pod holds it.
     pub in_use: bool,
+    /// An ImageSnapshot keeps it from collection.
+    #[serde(default)]
+    pub pinned: bool,
+}
+
+/// A layer that was read and compared with what was written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VerifiedItem {
+    /// The host.
+    pub host: String,
+    /// Its chain id.
+    pub layer: String,
+    /// `sound`, `missing`, `damaged`.
+    pub verdict: String,
+    /// The images that it belongs to.
+    pub references: Vec<String>,
+    /// What was done: empty, `repaired`, `removed`, `in use`, `failed`.
+    pub action: String,
+    /// More of it, for people.
+    pub message: String,
+    /// The host could not be asked, or not to the end.
+    pub error: String,
+}
+
+/// What a host removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CollectedItem {
+    /// The host.
+    pub host: String,
+    /// The images.
+    pub references: Vec<String>,
+    /// Layers.
+    pub layers: u32,
+    /// Bytes.
+    pub freed_bytes: u64,
+    /// Why it could not; empty: it could.
+    pub error: String,
 }
 
 /// An order to make a snapshot.

@@ -37,6 +37,12 @@ pub enum Command {
         #[command(subcommand)]
         command: HostCommand,
     },
+    /// Print what the cluster needs before this node can serve it, for `kubectl apply -f -`: the ImageSnapshot resource and rights.
+    Manifests {
+        /// The node's name.
+        #[arg(long, env = "NODELESS_NODE_NAME")]
+        node_name: String,
+    },
     /// Print the hash by which agents pin this node's CA: sha256:HEX.
     CaHash(StateFlags),
 }

@@ -213,6 +213,29 @@ impl HostHandle {
         within(ANSWER, self.client().pull_image(request)).await
     }
 
+    /// Reads every layer; with `repair`, mends what can be.
+    pub async fn verify_images(&self, repair: bool) -> Result<Streaming<proto::VerifiedLayer>, Status> {
+        let request = proto::VerifyImagesRequest { epoch: self.inner.epoch, repair };
+        within(ANSWER, self.client().verify_images(request)).await
+    }
+
+    /// Removes images that nobody uses or pins, and that have not been used for so long.
+    pub async fn collect_images(&self, unused_for_seconds: u64) -> Result<proto::CollectImagesReply, Status> {
+        let request = proto::CollectImagesRequest { epoch: self.inner.epoch, unused_for_seconds };
+        within(REMOVE, self.client().collect_images(request)).await
+    }
+
+    /// The complete set of images that the host keeps ready.
+    pub async fn prepare_images(&self, images: Vec<proto::PrepareImage>) -> Result<(), Status> {
+        let request = proto::PrepareImagesRequest { epoch: self.inner.epoch, images };
+        within(ANSWER, self.client().prepare_images(request)).await.map(|_: proto::PrepareImagesReply| ())
+    }
+
+    /// How it goes with them: all, and again on each change.
+    pub async fn watch_prepared(&self) -> Result<Streaming<proto::PreparedImages>, Status> {
+        within(ANSWER, self.client().watch_prepared(proto::WatchPreparedRequest {})).await
+    }
+
     /// Removes an image.
     pub async fn remove_image(&self, reference: &str) -> Result<proto::RemoveImageReply, Status> {
         let request = proto::RemoveImageRequest { epoch: self.inner.epoch, reference: reference.to_owned() };

@@ -201,7 +201,7 @@ fn score(uid: &str, request: &Request, host: &HostView) -> (u64, u64, u64) {
 }
 
 /// FNV-1a: stable over versions and processes, which the standard hasher is not.
-fn draw(uid: &str, host: &str) -> u64 {
+pub(crate) fn draw(uid: &str, host: &str) -> u64 {
     uid.bytes()
         .chain([0])
         .chain(host.bytes())

@@ -11,7 +11,7 @@ use crate::ports::ReferencedObject;
 
 /// A pull secret that cannot be used. Its contents are never printed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CredentialError {
+pub(crate) enum CredentialError {
     #[error("secret has neither key .dockerconfigjson nor .dockercfg")]
     NoKey,
     // The parser's own message could quote a password: only its place is told.
@@ -39,7 +39,7 @@ struct Entry {
     identitytoken: String,
 }
 
-pub(super) fn credentials(secret: &ReferencedObject) -> Result<Vec<RegistryCredential>, CredentialError> {
+pub(crate) fn credentials(secret: &ReferencedObject) -> Result<Vec<RegistryCredential>, CredentialError> {
     let entries = if let Some(bytes) = secret.data.get(".dockerconfigjson") {
         parse::<DockerConfig>(".dockerconfigjson", bytes)?.auths
     } else if let Some(bytes) = secret.data.get(".dockercfg") {

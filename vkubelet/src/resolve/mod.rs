@@ -12,6 +12,7 @@ mod fetch;
 mod needs;
 mod service;
 
+pub(crate) use credentials::credentials;
 pub use fetch::{HeldToken, Outcome, Resolution, Wait, fetch};
 pub use needs::{Need, Needs, TokenNeed};
 pub use service::{ClusterSettings, service_env};

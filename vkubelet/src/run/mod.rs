@@ -33,6 +33,7 @@ use crate::hosts::{EpochSource, FileEpoch, Hosts, HostsConfig, HostsError};
 use crate::observe::{Metrics, Readiness, router};
 use crate::pod::access::PodAccess;
 use crate::pod::{Controller, ControllerSettings};
+use crate::snapshots;
 use crate::sources::manifest::{ManifestSettings, ManifestSource, RecordsError};
 
 /// Tasks have this long to end.
@@ -158,6 +159,15 @@ async fn serve_all(config: &Config, stop: CancellationToken) -> Result<(), RunEr
     tracker.spawn(billing_pull::run(hosts.clone(), store, pulled, stop.clone()));
     addresses.insert("http", serve(http, router(registry, readiness.clone()), &tracker, &stop)?);
     if let Some(cluster) = cluster {
+        if let Some(ports) = controller.source(SourceKind::Kubernetes) {
+            let setting = snapshots::Setting {
+                client: cluster.client.clone(),
+                node: config.node_name.clone(),
+                hosts: hosts.clone(),
+                references: Arc::clone(&ports.references),
+            };
+            tracker.spawn(snapshots::run(setting, stop.clone()));
+        }
         let statuses = follow_hosts(hosts.clone(), &tracker, &stop);
         let address = cluster.serve(config, access.clone(), statuses, readiness.clone(), &tracker, &stop).await?;
         addresses.insert("kubelet", address);

@@ -246,6 +246,24 @@ pub(crate) enum ImagesCommand {
         #[arg(long)]
         host: Option<String>,
     },
+    /// Read every layer and compare it with what was written; exit code 1 if one is not sound.
+    Verify {
+        /// Pull again what is damaged and not in use.
+        #[arg(long)]
+        repair: bool,
+        /// Only on this host.
+        #[arg(long)]
+        host: Option<String>,
+    },
+    /// Remove the images that no pod uses and no ImageSnapshot pins.
+    Gc {
+        /// Only those that have not been used for so many seconds.
+        #[arg(long, default_value_t = 120)]
+        unused_for: u64,
+        /// Only on this host.
+        #[arg(long)]
+        host: Option<String>,
+    },
 }
 
 /// Whose bill.

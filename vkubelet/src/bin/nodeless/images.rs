@@ -1,10 +1,10 @@
-//! images: list, pull with progress, remove.
+//! images: list, pull with progress, remove, verify, collect.
 
 use std::collections::HashMap;
 
 use http::Method;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use vkubelet::client_api::types::{ImageItem, List, PullOrder, PullProgress, RemovedItem};
+use vkubelet::client_api::types::{CollectedItem, ImageItem, List, PullOrder, PullProgress, RemovedItem, VerifiedItem};
 
 use crate::args::{ImagesCommand, Output};
 use crate::connect::{Connection, Lines, target};
@@ -23,6 +23,8 @@ pub(crate) async fn images(
             pull(connection, &order, output).await
         }
         Some(ImagesCommand::Rm { image, host }) => remove(connection, &image, host.as_deref(), output).await,
+        Some(ImagesCommand::Verify { repair, host }) => verify(connection, repair, host.as_deref(), output).await,
+        Some(ImagesCommand::Gc { unused_for, host }) => collect(connection, unused_for, host.as_deref(), output).await,
     }
 }
 
@@ -41,10 +43,11 @@ async fn list(connection: &Connection, output: Output) -> Result<u8, Failure> {
             table::bytes(image.size_bytes),
             image.layers.to_string(),
             if image.in_use { "now".to_owned() } else { age::human(now - image.last_used_unix) },
+            if image.pinned { "pinned" } else { "" }.to_owned(),
         ]
     };
     let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    table::print(&["HOST", "IMAGE", "DIGEST", "SIZE", "LAYERS", "USED"], &rows).map(|()| 0)
+    table::print(&["HOST", "IMAGE", "DIGEST", "SIZE", "LAYERS", "USED", "KEPT"], &rows).map(|()| 0)
 }
 
 async fn pull(connection: &Connection, order: &PullOrder, output: Output) -> Result<u8, Failure> {
@@ -90,6 +93,66 @@ async fn remove(connection: &Connection, image: &str, host: Option<&str>, output
                 code = 1;
             }
         }
+    }
+    Ok(code)
+}
+
+async fn verify(connection: &Connection, repair: bool, host: Option<&str>, output: Output) -> Result<u8, Failure> {
+    let mut query = vec![("repair", if repair { "true" } else { "false" })];
+    query.extend(host.map(|host| ("host", host)));
+    let path = target(&["v1", "images", "verify"], &query);
+    let mut lines = Lines::new(connection.request(Method::POST, &path, None).await?);
+    let (mut all, mut sound, mut code) = (Vec::new(), 0, 0);
+    while let Some(item) = lines.next::<VerifiedItem>().await? {
+        if item.verdict == "sound" {
+            sound += 1;
+        } else {
+            let mended = item.action == "repaired";
+            code |= u8::from(!mended);
+            if output == Output::Table {
+                complain(&item)?;
+            }
+        }
+        all.push(item);
+    }
+    match output {
+        Output::Json => table::json(&all)?,
+        Output::Table => table::write(&format!("{sound} of {} layers are sound\n", all.len()))?,
+    }
+    Ok(code)
+}
+
+fn complain(item: &VerifiedItem) -> Result<(), Failure> {
+    if !item.error.is_empty() {
+        eprintln!("error: {}: {}", item.host, item.error);
+        return Ok(());
+    }
+    let done =
+        [&item.action, &item.message].into_iter().filter(|text| !text.is_empty()).map(|text| format!(": {text}"));
+    let done: String = done.collect();
+    let images = if item.references.is_empty() { "no image".to_owned() } else { item.references.join(", ") };
+    table::write(&format!("{}: {} of {images} is {}{done}\n", item.host, item.layer, item.verdict))
+}
+
+async fn collect(connection: &Connection, unused_for: u64, host: Option<&str>, output: Output) -> Result<u8, Failure> {
+    let seconds = unused_for.to_string();
+    let mut query = vec![("unused", seconds.as_str())];
+    query.extend(host.map(|host| ("host", host)));
+    let list: List<CollectedItem> = connection.json(Method::POST, &target(&["v1", "images", "gc"], &query)).await?;
+    if output == Output::Json {
+        return table::json(&list.items).map(|()| 0);
+    }
+    let mut code = 0;
+    for item in list.items {
+        if !item.error.is_empty() {
+            eprintln!("error: {}: {}", item.host, item.error);
+            code = 1;
+            continue;
+        }
+        for image in &item.references {
+            table::write(&format!("{}: removed {image}\n", item.host))?;
+        }
+        table::write(&format!("{}: {} free\n", item.host, table::bytes(item.freed_bytes)))?;
     }
     Ok(code)
 }

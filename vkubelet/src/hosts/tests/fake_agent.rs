@@ -248,4 +248,34 @@ impl Agent for FakeAgent {
     ) -> Result<Response<proto::RemoveImageReply>, Status> {
         unsupported()
     }
+
+    type VerifyImagesStream = Boxed<proto::VerifiedLayer>;
+    async fn verify_images(
+        &self,
+        _: Request<proto::VerifyImagesRequest>,
+    ) -> Result<Response<Self::VerifyImagesStream>, Status> {
+        unsupported()
+    }
+
+    async fn collect_images(
+        &self,
+        _: Request<proto::CollectImagesRequest>,
+    ) -> Result<Response<proto::CollectImagesReply>, Status> {
+        unsupported()
+    }
+
+    async fn prepare_images(
+        &self,
+        _: Request<proto::PrepareImagesRequest>,
+    ) -> Result<Response<proto::PrepareImagesReply>, Status> {
+        unsupported()
+    }
+
+    type WatchPreparedStream = Boxed<proto::PreparedImages>;
+    async fn watch_prepared(
+        &self,
+        _: Request<proto::WatchPreparedRequest>,
+    ) -> Result<Response<Self::WatchPreparedStream>, Status> {
+        unsupported()
+    }
 }

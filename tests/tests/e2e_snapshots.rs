@@ -1,0 +1,136 @@
+//! `ImageSnapshot` on a real cluster with two hosts: images are there before any pod asks, and kept there.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tests::dev::{Dev, until};
+use tests::stack::is_root;
+
+fn snapshot(name: &str, spec: &Value) -> Value {
+    json!({"apiVersion": "nodeless.dev/v1alpha1", "kind": "ImageSnapshot", "metadata": {"name": name}, "spec": spec})
+}
+
+fn deployment(image: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "web"},
+        "spec": {
+            "replicas": 4,
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {
+                "metadata": {"labels": {"app": "web"}},
+                "spec": {
+                    "terminationGracePeriodSeconds": 1,
+                    "tolerations": [{"operator": "Exists"}],
+                    "containers": [{"name": "main", "image": image, "command": ["sleep", "1000"]}],
+                },
+            },
+        },
+    })
+}
+
+fn get(dev: &Dev, name: &str) -> Result<Value> {
+    let text = dev.kubectl(&["get", "imagesnapshot", name, "-o", "json"])?;
+    serde_json::from_str(&text).context("kubectl's JSON")
+}
+
+/// Waits until an object's phase is this; the object.
+fn until_phase(dev: &Dev, name: &str, phase: &str) -> Value {
+    let look = || {
+        let object = get(dev, name)?;
+        let status = &object["status"];
+        let current = status["observedGeneration"] == object["metadata"]["generation"];
+        ensure!(current && status["phase"] == phase, "{status:#}");
+        Ok(object)
+    };
+    until(&format!("{name} is {phase}"), look).unwrap()
+}
+
+/// The hosts that have an image of this repository.
+fn hosts_with(dev: &Dev, repository: &str) -> Result<Vec<String>> {
+    let list = dev.client(&["images"])?;
+    let items = list.as_array().context("a list")?;
+    let has = |item: &&Value| item["references"].to_string().contains(repository);
+    let mut hosts: Vec<String> =
+        items.iter().filter(has).filter_map(|item| item["host"].as_str().map(str::to_owned)).collect();
+    hosts.sort();
+    Ok(hosts)
+}
+
+fn events(dev: &Dev, kind: &str, field: &str) -> Result<String> {
+    let selector = format!("involvedObject.kind={kind}");
+    let path = format!("jsonpath={{range .items[*]}}{{{field}}}{{\"\\n\"}}{{end}}");
+    dev.kubectl(&["get", "events", "--namespace", "default", "--field-selector", &selector, "-o", &path])
+}
+
+#[test]
+fn e2e_an_image_snapshot_is_ready_on_both_hosts_and_pods_of_it_start_with_no_registry() {
+    if !is_root("e2e_an_image_snapshot_is_ready_on_both_hosts_and_pods_of_it_start_with_no_registry") {
+        return;
+    }
+    let dev = Dev::up("snap", 2).unwrap();
+    let image = dev.busybox("test/web:1", 3).unwrap();
+    let other = dev.busybox("test/other:1", 1).unwrap();
+
+    // What is no such object is refused by the API server.
+    for bad in [json!({"images": []}), json!({"images": ["a"], "replicas": "some"}), json!({"images": ["a", "a"]})] {
+        assert!(dev.apply(&snapshot("bad", &bad)).is_err(), "{bad} was taken");
+    }
+
+    dev.apply(&snapshot("web", &json!({"images": [image, other], "retention": {"whenDone": "Remove"}}))).unwrap();
+    dev.kubectl(&["wait", "--for=condition=Ready", "imagesnapshot/web", "--timeout=120s"]).unwrap();
+    let object = until_phase(&dev, "web", "Ready");
+    let status = &object["status"];
+    assert_eq!(status["ready"], "2/2", "{status:#}");
+    assert_eq!(status["hosts"].as_array().unwrap().len(), 2, "{status:#}");
+    assert!(status["images"][0]["digests"][0].as_str().unwrap().starts_with("sha256:"), "{status:#}");
+    assert_eq!(status["images"][0]["layers"], 3, "{status:#}");
+    assert!(status["sizeBytes"].as_i64().unwrap() > 500_000, "{status:#}");
+    let printed = dev.kubectl(&["get", "imagesnapshots"]).unwrap();
+    let (head, row) = printed.split_once('\n').unwrap();
+    for (column, value) in
+        [("PHASE", "Ready"), ("HOSTS", "2/2"), ("SIZE", "Mi"), ("IMAGES", "test/web:1"), ("AGE", "s")]
+    {
+        assert!(head.contains(column) && row.contains(value), "{printed}");
+    }
+    until("both hosts are told in Events", || {
+        let told = events(&dev, "ImageSnapshot", ".reason")?;
+        let count = told.lines().filter(|reason| *reason == "HostReady").count();
+        ensure!(count == 2 && told.lines().any(|reason| reason == "Ready"), "{told}");
+        Ok(())
+    })
+    .unwrap();
+
+    // One host, by its name; then one that there is not, which is told and mended.
+    let one = hosts_with(&dev, "test/web").unwrap()[0].clone();
+    let third = dev.busybox("test/third:1", 1).unwrap();
+    let selected = json!({"images": [third], "hostSelector": {"matchLabels": {"nodeless.dev/host": one}}});
+    dev.apply(&snapshot("one", &selected)).unwrap();
+    assert_eq!(until_phase(&dev, "one", "Ready")["status"]["ready"], "1/1");
+    assert_eq!(hosts_with(&dev, "test/third").unwrap(), [one]);
+    dev.apply(&snapshot("few", &json!({"images": [format!("{third}-is-not-there")], "replicas": 1}))).unwrap();
+    let failing = until_phase(&dev, "few", "Failing");
+    assert!(failing["status"]["message"].as_str().unwrap().contains("ErrImagePull"), "{failing:#}");
+    dev.apply(&snapshot("few", &json!({"images": [third], "replicas": 1}))).unwrap();
+    assert_eq!(until_phase(&dev, "few", "Ready")["status"]["ready"], "1/1");
+
+    // Without a registry pods of it start on both hosts.
+    dev.end_registry().unwrap();
+    dev.apply(&deployment(&image)).unwrap();
+    dev.kubectl(&["wait", "--for=condition=Available", "deployment/web", "--timeout=120s"]).unwrap();
+    let told = events(&dev, "Pod", ".reason").unwrap();
+    assert!(!told.lines().any(|reason| reason == "Pulling" || reason == "Failed"), "{told}");
+
+    // Deleted, it is removed as soon as no pod uses it.
+    dev.kubectl(&["delete", "imagesnapshot", "web"]).unwrap();
+    dev.kubectl(&["delete", "deployment", "web", "--wait=true"]).unwrap();
+    until("the images are gone", || {
+        let left = [hosts_with(&dev, "test/web")?, hosts_with(&dev, "test/other")?].concat();
+        ensure!(left.is_empty(), "on {left:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert!(!hosts_with(&dev, "test/third").unwrap().is_empty(), "what others name stays");
+}
