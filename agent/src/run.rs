@@ -330,6 +330,7 @@ async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Met
         prepared: Arc::new(prepared),
         meter: meter.clone(),
         facts,
+        labels: config.host_labels.clone(),
         host_id: host_id.to_owned(),
         pod_cidr: config.pod_cidr.to_string(),
     };

@@ -4,11 +4,12 @@
 mod support;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
     time::{Duration, SystemTime},
 };
 
-use image_snapshot::{Eviction, Images, PullPolicy};
+use image_snapshot::{ErrorKind, Eviction, Images, PullPolicy};
 use support::{
     images::{File, Made, Packing, tar},
     open, pull, request,
@@ -126,4 +127,55 @@ async fn an_image_that_is_asked_for_while_room_is_made_is_whole_or_pulled_again(
         asked += 1;
     }
     assert!(evicting.await.unwrap() > 0 && asked > 0);
+}
+
+/// A disk of so many bytes; unmounted when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: &Path, bytes: u32) -> Self {
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"]).arg(at).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "mount a tmpfs at {at:?}");
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(&self.0).status();
+        if !std::thread::panicking() {
+            assert!(unmounted.is_ok_and(|status| status.success()), "unmount {:?}", self.0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn privileged_a_pull_that_meets_a_full_disk_rolls_back_and_fits_once_others_have_made_way() {
+    const NAME: &str = "privileged_a_pull_that_meets_a_full_disk_rolls_back_and_fits_once_others_have_made_way";
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED {NAME}: needs root");
+        return;
+    }
+    let (root, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let _disk = Disk::mount(root.path(), 1 << 20);
+    let images = open(root.path());
+    images.allow_gc();
+    let (a, b) = (image(&images, dir.path(), "a").await, image(&images, dir.path(), "b").await);
+    let pod = images.ensure(request(&b, PullPolicy::IfNotPresent), |_| {}).await.unwrap();
+    let made = Made::new(&[(tar(&[File("f", &[7; 500_000])]), Packing::Gzip)], |_, _| {});
+    made.write_layout(&dir.path().join("large"), "1");
+    let large = format!("oci-layout:{}", dir.path().join("large").display());
+    for _ in 0..2 {
+        let error = pull(&images, &large).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.chain());
+        assert_eq!(std::fs::read_dir(root.path().join("ingest")).unwrap().count(), 0, "what did not fit is gone");
+        assert_eq!(names(&images).await, ["a", "b"]);
+    }
+    age(root.path(), &a, HOUR * 2);
+    let report = images.evict(Eviction { bytes: 1, ..ALL }).await.unwrap();
+    assert_eq!(report.images, [a]);
+    pull(&images, &large).await.unwrap();
+    assert_eq!(pod.rootfs.read_file("f", 1 << 20).unwrap().unwrap().len(), 300_000);
+    drop((pod, images));
 }

@@ -4,7 +4,9 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use tests::bed::{Bed, phase, shell, terminated, waiting};
 use tests::dev::{Dev, until};
+use tests::registry::Fault;
 use tests::stack::is_root;
 
 fn snapshot(name: &str, spec: &Value) -> Value {
@@ -133,4 +135,77 @@ fn e2e_an_image_snapshot_is_ready_on_both_hosts_and_pods_of_it_start_with_no_reg
     })
     .unwrap();
     assert!(!hosts_with(&dev, "test/third").unwrap().is_empty(), "what others name stays");
+}
+
+/// The layers that a registry was asked for.
+fn layers_asked(bed: &Bed, repository: &str) -> usize {
+    bed.registry.requests(repository).iter().filter(|r| r.starts_with("GET") && r.contains("/blobs/")).count()
+}
+
+#[test]
+fn e2e_a_private_image_that_is_ready_is_only_for_pods_with_the_right_to_pull_it() {
+    if !is_root("e2e_a_private_image_that_is_ready_is_only_for_pods_with_the_right_to_pull_it") {
+        return;
+    }
+    let bed = Bed::up("private", &[]).unwrap();
+    let manifests = bed.stack.vkubelet_manifests("test-node").unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let apply = |text: &str| {
+        let path = scratch.path().join("objects.yaml");
+        std::fs::write(&path, text).unwrap();
+        bed.kubectl_says(&["apply", "-f", path.to_str().unwrap()])
+    };
+    apply(&manifests).unwrap();
+    let image = bed.registry.image("private", &[Fault::Basic("ann", "secret")]).unwrap();
+    let server = format!("--docker-server={}", bed.registry.address());
+    let secret = |namespace: &str, name: &str, password: &str| {
+        let password = format!("--docker-password={password}");
+        let make = ["--namespace", namespace, "create", "secret", "docker-registry", name, &server];
+        bed.kubectl_says(&[&make[..], &["--docker-username=ann", &password]].concat()).unwrap();
+    };
+    let name = format!("private-{}", std::process::id());
+    secret("nodeless-system", &name, "secret");
+    let spec = json!({"images": [image], "imagePullSecrets": [{"name": name}]});
+    apply(&snapshot(&name, &spec).to_string()).unwrap();
+    bed.kubectl_says(&["wait", "--for=condition=Ready", &format!("imagesnapshot/{name}"), "--timeout=90s"]).unwrap();
+    let fetched = layers_asked(&bed, "private");
+    assert!(fetched > 0);
+
+    let once = |pull_secret: Option<&str>, account: Option<&str>| {
+        let mut spec = json!({"restartPolicy": "Never", "containers": [shell("main", &image, "exit 0")]});
+        if let Some(secret) = pull_secret {
+            spec["imagePullSecrets"] = json!([{"name": secret}]);
+        }
+        if let Some(account) = account {
+            spec["serviceAccountName"] = account.into();
+        }
+        spec
+    };
+    let namespace = bed.namespace.clone();
+    secret(&namespace, "right", "secret");
+    secret(&namespace, "wrong", "guess");
+    bed.pod("stranger", once(None, None)).unwrap();
+    bed.pod("guesser", once(Some("wrong"), None)).unwrap();
+    for pod in ["stranger", "guesser"] {
+        let refused = |pod: &Value| {
+            let reason = waiting(pod)["reason"].as_str().unwrap_or_default();
+            reason == "ErrImagePull" || reason == "ImagePullBackOff"
+        };
+        bed.until(pod, "it has no right to the image", refused).unwrap();
+    }
+    bed.pod("owner", once(Some("right"), None)).unwrap();
+    bed.until("owner", "it ran", |pod| phase(pod) == "Succeeded").unwrap();
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "puller", "namespace": namespace},
+        "imagePullSecrets": [{"name": "right"}]});
+    apply(&account.to_string()).unwrap();
+    bed.pod("account", once(None, Some("puller"))).unwrap();
+    bed.until("account", "it ran", |pod| phase(pod) == "Succeeded").unwrap();
+    for pod in ["stranger", "guesser"] {
+        let ran = bed.versions(pod).iter().any(|pod| !terminated(pod).is_null() || phase(pod) == "Running");
+        assert!(!ran, "{pod} ran");
+    }
+    assert_eq!(layers_asked(&bed, "private"), fetched, "nothing is fetched again for those who may");
+    bed.kubectl_says(&["delete", "imagesnapshot", &name]).unwrap();
+    bed.kubectl_says(&["--namespace", "nodeless-system", "delete", "secret", &name]).unwrap();
+    bed.down().unwrap();
 }

@@ -104,6 +104,9 @@ pub struct RunFlags {
     /// Directory below which pods of the cluster may name `oci-layout:` images; may be repeated.
     #[arg(long, env = "NODELESS_ALLOW_OCI_LAYOUT", value_delimiter = ',')]
     pub allow_oci_layout: Option<Vec<PathBuf>>,
+    /// Labels of this host, by which ImageSnapshots select it: KEY=VALUE; may be repeated.
+    #[arg(long, env = "NODELESS_HOST_LABELS", value_delimiter = ',')]
+    pub host_labels: Option<Vec<String>>,
     /// Docker config file (auths, credHelpers, credsStore) with credentials that every pod of this host may pull with [default: none].
     #[arg(long, env = "NODELESS_DOCKER_CONFIG")]
     pub docker_config: Option<PathBuf>,
@@ -190,6 +193,7 @@ impl RunFlags {
             insecure_registry,
             registry_timeout_seconds,
             allow_oci_layout,
+            host_labels,
             docker_config,
             image_gc_high_threshold,
             image_gc_low_threshold,

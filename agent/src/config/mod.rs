@@ -5,7 +5,7 @@
 
 mod flags;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -83,6 +83,8 @@ pub struct Config {
     pub registry_timeout: Option<std::time::Duration>,
     /// Directories that pods may name in `oci-layout:` references.
     pub oci_layouts: Vec<PathBuf>,
+    /// Labels of this host besides those that it has by nature.
+    pub host_labels: BTreeMap<String, String>,
     /// A docker config file with credentials that every pod may pull with.
     pub docker_config: Option<PathBuf>,
     /// When images make way.
@@ -243,6 +245,7 @@ impl Config {
                 seconds => seconds.map(std::time::Duration::from_secs),
             },
             oci_layouts: flags.allow_oci_layout.unwrap_or_default(),
+            host_labels: host_labels(flags.host_labels.unwrap_or_default())?,
             docker_config: flags.docker_config,
             image_gc: watermarks(
                 (flags.image_gc_high_threshold, flags.image_gc_low_threshold),
@@ -273,6 +276,35 @@ fn reserved_cpus(policy: Option<CpuManagerPolicy>, list: Option<&str>) -> Result
             cpus.map(Some).ok_or_else(|| wrong(format!("{list:?} is no list of CPUs as 0-1,4")))
         }
     }
+}
+
+/// As Kubernetes wants labels: a prefix is a name of the DNS, key and value are 63 characters at most.
+fn host_labels(list: Vec<String>) -> Result<BTreeMap<String, String>, ConfigError> {
+    let word = |text: &str| {
+        let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+        let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        text.len() <= 63 && text.bytes().all(inner) && edge(text.as_bytes().first()) && edge(text.as_bytes().last())
+    };
+    let prefix = |text: &str| {
+        let part =
+            |part: &str| word(part) && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        text.len() <= 253 && text.split('.').all(part)
+    };
+    let one = |text: String| {
+        let wrong = |problem: &str| ConfigError::Value { flag: "host-labels", problem: format!("{text:?} {problem}") };
+        let (key, value) = text.split_once('=').ok_or_else(|| wrong("is not KEY=VALUE"))?;
+        let fits = match key.split_once('/') {
+            Some(("kubernetes.io" | "nodeless.dev", _)) => return Err(wrong("is not for hosts to say")),
+            Some((before, name)) => prefix(before) && word(name),
+            None => word(key),
+        };
+        if fits && (value.is_empty() || word(value)) {
+            Ok((key.to_owned(), value.to_owned()))
+        } else {
+            Err(wrong("is no label"))
+        }
+    };
+    list.into_iter().map(one).collect()
 }
 
 fn watermarks(
@@ -384,6 +416,10 @@ mod tests {
                 },
                 "reserved-cpus",
             ),
+            (RunFlags { host_labels: Some(vec!["zone".into()]), ..flags() }, "host-labels"),
+            (RunFlags { host_labels: Some(vec!["a/b/c=d".into()]), ..flags() }, "host-labels"),
+            (RunFlags { host_labels: Some(vec!["zone=a b".into()]), ..flags() }, "host-labels"),
+            (RunFlags { host_labels: Some(vec!["nodeless.dev/host=other".into()]), ..flags() }, "host-labels"),
             (RunFlags { image_gc_high_threshold: Some(101), ..flags() }, "image-gc-high-threshold"),
             (RunFlags { image_gc_low_threshold: Some(85), ..flags() }, "image-gc-low-threshold"),
             (RunFlags { image_gc_max_age_seconds: Some(60), ..flags() }, "image-gc-max-age-seconds"),

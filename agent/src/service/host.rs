@@ -50,6 +50,7 @@ impl Service {
                 ("kubernetes.io/hostname".to_owned(), facts.hostname.clone()),
             ])
             .into_iter()
+            .chain(self.labels.clone())
             .collect(),
             conditions: self.conditions(),
             images: self.host_images().await,

@@ -13,6 +13,7 @@ mod tests;
 mod usage;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -45,6 +46,8 @@ pub struct Service {
     pub meter: Arc<Meter>,
     /// The host.
     pub facts: Arc<Facts>,
+    /// This host's labels besides those that it has by nature.
+    pub labels: BTreeMap<String, String>,
     /// This host's id.
     pub host_id: String,
     /// The pods' subnet.

@@ -38,6 +38,7 @@ async fn service(rig: &Rig) -> Service {
         prepared: Arc::new(prepared),
         meter: Arc::new(meter),
         facts: Arc::new(Facts::read().unwrap()),
+        labels: BTreeMap::new(),
         host_id: "host".to_owned(),
         pod_cidr: "10.88.0.0/16".to_owned(),
     }

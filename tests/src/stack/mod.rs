@@ -152,6 +152,11 @@ impl Stack {
         Ok(run(&mut command)?.trim().to_owned())
     }
 
+    /// What a cluster needs for a node of this name.
+    pub fn vkubelet_manifests(&self, node: &str) -> Result<String> {
+        run(Command::new(&self.programs.vkubelet).args(["manifests", "--node-name", node]))
+    }
+
     /// One of vkubelet's addresses: `agent`, `billing`, `http`.
     pub fn address(&self, which: &str) -> Result<String> {
         let text = std::fs::read(self.dir.join("vk-run/addresses.json")).context("read vkubelet's addresses")?;
