@@ -109,13 +109,16 @@ struct Answer {
     secret: String,
 }
 
+/// What helpers said, and when: by helper and server.
+type Answers = HashMap<(String, String), (Instant, Option<Credential>)>;
+
 /// The host's docker config file.
 #[derive(Debug)]
 pub struct HostCredentials {
     path: PathBuf,
     /// Where helpers are looked for; the agent's own `PATH` if `None`.
     search: Option<PathBuf>,
-    answers: tokio::sync::Mutex<HashMap<(String, String), (Instant, Option<Credential>)>>,
+    answers: tokio::sync::Mutex<Answers>,
 }
 
 impl HostCredentials {

@@ -25,13 +25,21 @@ pub(super) async fn keep(
 ) {
     let tell = |phase| tell(&reports, &wish.reference, phase);
     let mut pause = FIRST_PAUSE;
-    tell(Phase::Waiting);
+    // What is here already needs nobody's leave: it is to be here, not to be used.
+    let mut here = shelf.find(&wish.reference).await;
     loop {
-        // Closed never happens.
-        let permit = permits.acquire().await;
-        tell(Phase::Pulling { done: 0, total: 0 });
-        let fetched = shelf.fetch(&wish, progress(reports.clone(), wish.reference.clone())).await;
-        drop(permit);
+        let fetched = match here.take() {
+            Some(found) => Ok(found),
+            None => {
+                tell(Phase::Waiting);
+                // Closed never happens.
+                let permit = permits.acquire().await;
+                tell(Phase::Pulling { done: 0, total: 0 });
+                let fetched = shelf.fetch(&wish, progress(reports.clone(), wish.reference.clone())).await;
+                drop(permit);
+                fetched
+            }
+        };
         match fetched {
             Ok(found) => {
                 tracing::info!(

@@ -31,7 +31,7 @@ async fn service(rig: &Rig) -> Service {
     let images = image_snapshot::Images::open(image_snapshot::ImagesConfig::new(dir.join("images"))).unwrap();
     let meter = Meter::open(MeterConfig::new(dir.join("spool"), "host".to_owned()), Arc::new(NoCounters)).unwrap();
     let images = ImageStore::new(images, None);
-    let prepared = Prepared::open(&dir, Arc::new(images.clone())).unwrap();
+    let prepared = Prepared::open(dir, Arc::new(images.clone())).unwrap();
     Service {
         roster,
         images,

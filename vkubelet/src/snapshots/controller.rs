@@ -29,6 +29,8 @@ const AWAY: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_millis(50);
 /// Bytes that have come are written no more often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+/// Nothing is written more often: two virtual nodes that cannot agree on an object do not fight over it.
+const WRITE_EVERY: Duration = Duration::from_millis(300);
 /// Everything is looked at again after this time: secrets change unseen.
 const LOOK: Duration = Duration::from_secs(30);
 /// After a write that failed.
@@ -271,12 +273,12 @@ impl Controller {
                 continue;
             }
             let old = snapshot.status.clone().unwrap_or_default();
-            if snapshot.status.is_some() && differ_in_progress_only(&old, &new) {
-                let due = self.written.get(&name).map_or(now, |at| *at + PROGRESS_EVERY);
-                if due > now {
-                    wake = wake.min(due);
-                    continue;
-                }
+            let only_progress = snapshot.status.is_some() && differ_in_progress_only(&old, &new);
+            let pause = if only_progress { PROGRESS_EVERY } else { WRITE_EVERY };
+            let due = self.written.get(&name).map_or(now, |at| *at + pause);
+            if due > now {
+                wake = wake.min(due);
+                continue;
             }
             let mut object = snapshot.clone();
             object.metadata.managed_fields = None;

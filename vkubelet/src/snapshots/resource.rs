@@ -1,5 +1,7 @@
 //! The custom resource.
 
+#![allow(clippy::duplicated_attributes, reason = "each printed column has a name, a type and a path")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::CustomResource;

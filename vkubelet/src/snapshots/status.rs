@@ -69,7 +69,7 @@ pub fn status(snapshot: &ImageSnapshot, facts: &Facts<'_>) -> ImageSnapshotStatu
         wanted_hosts: i32::try_from(hosts.len()).unwrap_or(i32::MAX),
         ready_hosts: i32::try_from(ready).unwrap_or(i32::MAX),
         size_bytes: size,
-        size: size.map(|bytes| amount(bytes)),
+        size: size.map(amount),
         expires: expires(snapshot).map(Time),
         message,
         images,
@@ -120,6 +120,11 @@ fn host(
         Said::Images(reports) => reports,
     };
     let images: Vec<Option<&PreparedImage>> = snapshot.spec.images.iter().map(|name| reports.get(name)).collect();
+    // An agent that has just been told, or has just come back, has not looked at all of them yet.
+    let unheard = images.iter().any(Option::is_none);
+    if let Some(earlier) = earlier.filter(|_| unheard && same_generation(snapshot)) {
+        return earlier.clone();
+    }
     let phase = sum(images.iter().map(|image| of_image(*image)));
     let known = || images.iter().copied().flatten();
     let ready = || known().filter(|image| image.phase == "ready");
@@ -143,6 +148,12 @@ fn host(
         message: message.map(|text| text.chars().take(1024).collect()),
         ..empty
     }
+}
+
+/// Whether the status answers the object as it is now.
+fn same_generation(snapshot: &ImageSnapshot) -> bool {
+    let answered = snapshot.status.as_ref().and_then(|status| status.observed_generation);
+    answered.is_some() && answered == snapshot.metadata.generation
 }
 
 fn images(

@@ -127,6 +127,21 @@ fn hosts_of_other_nodes_and_hosts_not_heard_yet_stay_as_they_were_said_to_be() {
 }
 
 #[test]
+fn an_agent_that_has_just_come_back_is_not_taken_for_one_that_has_lost_its_images() {
+    let mut of = snapshot(json!({"images": ["x", "y"]}));
+    let both = said(&[ready("x", "sha256:a"), ready("y", "sha256:b")]);
+    of.status = Some(look(&of, &[("a", both)], NOW));
+    for words in [said(&[]), said(&[ready("x", "sha256:a")])] {
+        assert_eq!(look(&of, &[("a", words)], NOW).hosts, of.status.as_ref().unwrap().hosts);
+    }
+    let lost = said(&[ready("x", "sha256:a"), pulling("y", 1)]);
+    assert_eq!(look(&of, &[("a", lost)], NOW).phase, Phase::Pulling);
+    // Another image is asked for: that is not what was said of.
+    of.metadata.generation = Some(4);
+    assert_eq!(look(&of, &[("a", said(&[]))], NOW).phase, Phase::Pending);
+}
+
+#[test]
 fn an_object_whose_time_is_over_says_so() {
     let of = snapshot(json!({"images": ["x"], "retention": {"seconds": 30}}));
     let status = look(&of, &[], NOW);
