@@ -18,10 +18,9 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let role = arguments.next().and_then(|role| role.into_string().ok()).unwrap_or_default();
     let result: Result<(), Box<dyn std::error::Error>> = match role.as_str() {
-        "shim" => sandbox::shim::run(&arguments.next().unwrap().into_string().unwrap()).map_err(Into::into),
         "keeper" => sandbox::keeper::main(arguments).map_err(Into::into),
         "agent" => agent(&arguments.next().unwrap().into_string().unwrap()),
-        _ => Err("usage: churn-agent agent SETUP | keeper … | shim …".into()),
+        _ => Err("usage: churn-agent agent SETUP | keeper …".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

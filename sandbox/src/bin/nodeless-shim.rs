@@ -1,30 +1,21 @@
-//! `nodeless-shim shim ARGUMENT`: one sandbox's shim. `nodeless-shim keeper …`: the host's keeper.
+//! `nodeless-shim keeper …`: the host's keeper, whose forks are the sandboxes' shims.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    let result: Result<(), Box<dyn std::error::Error>> = match arguments
-        .next()
-        .as_deref()
-        .and_then(|word| word.to_str())
-    {
-        Some("shim") => {
-            let argument = arguments.next().and_then(|argument| argument.into_string().ok()).unwrap_or_default();
-            sandbox::shim::run(&argument).map_err(Into::into)
-        }
-        Some("keeper") => keeper(arguments).map_err(Into::into),
-        Some("--version") => {
-            println!("nodeless-shim {}", env!("CARGO_PKG_VERSION"));
-            return ExitCode::SUCCESS;
-        }
-        _ => {
-            eprintln!(
-                "usage: nodeless-shim shim ARGUMENT | keeper --run-dir DIR --layer-dir DIR --cgroup-parent NAME | --version"
-            );
-            return ExitCode::from(2);
-        }
-    };
+    let result: Result<(), Box<dyn std::error::Error>> =
+        match arguments.next().as_deref().and_then(|word| word.to_str()) {
+            Some("keeper") => keeper(arguments).map_err(Into::into),
+            Some("--version") => {
+                println!("nodeless-shim {}", env!("CARGO_PKG_VERSION"));
+                return ExitCode::SUCCESS;
+            }
+            _ => {
+                eprintln!("usage: nodeless-shim keeper --run-dir DIR --layer-dir DIR --cgroup-parent NAME | --version");
+                return ExitCode::from(2);
+            }
+        };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

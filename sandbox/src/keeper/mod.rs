@@ -5,14 +5,15 @@
 //!    RUN_DIR/keeper.sock  <──bound──  tmpfs /                            tmpfs /
 //!    layer directories    <──by fd──  /proc                              /proc
 //!                                     /layers/0, /layers/1 … EROFS
-//!                                        │ open_tree(CLONE), by fd          │ setns + unshare, then exec
+//!                                        │ open_tree(CLONE), by fd          │ fork, setns + unshare
 //!                                        ▼                                  ▼
 //!                                     whoever asked                       shim
 //! ```
 //!
 //! * [`namespace`]: the two almost empty mount namespaces. Nothing of them shows in the host's mount table.
 //! * [`layers`]: each layer mounted once, checked, cloned, released.
-//! * [`spawn`]: from a request to an executed shim.
+//! * [`program`]: it executes a copy of itself that nobody can change, first of all.
+//! * [`spawn`]: from a request to a shim, which is a fork of it.
 //! * [`server`]: one thread, one loop, no call that waits for anybody.
 //!
 //! # Who may die
@@ -38,6 +39,10 @@ use std::path::PathBuf;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+use crate::seccomp;
+use crate::spec::Security;
+use crate::sys::title::Title;
+
 /// How a keeper is to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -50,6 +55,8 @@ pub struct Config {
     /// The control group below which all pods have theirs, relative to each hierarchy's root. Containers of a v1 host see
     /// none of their control groups without it.
     pub cgroup_parent: Option<String>,
+    /// Digest of the program, when this process runs the copy that nobody changes. The keeper itself says so to itself.
+    pub program: Option<String>,
 }
 
 impl Config {
@@ -57,6 +64,7 @@ impl Config {
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, KeeperError> {
         let mut arguments = arguments.into_iter();
         let (mut run_dir, mut layer_dirs, mut force_loop, mut cgroup_parent) = (None, Vec::new(), false, None);
+        let mut program = None;
         while let Some(argument) = arguments.next() {
             let name = argument.to_string_lossy().into_owned();
             let mut value = || arguments.next().map(PathBuf::from).ok_or(KeeperError::Usage { argument: name.clone() });
@@ -65,11 +73,14 @@ impl Config {
                 "--layer-dir" => layer_dirs.push(value()?),
                 "--cgroup-parent" => cgroup_parent = Some(value()?.to_string_lossy().into_owned()),
                 "--force-loop" => force_loop = true,
+                "--program" => program = Some(value()?.to_string_lossy().into_owned()),
+                // Of no meaning: the shims' command lines are written there.
+                "--room" => drop(value()?),
                 _ => return Err(KeeperError::Usage { argument: name }),
             }
         }
         let run_dir = run_dir.ok_or(KeeperError::Usage { argument: "--run-dir".to_owned() })?;
-        Ok(Self { run_dir, layer_dirs, force_loop, cgroup_parent })
+        Ok(Self { run_dir, layer_dirs, force_loop, cgroup_parent, program })
     }
 }
 
@@ -129,6 +140,10 @@ pub fn forget_inherited() -> Result<(), KeeperError> {
 
 /// Runs a keeper until it is told to end (SIGTERM or SIGINT). The process must have one thread.
 pub fn run(config: &Config) -> Result<(), KeeperError> {
+    let Some(digest) = config.program.clone() else {
+        // Only its failure returns.
+        return program::execute_copy().map(|never| match never {});
+    };
     crate::sys::failpoint::join();
     crate::sys::process::reset_signals().step("reset of signals")?;
     raise_descriptor_limit();
@@ -136,14 +151,17 @@ pub fn run(config: &Config) -> Result<(), KeeperError> {
     // Whatever started it may go away, with its session and terminal; a leader already is as good.
     let _ = rustix::process::setsid();
     let listener = server::Listener::bind(&config.run_dir)?;
-    let (program, digest) = program::fixed_copy()?;
     let directories = layers::Directories::open(&config.layer_dirs)?;
     let loop_devices = layers::LoopDevices::open(config.force_loop);
     let null =
         openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open of the null device")?;
     let template = namespace::enter(config.cgroup_parent.as_deref())?;
     crate::sys::failpoint::failpoint!(KeeperIsolated);
-    let spawner = spawn::Spawner::new(program, template, null);
+    let title = Title::own().step("place of the own command line")?;
+    let spawner = spawn::Spawner::new(template, null, title);
+    // Every shim has it from here.
+    let usual = Security::default();
+    let _ = seccomp::program(&usual.seccomp, &usual.capabilities);
     let layers = layers::Layers::new(directories, loop_devices);
     server::Server::new(listener, layers, spawner, digest)?.serve()
 }

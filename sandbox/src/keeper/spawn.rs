@@ -1,28 +1,27 @@
-//! From a request to an executed shim.
+//! From a request to a shim: a fork of the keeper that becomes one.
 
-use std::convert::Infallible;
-use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::fcntl::AtFlags;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::protocol::Refusal;
 use crate::protocol::keeper::{FdRole, Spawn};
+use crate::shim;
 use crate::sys::clone::{self, Child};
 use crate::sys::process;
+use crate::sys::title::Title;
 
 /// The first number that a kept descriptor gets.
 const FIRST_KEPT: i32 = 3;
 /// Exit status of a child that could not become a shim.
-const NOT_EXECUTED: i32 = 71;
+const NO_SHIM: i32 = 71;
 
 /// Starts shims.
 #[derive(Debug)]
 pub(super) struct Spawner {
-    program: OwnedFd,
     template: OwnedFd,
     null: OwnedFd,
+    title: Title,
 }
 
 /// A request's descriptors by what they are for.
@@ -34,28 +33,29 @@ struct Roles {
 }
 
 impl Spawner {
-    /// `program`: what to execute. `template`: the mount namespace to copy. `null`: the null device.
-    pub(super) fn new(program: OwnedFd, template: OwnedFd, null: OwnedFd) -> Self {
-        Self { program, template, null }
+    /// `template`: the mount namespace to copy. `null`: the null device. `title`: the keeper's own.
+    pub(super) fn new(template: OwnedFd, null: OwnedFd, title: Title) -> Self {
+        Self { template, null, title }
     }
 
-    /// Clones a child that executes the program. The child's end is told by SIGCHLD, whether or not it got that far.
+    /// Clones a child that becomes a shim. The child's end is told by SIGCHLD, whether or not it got that far.
     pub(super) fn spawn(&self, request: &Spawn, fds: Vec<OwnedFd>) -> Result<Child, Refusal> {
         let roles = assign(&request.fds, fds)?;
-        let arguments = arguments(&request.arguments)?;
+        let argument = argument(&request.arguments)?;
         let cgroup = roles.directory.as_ref().map(AsFd::as_fd);
         let spaces = if request.host_pid { 0 } else { clone::NEWPID };
-        clone::fork_with(spaces, cgroup, || {
-            // Only its failure returns.
-            let Err((step, error)) = self.become_shim(&roles, &arguments);
-            crate::sys::say::say!("nodeless-shim: {step} failed: {error}");
-            NOT_EXECUTED
+        clone::fork_with(spaces, cgroup, || match self.become_shim(&roles, argument) {
+            Ok(()) => shim::main(argument),
+            Err((step, error)) => {
+                crate::sys::say::say!("nodeless-shim: {step} failed: {error}");
+                NO_SHIM
+            }
         })
         .map_err(|error| Refusal::failed("clone of a shim", &error))
     }
 
-    /// In the child.
-    fn become_shim(&self, roles: &Roles, arguments: &[CString]) -> Result<Infallible, (&'static str, std::io::Error)> {
+    /// In the child: nothing of the keeper's is open afterwards.
+    fn become_shim(&self, roles: &Roles, argument: &str) -> Result<(), (&'static str, std::io::Error)> {
         let io = |step: &'static str| move |errno: rustix::io::Errno| (step, std::io::Error::from(errno));
         let nix = |step: &'static str| move |errno: nix::errno::Errno| (step, std::io::Error::from(errno));
         for procs in &roles.procs {
@@ -73,22 +73,19 @@ impl Spawner {
         let last = FIRST_KEPT + i32::try_from(roles.keep.len()).unwrap_or(i32::MAX - FIRST_KEPT - 1);
         let raised = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, last + 1).map_err(io("move of descriptors"));
         let sources = roles.keep.iter().map(raised).collect::<Result<Vec<_>, _>>()?;
-        let program = raised(&self.program)?;
         for (number, source) in (FIRST_KEPT..).zip(&sources) {
             let mut target = process::adopt(number);
             rustix::io::dup2(source, &mut target).map_err(io("move of descriptors"))?;
             std::mem::forget(target);
         }
-        let mut last_fd = process::adopt(last);
-        rustix::io::dup3(&program, &mut last_fd, rustix::io::DupFlags::CLOEXEC).map_err(io("move of descriptors"))?;
-        process::close_from(last.unsigned_abs() + 1).map_err(|error| ("closing of descriptors", error))?;
+        process::close_from(last.unsigned_abs()).map_err(|error| ("closing of descriptors", error))?;
         // Their numbers are closed: nothing may drop them.
-        std::mem::forget((sources, program));
+        std::mem::forget(sources);
         process::restore_signals().map_err(|error| ("reset of signals", error))?;
+        process::ignore_broken_pipes();
+        self.title.show(&["nodeless-shim", "shim", argument]);
         crate::sys::failpoint::failpoint!(ChildExecuting);
-        let environment: [CString; 0] = [];
-        nix::unistd::execveat(&last_fd, c"", arguments, &environment, AtFlags::AT_EMPTY_PATH)
-            .map_err(nix("execution of the shim"))
+        Ok(())
     }
 }
 
@@ -111,14 +108,12 @@ fn assign(roles: &[FdRole], fds: Vec<OwnedFd>) -> Result<Roles, Refusal> {
     Ok(assigned)
 }
 
-fn arguments(given: &[String]) -> Result<Vec<CString>, Refusal> {
-    ["nodeless-shim", "shim"]
-        .into_iter()
-        .chain(given.iter().map(String::as_str))
-        .map(|argument| {
-            CString::new(argument).map_err(|_| Refusal::Invalid { message: "an argument holds a zero byte".to_owned() })
-        })
-        .collect()
+/// A shim has one.
+fn argument(given: &[String]) -> Result<&str, Refusal> {
+    match given {
+        [argument] => Ok(argument),
+        other => Err(Refusal::Invalid { message: format!("a shim takes one argument, not {}", other.len()) }),
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +131,6 @@ mod tests {
         assert_eq!((assigned.keep.len(), assigned.procs.len(), assigned.directory.is_some()), (2, 1, true));
         assert!(matches!(assign(&roles, fds(3)), Err(Refusal::Invalid { .. })));
         assert!(matches!(assign(&[FdRole::CgroupDirectory; 2], fds(2)), Err(Refusal::Invalid { .. })));
-        assert!(matches!(arguments(&["a\0b".to_owned()]), Err(Refusal::Invalid { .. })));
+        assert!(matches!(argument(&[]), Err(Refusal::Invalid { .. })));
     }
 }

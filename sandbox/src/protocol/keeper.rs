@@ -46,13 +46,13 @@ impl Request {
 /// an almost empty, private mount namespace. **The shim is PID 1 of a PID namespace of its own**: whenever it dies, the
 /// kernel kills every process of its containers with it. In the child: own session, standard streams on /dev/null
 /// (standard error may go to the keeper's), the `Keep` descriptors moved to numbers 3, 4, 5 … in order without
-/// CLOEXEC, everything else closed; then the keeper's copy of its program is executed as `nodeless-shim shim ARGUMENTS…` with an empty
-/// environment. The shim itself mounts its own /proc and pivots into a root of its own.
+/// CLOEXEC, everything else closed, a command line as if `nodeless-shim shim ARGUMENT` had been executed; but it goes on in the
+/// keeper's program, which is a copy that nobody can change. The shim itself mounts its own /proc.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn {
     /// The slot it serves; unique among living shims.
     pub slot: String,
-    /// Arguments after `shim`.
+    /// What the shim is told: one argument.
     pub arguments: Vec<String>,
     /// What each descriptor of the frame is for.
     pub fds: Vec<FdRole>,

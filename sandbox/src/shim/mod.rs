@@ -103,8 +103,25 @@ impl From<Refusal> for ShimError {
     }
 }
 
+/// The whole of a shim; gives its exit status.
+pub(crate) fn main(argument: &str) -> i32 {
+    match run(argument) {
+        Ok(()) => 0,
+        Err(error) => {
+            let mut text = error.to_string();
+            let mut next = std::error::Error::source(&error);
+            while let Some(cause) = next {
+                text = format!("{text}: {cause}");
+                next = cause.source();
+            }
+            crate::sys::say::say!("nodeless-shim: {text}");
+            1
+        }
+    }
+}
+
 /// Runs a shim until it is told to shut down.
-pub fn run(argument: &str) -> Result<(), ShimError> {
+fn run(argument: &str) -> Result<(), ShimError> {
     let arguments: Arguments = serde_json::from_str(argument).map_err(ShimError::Arguments)?;
     let (listener, record) = (adopt(3), adopt(4));
     let hierarchies = usize::from(arguments.cgroup.unified.is_some()) + arguments.cgroup.v1.len();

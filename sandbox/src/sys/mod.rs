@@ -14,6 +14,7 @@
 //! * [`process`]: descriptors and signals before `execve`.
 //! * `say`: words on standard error that can neither fail nor wait.
 //! * [`spread`]: where a file system puts the directories of a directory.
+//! * [`title`]: what `ps` shows of a process.
 //! * `watch`: descriptors for tokio.
 //! * [`clock`]: the two clocks of the contract.
 
@@ -31,4 +32,5 @@ pub mod paths;
 pub mod process;
 pub(crate) mod say;
 pub mod spread;
+pub mod title;
 pub(crate) mod watch;

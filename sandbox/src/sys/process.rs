@@ -27,6 +27,12 @@ pub fn restore_signals() -> io::Result<()> {
     Ok(())
 }
 
+/// Has a write that nobody reads fail instead of ending the process, as Rust's runtime does at a program's start.
+pub fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN is always a valid disposition.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// Default disposition for every signal but SIGPIPE, none blocked: whatever whoever started this program did to them.
 /// SIGPIPE stays as Rust's runtime has it: ignored, so that a standard error that nobody hears ends nobody.
 pub fn reset_signals() -> io::Result<()> {
