@@ -32,12 +32,18 @@ impl Pax {
         let text = || std::str::from_utf8(value).ok();
         // An empty value takes an earlier record back.
         let number = || if value.is_empty() { Some(None) } else { text()?.parse().ok().map(Some) };
+        let is_name = matches!(key, b"path" | b"linkpath" | b"uname" | b"gname");
+        if key.contains(&0) || (is_name && value.contains(&0)) {
+            return None;
+        }
         match key {
             b"path" => self.path = (!value.is_empty()).then(|| value.to_vec()),
             b"linkpath" => self.link = (!value.is_empty()).then(|| value.to_vec()),
             b"size" => self.size = number()?,
             b"uid" => self.uid = number()?,
             b"gid" => self.gid = number()?,
+            // Of no use here; where they do not parse, Go refuses the archive.
+            b"atime" | b"ctime" if !value.is_empty() => _ = time(text()?)?,
             b"mtime" => self.mtime = if value.is_empty() { None } else { Some(time(text()?)?) },
             _ => {
                 if let Some(key) = key.strip_prefix(b"GNU.sparse.") {

@@ -40,7 +40,41 @@ impl Raw {
         if want != sum(false) && want != sum(true) {
             return Err("checksum is wrong");
         }
-        Ok(Self { block })
+        let header = Self { block };
+        header.check_numbers()?;
+        Ok(header)
+    }
+
+    /// All numbers must parse, used or not: where one does not, Go refuses the archive, or takes another field for a name.
+    fn check_numbers(&self) -> Result<(), &'static str> {
+        for field in [100..108, 108..116, 116..124, 124..136, 136..148] {
+            number(&self.block[field])?;
+        }
+        if self.is_ustar() || self.is_gnu() {
+            number(&self.block[329..337])?;
+            number(&self.block[337..345])?;
+        }
+        let more = match (self.is_gnu(), self.is_star()) {
+            (true, _) => [345..357, 357..369],
+            (false, true) => [476..488, 488..500],
+            (false, false) => return Ok(()),
+        };
+        for field in more.into_iter().filter(|field| self.block[field.start] != 0) {
+            number(&self.block[field])?;
+        }
+        Ok(())
+    }
+
+    fn is_ustar(&self) -> bool {
+        &self.block[257..263] == b"ustar\0"
+    }
+
+    fn is_star(&self) -> bool {
+        self.is_ustar() && &self.block[508..512] == b"tar\0"
+    }
+
+    fn is_gnu(&self) -> bool {
+        &self.block[257..265] == b"ustar  \0"
     }
 
     pub(super) fn typeflag(&self) -> Typeflag {
@@ -64,8 +98,7 @@ impl Raw {
 
     pub(super) fn path(&self) -> Vec<u8> {
         let name = until_nul(&self.block[..100]);
-        let is_ustar = &self.block[257..263] == b"ustar\0";
-        let prefix = match (is_ustar, &self.block[508..512] == b"tar\0") {
+        let prefix = match (self.is_ustar(), self.is_star()) {
             (false, _) => &[][..],
             (true, false) => until_nul(&self.block[345..500]),
             (true, true) => until_nul(&self.block[345..476]),
@@ -108,13 +141,12 @@ impl Raw {
     /// What GNU's own header says of a file with holes: where the first pieces of its data are, whether more such records follow, and its
     /// size with the holes. `None`: not a header of GNU's.
     pub(super) fn old_sparse(&self) -> Option<(&[u8], bool, Result<u64, &'static str>)> {
-        let is_gnu = &self.block[257..265] == b"ustar  \0";
-        is_gnu.then(|| (&self.block[386..482], self.block[482] != 0, unsigned(&self.block[483..495])))
+        self.is_gnu().then(|| (&self.block[386..482], self.block[482] != 0, unsigned(&self.block[483..495])))
     }
 
     fn device(&self, range: std::ops::Range<usize>) -> Result<u64, &'static str> {
         // v7 headers have no such fields.
-        if &self.block[257..262] == b"ustar" { unsigned(&self.block[range]) } else { Ok(0) }
+        if self.is_ustar() || self.is_gnu() { unsigned(&self.block[range]) } else { Ok(0) }
     }
 }
 

@@ -98,6 +98,9 @@ impl<R: Read> TarStream<R> {
                 Typeflag::GnuLongName | Typeflag::GnuLongLink => {
                     let mut text = self.extension(&raw)?;
                     text.truncate(text.iter().position(|b| *b == 0).unwrap_or(text.len()));
+                    if text.is_empty() {
+                        return Err(self.bad("empty long name"));
+                    }
                     let slot = if flag == Typeflag::GnuLongName { &mut extra.gnu_path } else { &mut extra.gnu_link };
                     if slot.replace(text).is_some() {
                         return Err(self.bad("two long names for one entry"));
@@ -394,5 +397,7 @@ fn read_or_end(input: &mut impl Read, block: &mut [u8; RECORD]) -> Result<bool, 
     Ok(true)
 }
 
+#[cfg(test)]
+mod differential;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,3 @@
+module nodeless.dev/tarjudge
+
+go 1.21
