@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
@@ -61,8 +61,7 @@ impl Store {
     pub fn layer(&self, id: &Digest) -> Result<Option<LayerRecord>, StoreError> {
         let path = self.layer_record_path(id);
         let Some(json) = files::read(&path)? else { return Ok(None) };
-        let record: LayerRecord =
-            serde_json::from_slice(&json).map_err(|source| StoreError::Record { path: path.clone(), source })?;
+        let Some(record) = parse(&path, &json) else { return Ok(None) };
         let file = path.with_extension("erofs");
         match fs::metadata(&file) {
             Ok(meta) if meta.len() == record.bytes && record.id == *id => Ok(Some(record)),
@@ -115,7 +114,7 @@ impl Store {
     /// Reads a layer's whole file and compares it with what was written.
     pub fn verify(&self, id: &Digest) -> Result<Verdict, StoreError> {
         let json = files::read(&self.layer_record_path(id))?;
-        let Some(record) = json.and_then(|j| serde_json::from_slice::<LayerRecord>(&j).ok()) else {
+        let Some(record) = json.and_then(|json| parse(&self.layer_record_path(id), &json)) else {
             return Ok(Verdict::Missing);
         };
         let path = self.layer_path(id);
@@ -161,4 +160,13 @@ impl Store {
     pub(super) fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
         files::remove(&self.blob_path(digest)).map(|_| ())
     }
+}
+
+/// A record that does not parse counts as none: the layer is brought anew.
+pub(super) fn parse(path: &Path, json: &[u8]) -> Option<LayerRecord> {
+    serde_json::from_slice(json)
+        .inspect_err(
+            |error| tracing::warn!(path = %path.display(), %error, "a layer's record is damaged and is left out"),
+        )
+        .ok()
 }

@@ -167,7 +167,7 @@ impl Store {
         Ok(salt)
     }
 
-    /// Empties `ingest/` and drops records whose layer never arrived.
+    /// Empties `ingest/` and drops records whose layer never arrived, layers without a record, and both where the record is damaged.
     fn sweep(&self) -> Result<(), StoreError> {
         for path in files::list(&self.root.join("ingest"))? {
             files::remove(&path)?;
@@ -179,7 +179,13 @@ impl Store {
                     Some("erofs") => path.with_extension("json"),
                     _ => continue,
                 };
-                if !other.exists() {
+                let is_record = path.extension().is_some_and(|e| e == "json");
+                let damaged =
+                    is_record && files::read(&path)?.is_some_and(|json| layers::parse(&path, &json).is_none());
+                if damaged {
+                    files::remove(&other)?;
+                }
+                if damaged || !other.exists() {
                     tracing::info!(path = %path.display(), "removed a half-made layer");
                     files::remove(&path)?;
                 }

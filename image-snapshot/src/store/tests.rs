@@ -77,6 +77,26 @@ fn half_made_things_are_gone_after_opening() {
 }
 
 #[test]
+fn a_layer_whose_record_is_damaged_is_missing_until_it_comes_anew_and_gone_after_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (sound, hurt) = (put(&store, b"sound"), put(&store, b"hurt"));
+    for damage in [&b""[..], b"{", b"{\"id\": 7}", &[0; 600]] {
+        std::fs::write(store.layer_record_path(&hurt.id), damage).unwrap();
+        assert_eq!(store.layer(&hurt.id).unwrap(), None);
+        assert_eq!(store.layers().unwrap(), std::slice::from_ref(&sound));
+        assert_eq!(store.verify(&hurt.id).unwrap(), Verdict::Missing);
+        assert_eq!(put(&store, b"hurt"), hurt);
+        assert_eq!(store.verify(&hurt.id).unwrap(), Verdict::Sound);
+    }
+    std::fs::write(store.layer_record_path(&hurt.id), b"{").unwrap();
+    drop(store);
+    let store = open(&dir);
+    assert_eq!(store.layers().unwrap(), [sound]);
+    assert_eq!(std::fs::read_dir(dir.path().join("layers/sha256")).unwrap().count(), 2);
+}
+
+#[test]
 fn an_abandoned_ingest_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
