@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::oneshot;
 
+use super::awake;
 use super::words::{Answer, Asked, Question, SetUp, Told};
 
 /// An operation that takes longer hangs.
@@ -127,10 +128,10 @@ impl Agent {
 }
 
 async fn outcome(what: &str, answer: oneshot::Receiver<Result<Answer, String>>) -> Outcome {
-    match tokio::time::timeout(PATIENCE, answer).await {
-        Ok(Ok(Ok(answer))) => Outcome::Answered(answer),
-        Ok(Ok(Err(refusal))) => Outcome::Refused(refusal),
-        Ok(Err(_)) => Outcome::Unknown,
-        Err(_) => panic!("no answer within {PATIENCE:?}: {what}"),
+    match awake::timeout(PATIENCE, answer).await {
+        Some(Ok(Ok(answer))) => Outcome::Answered(answer),
+        Some(Ok(Err(refusal))) => Outcome::Refused(refusal),
+        Some(Err(_)) => Outcome::Unknown,
+        None => panic!("no answer within {PATIENCE:?}: {what}"),
     }
 }

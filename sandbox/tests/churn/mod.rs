@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers fail as tests do")]
 
 pub mod agent;
+pub mod awake;
 pub mod census;
 pub mod oracle;
 pub mod place;

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sandbox::sys::failpoint::{DIE, HOLD, Point};
 use tokio::task::JoinSet;
 
 use super::agent::{Agent, Outcome};
+use super::awake;
 use super::oracle::Pod;
 use super::place::{self, Place, kill_keeper, kill_shim};
 use super::plan::Plan;
@@ -138,7 +139,7 @@ impl Rounds {
         let order = self.draw();
         note(&self.set_up, &format!("{ROUND}{number}: {order:?}"));
         let complaints = self.kill_at(order).await;
-        let (since, crowded) = (Instant::now(), is_crowded());
+        let (since, crowded) = (awake::now(), is_crowded());
         let reached = self.plan.disarm().await;
         let slot = self.plan.slot();
         if !reached {
@@ -158,13 +159,10 @@ impl Rounds {
             self.agent.kill().await;
             self.reopen(number, order).await;
         }
-        let settled = tokio::time::timeout(CROWDED_LIMIT * 2, self.settle_all()).await;
-        let faults = match settled {
-            Ok(faults) => faults,
-            Err(_) => vec!["it does not settle".to_owned()],
-        };
+        let settled = awake::timeout(CROWDED_LIMIT * 2, self.settle_all()).await;
+        let faults = settled.unwrap_or_else(|| vec!["it does not settle".to_owned()]);
         let faults = if faults.is_empty() { self.clean_by(since + CROWDED_LIMIT).await } else { faults };
-        let took = since.elapsed();
+        let took = awake::now() - since;
         // The machine may have become crowded meanwhile.
         let limit = if crowded || is_crowded() { CROWDED_LIMIT } else { LIMIT };
         assert!(
@@ -294,7 +292,7 @@ impl Rounds {
     }
 
     /// What does not fit on the host, once it has had its time: exactly the kept sandboxes are there, and warm ones.
-    async fn clean_by(&self, deadline: Instant) -> Vec<String> {
+    async fn clean_by(&self, deadline: Duration) -> Vec<String> {
         loop {
             let place = Place::look(&self.set_up);
             let mut faults = place.faults();
@@ -303,7 +301,7 @@ impl Rounds {
             if there.len() != kept.len() || !there.iter().all(|id| kept.contains(id)) {
                 faults.push(format!("sandboxes {there:?} are there, {kept:?} must be"));
             }
-            if faults.is_empty() || Instant::now() > deadline {
+            if faults.is_empty() || awake::now() > deadline {
                 return faults;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -314,13 +312,13 @@ impl Rounds {
     pub async fn end(self) {
         self.agent.must(Question::Reset).await;
         // Who has lost a parent is collected by the host's first process, in its own time.
-        let deadline = Instant::now() + CROWDED_LIMIT;
+        let deadline = awake::now() + CROWDED_LIMIT;
         loop {
             let place = Place::look(&self.set_up);
             if place.is_empty() {
                 break;
             }
-            assert!(Instant::now() < deadline, "{place:#?}");
+            assert!(awake::now() < deadline, "{place:#?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.agent.kill().await;
