@@ -53,6 +53,12 @@ pub async fn run(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<Vec
 
 /// Milliseconds.
 async fn exec(ours: &Backend, id: &SandboxId) -> Result<f64> {
+    let (ours, id) = (ours.clone(), id.clone());
+    // Where an agent's sessions have their tasks: on the runtime's threads.
+    tokio::spawn(async move { exec_once(&ours, &id).await }).await.context("an exec's task")?
+}
+
+async fn exec_once(ours: &Backend, id: &SandboxId) -> Result<f64> {
     let spec = ExecSpec {
         container: "main".to_owned(),
         args: oci::TRUE.map(str::to_owned).to_vec(),
