@@ -291,7 +291,14 @@ impl Shelf for ImageStore {
 
     async fn let_go(&self, reference: &str) -> bool {
         let used = match self.images.list().await {
-            Ok(list) => list.iter().any(|image| image.in_use && names(image, reference)),
+            Ok(list) => {
+                let named = list.iter().find(|image| names(image, reference));
+                if named.is_some_and(|image| image.pinned) {
+                    // Wanted under another spelling of its name.
+                    return true;
+                }
+                named.is_some_and(|image| image.in_use)
+            }
             Err(_) => true,
         };
         if !used && let Err(error) = self.remove(reference).await {

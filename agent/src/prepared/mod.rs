@@ -183,8 +183,8 @@ impl Prepared {
             let begin = match state.kids.get_mut(&name) {
                 None => true,
                 Some(kid) => {
-                    let ready = reports.borrow().get(&name).is_some_and(|r| matches!(r.phase, Phase::Ready(_)));
-                    let begin = kid.wanted.credentials != wanted.credentials && !ready;
+                    // Also of one that is ready: when it goes, it is to come back by the new ones.
+                    let begin = kid.wanted.credentials != wanted.credentials;
                     kid.wanted.clone_from(&wanted);
                     begin
                 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use sandbox::contract::{Attachment, Detached, SandboxError};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt as _};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::streams::{Ours, Out, output, relay, short, streams, write};
@@ -68,8 +69,9 @@ async fn attend(
     if out.send(output(Output::Started(proto::ExecStarted {}))).await.is_err() {
         return;
     }
-    let stdout = tokio::spawn(relay(ours.stdout, out.clone(), Output::Stdout));
-    let stderr = tokio::spawn(relay(ours.stderr, out.clone(), Output::Stderr));
+    let over = CancellationToken::new();
+    let stdout = tokio::spawn(relay(ours.stdout, out.clone(), Output::Stdout, over.clone()));
+    let stderr = tokio::spawn(relay(ours.stderr, out.clone(), Output::Stderr, over.clone()));
     // Written by a task of its own: a container that does not read must not keep a resize waiting.
     let (stdin, to_write) = mpsc::channel::<Bytes>(4);
     let writer = tokio::spawn(write(ours.stdin, to_write));
@@ -108,14 +110,11 @@ async fn attend(
         return;
     };
     // What the container wrote last goes out before its end does.
-    let drained = async {
-        let _ = stdout.await;
-        let _ = stderr.await;
-    };
-    let drained = tokio::time::timeout(std::time::Duration::from_secs(10), drained).await;
+    over.cancel();
+    let _ = stdout.await;
+    let _ = stderr.await;
     let error = match end {
         Ok(Detached::TooSlow) => "output was not read in time and is cut off here; all of it is in the log".to_owned(),
-        Ok(Detached::Ended | Detached::Closed) if drained.is_err() => "the last output was not read in time".to_owned(),
         Ok(Detached::Ended | Detached::Closed) => String::new(),
         Err(_) if ended() => String::new(),
         Err(error) => chain(&error),

@@ -5,8 +5,9 @@ use agent_api::proto::{self, exec_input::Input, exec_output::Output};
 use bytes::Bytes;
 use sandbox::contract::{ExecProcess, SandboxError};
 use sandbox::spec::{ExecSpec, SandboxId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{Stream, StreamExt as _};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::logs::named;
@@ -60,7 +61,15 @@ impl Service {
         let (theirs, ours) = streams(start.stdin, start.stdout, start.stderr && !start.tty)
             .map_err(|error| Code::Internal.status(format!("pipes could not be made: {error}")))?;
         let (out, stream) = answers();
-        match world.sandboxes.exec(&sandbox, &spec, theirs).await {
+        // By a task of its own: a caller that leaves meanwhile leaves no process behind.
+        let (started, result) = oneshot::channel();
+        let sandboxes = world.sandboxes.clone();
+        tokio::spawn(async move {
+            if let Err(Ok(mut unwanted)) = started.send(sandboxes.exec(&sandbox, &spec, theirs).await) {
+                let _ = unwanted.signal(SIGKILL).await;
+            }
+        });
+        match result.await.map_err(|_| Code::Internal.status("the start of the process was given up"))? {
             Ok(process) => {
                 tokio::spawn(attend(process, ours, inputs, out));
             }
@@ -86,8 +95,9 @@ async fn attend(
         let _ = process.signal(SIGKILL).await;
         return;
     }
-    let stdout = tokio::spawn(relay(ours.stdout, out.clone(), Output::Stdout));
-    let stderr = tokio::spawn(relay(ours.stderr, out.clone(), Output::Stderr));
+    let ended = CancellationToken::new();
+    let stdout = tokio::spawn(relay(ours.stdout, out.clone(), Output::Stdout, ended.clone()));
+    let stderr = tokio::spawn(relay(ours.stderr, out.clone(), Output::Stderr, ended.clone()));
     // Written by a task of its own: a process that does not read must not keep a resize waiting.
     let (stdin, to_write) = mpsc::channel::<Bytes>(4);
     let writer = tokio::spawn(write(ours.stdin, to_write));
@@ -131,12 +141,10 @@ async fn attend(
     };
     drop(stdin);
     writer.abort();
-    // Everything that the process wrote goes out before its exit does. A child that it left behind may hold the pipes open.
-    let drained = async {
-        let _ = stdout.await;
-        let _ = stderr.await;
-    };
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(10), drained).await;
+    // Everything that the process wrote goes out before its exit does.
+    ended.cancel();
+    let _ = stdout.await;
+    let _ = stderr.await;
     let exit = match exit {
         Ok(exit) => proto::ExecExit { code: exit.code, error: String::new() },
         Err(error) => proto::ExecExit { code: -1, error: chain(&error) },

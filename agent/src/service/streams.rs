@@ -9,10 +9,15 @@ use sandbox::contract::Stdio;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 /// What is read from a process at once.
 const CHUNK: usize = 32 << 10;
+/// How long a child of a process that has ended may go on writing to its output.
+const LAST: std::time::Duration = std::time::Duration::from_secs(10);
+/// What a pipe holds at most.
+const LAST_BYTES: usize = 1 << 20;
 
 pub(super) type Out = mpsc::Sender<Result<proto::ExecOutput, Status>>;
 
@@ -61,15 +66,44 @@ fn nonblocking(fd: OwnedFd) -> std::io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// What comes from a pipe goes out as messages, to its end.
-pub(super) async fn relay(source: Option<pipe::Receiver>, out: Out, wrap: fn(Bytes) -> Output) {
+/// What comes from a pipe goes out as messages, to its end, however long the caller takes. Of a process that has ended
+/// (`ended`) a child may hold the pipe open: then [`LAST`] later what is in it is the end.
+pub(super) async fn relay(
+    source: Option<pipe::Receiver>,
+    out: Out,
+    wrap: fn(Bytes) -> Output,
+    ended: CancellationToken,
+) {
     let Some(mut source) = source else { return };
+    let late = async {
+        ended.cancelled().await;
+        tokio::time::sleep(LAST).await;
+    };
+    tokio::pin!(late);
+    let (mut is_late, mut left) = (false, LAST_BYTES);
     let mut buffer = bytes::BytesMut::with_capacity(CHUNK);
     loop {
         buffer.reserve(CHUNK);
-        match source.read_buf(&mut buffer).await {
+        let read = if is_late {
+            source.try_read_buf(&mut buffer)
+        } else {
+            tokio::select! {
+                read = source.read_buf(&mut buffer) => read,
+                () = &mut late => {
+                    is_late = true;
+                    continue;
+                }
+            }
+        };
+        match read {
             Ok(0) | Err(_) => return,
-            Ok(_) => {
+            Ok(length) => {
+                if is_late {
+                    match left.checked_sub(length) {
+                        Some(less) => left = less,
+                        None => return,
+                    }
+                }
                 if out.send(output(wrap(buffer.split().freeze()))).await.is_err() {
                     return;
                 }

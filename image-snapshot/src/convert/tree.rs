@@ -14,8 +14,8 @@ mod links;
 use index::Index;
 
 use super::{
-    ConvertError,
-    journal::{Described, Journal, Sets, What},
+    ConvertError, Limits,
+    journal::{Described, Journal, SetId, Sets, What},
     names::{Name, Names},
     stage::place,
 };
@@ -28,6 +28,8 @@ use crate::{
 const MAX_LINKS: u32 = 40;
 /// Steps that all resolutions of a layer may take: links that point to links are how archives burn our time.
 const MAX_STEPS: u64 = 50_000_000;
+/// Bytes of the attributes that directories have from several entries, or from layers below too, at most.
+const MOST_UNITED: usize = 16 << 20;
 
 pub(super) type Id = u32;
 pub(super) const ROOT: Id = 0;
@@ -85,6 +87,8 @@ pub(super) struct Tree<'a> {
     dirs: Vec<DirNode>,
     /// Attributes of the directories.
     sets: Sets,
+    /// Bytes that unions of such sets have taken.
+    united: usize,
     /// Symbolic links and their targets.
     symlinks: Vec<(InodeRef, Name)>,
     /// Leaves of this layer that hard links name; sorted once all are known.
@@ -110,6 +114,7 @@ impl<'a> Tree<'a> {
             index: Index::new(entries),
             dirs: Vec::new(),
             sets,
+            united: 0,
             symlinks: Vec::new(),
             linked: Vec::new(),
             copies: Vec::new(),
@@ -200,7 +205,7 @@ impl<'a> Tree<'a> {
     fn apply(&mut self, path: &[u8], what: What<'_>) -> Result<(), ConvertError> {
         if path.is_empty() {
             match what {
-                What::Dir(meta) => self.describe(ROOT, meta),
+                What::Dir(meta) => self.describe(ROOT, meta)?,
                 _ => self.make_opaque(ROOT),
             }
             return Ok(());
@@ -364,16 +369,33 @@ impl<'a> Tree<'a> {
     }
 
     /// Sets a directory's metadata; attributes are added to those that are there, as `setxattr` would.
-    fn describe(&mut self, id: Id, meta: Described) {
+    fn describe(&mut self, id: Id, meta: Described) -> Result<(), ConvertError> {
         if let Some(xattrs) = self.dir(id).map(|dir| dir.meta.xattrs) {
-            let mut all = self.sets.get(xattrs).clone();
-            all.extend(self.sets.get(meta.xattrs).clone());
-            let (xattrs, _) = self.sets.keep(&all);
+            let xattrs = self.union(xattrs, meta.xattrs)?;
             if let Some(dir) = self.dir_mut(id) {
                 dir.meta = Described { xattrs, ..meta };
                 dir.named = true;
             }
         }
+        Ok(())
+    }
+
+    /// Both sets of attributes, the second's values where both have one: no more of one directory than of one entry, and no
+    /// more of all than [`MOST_UNITED`], however often an archive names a directory.
+    fn union(&mut self, first: SetId, second: SetId) -> Result<SetId, ConvertError> {
+        let what = "bytes of extended attributes";
+        let mut all = self.sets.get(first).clone();
+        all.extend(self.sets.get(second).clone());
+        let limit = Limits::default().xattr_bytes;
+        if all.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > limit {
+            return Err(ConvertError::Limit { what, limit: limit as u64 });
+        }
+        let (set, bytes) = self.sets.keep(&all);
+        self.united += bytes;
+        if self.united > MOST_UNITED {
+            return Err(ConvertError::Limit { what, limit: MOST_UNITED as u64 });
+        }
+        Ok(set)
     }
 
     fn put_dir(&mut self, parent: Id, name: &[u8], mut meta: Described) -> Result<(), ConvertError> {
@@ -381,8 +403,7 @@ impl<'a> Tree<'a> {
         if let Some(id) = there
             && let Node::Dir(_) = self.node(id)
         {
-            self.describe(id, meta);
-            return Ok(());
+            return self.describe(id, meta);
         }
         let below = match self.below(parent, name)? {
             Some(merged::Node::Dir(below)) => Some(below),
@@ -395,9 +416,7 @@ impl<'a> Tree<'a> {
         };
         if let Some(below) = &below {
             let attributes = self.meta_below(below)?.xattrs;
-            let mut all = self.sets.get(attributes).clone();
-            all.extend(self.sets.get(meta.xattrs).clone());
-            meta.xattrs = self.sets.keep(&all).0;
+            meta.xattrs = self.union(attributes, meta.xattrs)?;
         }
         self.discard_name(parent, name);
         self.add_dir(parent, name, DirNode { meta, below: below.map(Box::new), first: NONE, named: true, opaque });

@@ -227,12 +227,17 @@ fn join(thread: Option<JoinHandle<io::Result<Vec<u32>>>>) -> io::Result<Vec<u32>
 fn write_loop(file: &File, inbox: &Receiver<Order>, give_back: &SyncSender<Vec<u8>>) -> io::Result<Vec<u32>> {
     let mut chunks: Vec<u32> = Vec::new();
     let mut dirty = std::collections::BTreeSet::new();
+    let (mut written, mut left_out) = (0, 0);
     while let Ok(order) = inbox.recv() {
         match order {
             Order::Chunk { at, bytes } => {
-                // Zeros are left out: the file has a hole there. Its last chunk is never all zeros, so its length is right.
-                if bytes[..] != ZEROS[..bytes.len()] {
+                // Zeros are left out: the file has a hole there.
+                let end = at + bytes.len() as u64;
+                if bytes[..] == ZEROS[..bytes.len()] {
+                    left_out = left_out.max(end);
+                } else {
                     file.write_all_at(&bytes, at)?;
+                    written = written.max(end);
                 }
                 let index = (at / CHUNK as u64) as usize;
                 if chunks.len() <= index {
@@ -248,6 +253,9 @@ fn write_loop(file: &File, inbox: &Receiver<Order>, give_back: &SyncSender<Vec<u
                 dirty.extend(at / CHUNK as u64..=last / CHUNK as u64);
             }
         }
+    }
+    if left_out > written {
+        file.set_len(left_out)?;
     }
     let mut buf = vec![0; if dirty.is_empty() { 0 } else { CHUNK }];
     for index in dirty {
@@ -285,10 +293,21 @@ mod tests {
     }
 
     #[test]
+    fn zeros_at_the_end_are_a_hole_that_counts() {
+        let file = tempfile::tempfile().unwrap();
+        let mut sink = Sink::new(file.try_clone().unwrap()).unwrap();
+        sink.write(&vec![7; CHUNK]).unwrap();
+        sink.write(&vec![0; 2 * CHUNK]).unwrap();
+        let (end, digest) = sink.finish().unwrap();
+        assert_eq!(end, file.metadata().unwrap().len());
+        assert_eq!(digest, FileDigest::of_file(&file).unwrap());
+    }
+
+    #[test]
     fn a_disk_error_comes_out_as_it_was() {
         let read_only = File::open("/proc/self/exe").unwrap();
         let mut sink = Sink::new(read_only).unwrap();
-        let error = match (0..10).try_for_each(|_| sink.write(&vec![0; CHUNK])) {
+        let error = match (0..10).try_for_each(|_| sink.write(&vec![1; CHUNK])) {
             Err(e) => e,
             Ok(()) => sink.finish().unwrap_err(),
         };

@@ -124,8 +124,9 @@ impl Store {
         }
         let lock = files::lock(root)?;
         let store = Self { root: root.to_owned(), salt: String::new(), _lock: lock };
-        store.sweep()?;
+        // First of all: what another format's owner keeps would look damaged.
         store.check_format()?;
+        store.sweep()?;
         let salt = store.read_or_make_salt()?;
         Ok(Self { salt, ..store })
     }

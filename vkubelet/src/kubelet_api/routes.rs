@@ -78,8 +78,8 @@ pub struct Api {
     pub sessions: Arc<Semaphore>,
 }
 
-/// Execs and attachments at a time.
-pub const MOST_SESSIONS: usize = 1024;
+/// Execs and attachments at a time: half of the streams that the connection to one host has.
+pub const MOST_SESSIONS: usize = 512;
 
 /// The identity in the connection's verified client certificate, if it brought one.
 #[derive(Debug, Clone, Default)]

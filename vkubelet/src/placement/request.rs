@@ -55,14 +55,16 @@ impl HostPort {
     }
 }
 
-/// The host ports of what runs all the time: containers and sidecars, as the scheduler counts them.
+/// The host ports of what runs all the time: containers and sidecars, as the scheduler counts them. In the host's network each
+/// port that a container names is the host's, as its agent counts them, also where no API server wrote it twice.
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
     let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    let in_hosts_network = spec.host_network == Some(true);
     let claimed = |port: &k8s_openapi::api::core::v1::ContainerPort| {
         Some(HostPort {
-            port: port.host_port.filter(|number| *number > 0)?,
-            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+            port: port.host_port.filter(|number| *number > 0).or(in_hosts_network.then_some(port.container_port))?,
+            protocol: port.protocol.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| "TCP".to_owned()),
             address: port.host_ip.clone().unwrap_or_default(),
         })
     };

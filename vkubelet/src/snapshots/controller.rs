@@ -132,7 +132,12 @@ impl Controller {
             event = events.recv() => match event {
                 Ok(event) => self.host(event),
                 Err(broadcast::error::RecvError::Lagged(_)) => {
-                    for host in self.setting.hosts.list() {
+                    let there = self.setting.hosts.list();
+                    let lost = |id: &String| !there.iter().any(|host| host.handle.host_id() == id);
+                    for (_, host) in self.hosts.iter_mut().filter(|(id, _)| lost(id)) {
+                        host.away_since.get_or_insert_with(Instant::now);
+                    }
+                    for host in there {
                         self.connected(&host);
                     }
                 }

@@ -180,13 +180,15 @@ fn images(
                 found = Some(image);
             }
         }
+        let said = earlier.filter(|_| shared || found.is_none());
         ImageStatus {
             name: name.clone(),
             digests: digests.into_iter().collect(),
-            size_bytes: found.map(|image| signed(image.size_bytes)).or(earlier.and_then(|image| image.size_bytes)),
+            // Where several nodes say what they found the largest stands: else each would correct the others for ever.
+            size_bytes: found.map(|image| signed(image.size_bytes)).max(said.and_then(|image| image.size_bytes)),
             layers: found
                 .map(|image| i32::try_from(image.layers).unwrap_or(i32::MAX))
-                .or(earlier.and_then(|image| image.layers)),
+                .max(said.and_then(|image| image.layers)),
         }
     };
     snapshot.spec.images.iter().map(one).collect()

@@ -33,10 +33,13 @@ pub const MAX_MESSAGE: usize = 4 << 20;
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 /// Without an answer for this long it is dead.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Streams of a connection at once. A connection that the peer must be done with: streams at once.
+pub const MAX_STREAMS: u32 = 1024;
 /// HTTP/2 receive window of one stream, in bytes: enough for logs at LAN speed, little enough for a stalled reader.
-pub const STREAM_WINDOW: u32 = 1 << 20;
-/// HTTP/2 receive window of a connection, in bytes.
-pub const CONNECTION_WINDOW: u32 = 8 << 20;
+pub const STREAM_WINDOW: u32 = 256 << 10;
+/// HTTP/2 receive window of a connection, in bytes: with every stream stalled (a session whose client reads nothing, a container
+/// that takes no input) there is room for what the hosts are told.
+pub const CONNECTION_WINDOW: u32 = 2 * MAX_STREAMS * STREAM_WINDOW;
 
 #[cfg(test)]
 mod tests;

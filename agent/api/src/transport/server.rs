@@ -9,13 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
-use super::{CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Link, MAX_MESSAGE, STREAM_WINDOW, Watched};
+use super::{
+    CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Link, MAX_MESSAGE, MAX_STREAMS, STREAM_WINDOW, Watched,
+};
 use crate::proto::agent_server::{Agent, AgentServer};
 
 /// Calls in flight get this long to end when the serving side shuts down.
 const DRAIN: Duration = Duration::from_secs(1);
-/// A connection that the peer must be done with: streams at once.
-const MAX_STREAMS: u32 = 1024;
 
 /// Serving a connection failed for a reason other than its end.
 #[derive(Debug, thiserror::Error)]

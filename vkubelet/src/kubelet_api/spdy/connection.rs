@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{Encoder, Parser, Reset, Said};
@@ -56,6 +56,8 @@ enum Order {
     Reset(u32, Reset),
     Data(u32, Bytes, bool),
     Ping(u32),
+    /// Tells when all that was ordered before is with the client's side of the socket.
+    Tell(oneshot::Sender<()>),
     GoAway,
 }
 
@@ -139,7 +141,19 @@ impl Connection {
 
     /// Ends the connection once all that was said is with the client: a socket that is closed while the client still sends
     /// (its pings) would take back what is on the way to it.
+    ///
+    /// A client that reads slowly (`| less`) takes its time for what was said: the status is the last of it, and without one
+    /// it would think that all had come.
     pub async fn finish(self) {
+        let (told, said) = oneshot::channel();
+        let saying = async {
+            self.outbound.say(Order::Tell(told)).await.ok()?;
+            said.await.ok()
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(IDLE, saying) => {}
+            () = self.over.cancelled() => return,
+        }
         let _ = tokio::time::timeout(LEAVE, self.left.cancelled()).await;
         let _ = tokio::time::timeout(LINGER, self.outbound.say(Order::GoAway)).await;
         // The reader goes on meanwhile.
@@ -277,6 +291,11 @@ async fn write<S: AsyncWrite>(
                         Ok(()) => io.write_all(&bytes).await,
                         failed => failed,
                     }
+                }
+                Some(Order::Tell(told)) => {
+                    // Each order before was flushed.
+                    let _ = told.send(());
+                    Ok(())
                 }
                 Some(Order::GoAway) => {
                     let _ = io.write_all(&encoder.go_away(accepted)).await;
