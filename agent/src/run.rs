@@ -194,6 +194,8 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
     directory(&config.run_dir, 0o711)?;
     let pods = config.state_dir.join("pods");
     directory(&pods, 0o711)?;
+    // The keeper, which may be started before the store is opened, wants it to be there.
+    directory(&config.state_dir.join("images"), 0o700)?;
     if let Err(error) = Spread::of(&pods).prepare() {
         tracing::debug!(%error, "the pods' directories are not spread over the disk");
     }

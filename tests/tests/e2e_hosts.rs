@@ -300,10 +300,11 @@ fn e2e_a_pod_without_room_waits_and_says_why_and_starts_when_there_is_room() -> 
         let pods = stack.client(&["ps"])?;
         items(&pods).iter().find(|pod| pod["name"] == name).cloned().with_context(|| format!("no pod {name}"))
     };
-    for name in ["second", "never"] {
+    let full = "0/1 hosts are available: 1 with insufficient cpu.";
+    let small = format!("{full} None of them could take the pod even when empty.");
+    for (name, why) in [("second", full), ("never", small.as_str())] {
         wait("it waits and says why", || {
             let pod = named(name)?;
-            let why = "0/1 hosts are available: 1 with insufficient cpu.";
             let told = items(&pod["events"]).iter().any(|e| e["reason"] == "FailedScheduling" && e["message"] == why);
             let condition = items(&pod["status"]["conditions"])
                 .iter()
