@@ -150,12 +150,13 @@ fn e2e_a_private_image_that_is_ready_is_only_for_pods_with_the_right_to_pull_it(
     let bed = Bed::up("private", &[]).unwrap();
     let manifests = bed.stack.vkubelet_manifests("test-node").unwrap();
     let scratch = tempfile::tempdir().unwrap();
-    let apply = |text: &str| {
+    let apply_in = |namespace: &str, text: &str| {
         let path = scratch.path().join("objects.yaml");
         std::fs::write(&path, text).unwrap();
-        bed.kubectl_says(&["apply", "-f", path.to_str().unwrap()])
+        bed.kubectl_says(&["--namespace", namespace, "apply", "-f", path.to_str().unwrap()])
     };
-    apply(&manifests).unwrap();
+    let apply = |text: &str| apply_in(&bed.namespace, text);
+    apply_in("nodeless-system", &manifests).unwrap();
     let image = bed.registry.image("private", &[Fault::Basic("ann", "secret")]).unwrap();
     let server = format!("--docker-server={}", bed.registry.address());
     let secret = |namespace: &str, name: &str, password: &str| {
