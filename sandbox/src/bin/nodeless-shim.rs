@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("nodeless-shim: {}", chain(error.as_ref()));
+            eprintln!("nodeless-shim: {}", sandbox::sys::say::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -29,16 +29,4 @@ fn keeper(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<(), san
     let config = sandbox::keeper::Config::parse(arguments)?;
     sandbox::keeper::forget_inherited()?;
     sandbox::keeper::run(&config)
-}
-
-/// An error and what caused it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

@@ -17,7 +17,7 @@
 //!
 //! It is PID 1 of a PID namespace of its own (see [`crate::protocol::keeper::Spawn`]): orphans come to it, and when it
 //! dies the kernel kills everything below it. It lives in the sandbox's network, IPC and UTS namespaces ([`slot`]) and in
-//! a mount namespace that holds nothing of the host's ([`own_root`]); what it needs of the host it gets as descriptors:
+//! a mount namespace that holds nothing of the host's but the pods' control groups ([`own_root`]); what it needs of the host it gets as descriptors:
 //! its listening socket, its record directory, the pod's cgroup, later the log directory, layers and volumes.
 //!
 //! Nobody but it writes in its record directory: `events.jsonl` ([`history`]).
@@ -108,13 +108,7 @@ pub(crate) fn main(argument: &str) -> i32 {
     match run(argument) {
         Ok(()) => 0,
         Err(error) => {
-            let mut text = error.to_string();
-            let mut next = std::error::Error::source(&error);
-            while let Some(cause) = next {
-                text = format!("{text}: {cause}");
-                next = cause.source();
-            }
-            crate::sys::say::say!("nodeless-shim: {text}");
+            crate::sys::say::say!("nodeless-shim: {}", crate::sys::say::chain(&error));
             1
         }
     }

@@ -12,7 +12,7 @@
 //! * `loop_device`: binding a file to a block device.
 //! * [`link`]: bringing the loopback interface up.
 //! * [`process`]: descriptors and signals before `execve`.
-//! * `say`: words on standard error that can neither fail nor wait.
+//! * [`say`]: words on standard error that can neither fail nor wait.
 //! * [`spread`]: where a file system puts the directories of a directory.
 //! * [`title`]: what `ps` shows of a process.
 //! * `watch`: descriptors for tokio.
@@ -30,7 +30,7 @@ pub mod mount;
 pub(crate) mod owner;
 pub mod paths;
 pub mod process;
-pub(crate) mod say;
+pub mod say;
 pub mod spread;
 pub mod title;
 pub(crate) mod watch;

@@ -13,6 +13,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// What a pipe that is ready for writing takes at once, whole (PIPE_BUF).
 const LONGEST: usize = 4096;
 
+/// An error and what caused it, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
 /// Says one line.
 pub(crate) fn line(words: fmt::Arguments<'_>) {
     let mut text = words.to_string().into_bytes();

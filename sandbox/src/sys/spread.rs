@@ -1,9 +1,9 @@
 //! Spreading directories that have nothing to do with each other over a disk.
 //!
-//! ext4 puts a new directory beside its parent, and looks for a free inode among all those that were just deleted there: with a
-//! hundred pods that come and go a directory took 6 to 10 ms (p90; `chattr +T` on the parent, by which each directory gets the
-//! emptiest part of the disk, takes 150 to 500 us each). So directories are made in one of many others, which were spread once,
-//! and renamed to where they belong: 15 us more than one that is made in an empty place.
+//! ext4 puts a new directory beside its parent, and looks for a free inode among all those that were just deleted there: with
+//! two hundred pods that come and go a pod's dozen directories and files took 6 to 9 ms (p90). With `chattr +T` on the parent each
+//! child gets the emptiest part of the disk, which takes 150 us (p50) to 530 us (p90). So directories are made in one of many
+//! others, which were spread once, and renamed to where they belong.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -140,7 +140,8 @@ mod tests {
         let parent = dir.path().join("pods");
         std::fs::create_dir(&parent).unwrap();
         let spread = Spread::of(&parent);
-        if spread.prepare().is_err() {
+        if let Err(error) = spread.prepare() {
+            eprintln!("SKIPPED what_a_crash_left_between_making_and_moving_is_removed_or_used: {error}");
             return;
         }
         let shard = spread.shards.join((spread.names.hash_one("a") % SHARDS).to_string());
