@@ -6,18 +6,22 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use image_snapshot::{Credential, CredentialError, Reference, RegistryAuth, Secret};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// A helper has this long to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// An answer is not asked for again for this long.
 const KEEP: Duration = Duration::from_secs(60);
+/// A failure is not met again for this long: pods that wait for an image are not to wait for a helper each.
+const KEEP_FAILURE: Duration = Duration::from_secs(10);
 /// Longest answer of a helper, longest file.
 const LONGEST: u64 = 1 << 20;
 /// As docker's own file and helpers call Docker Hub.
@@ -70,7 +74,7 @@ pub enum HostCredentialsError {
         source: std::io::Error,
     },
     /// A helper did not answer in time.
-    #[error("{program} did not answer within {} s", PATIENCE.as_secs())]
+    #[error("{program} did not answer in time")]
     Late {
         /// Which.
         program: String,
@@ -84,6 +88,12 @@ pub enum HostCredentialsError {
         status: std::process::ExitStatus,
         /// For what.
         server: String,
+    },
+    /// A helper's task ended early.
+    #[error("asking {program} was interrupted")]
+    Interrupted {
+        /// Which.
+        program: String,
     },
     /// A helper's answer is none.
     #[error("{program} gave no credentials that can be read")]
@@ -104,13 +114,31 @@ struct Helpers {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer {
+struct Told {
     username: String,
     secret: String,
 }
 
-/// What helpers said, and when: by helper and server.
-type Answers = HashMap<(String, String), (Instant, Option<Credential>)>;
+/// What a helper said, or that it could not. Shared by all who asked.
+type Answer = Result<Option<RegistryAuth>, Arc<HostCredentialsError>>;
+
+/// A question that is being asked, or has been, by helper and server.
+#[derive(Debug)]
+struct Asked {
+    at: Instant,
+    answer: watch::Receiver<Option<Answer>>,
+}
+
+impl Asked {
+    /// Worth waiting for, or still good.
+    fn serves(&self) -> bool {
+        match &*self.answer.borrow() {
+            None => self.answer.has_changed().is_ok(),
+            Some(Ok(_)) => self.at.elapsed() < KEEP,
+            Some(Err(_)) => self.at.elapsed() < KEEP_FAILURE,
+        }
+    }
+}
 
 /// The host's docker config file.
 #[derive(Debug)]
@@ -118,17 +146,19 @@ pub struct HostCredentials {
     path: PathBuf,
     /// Where helpers are looked for; the agent's own `PATH` if `None`.
     search: Option<PathBuf>,
-    answers: tokio::sync::Mutex<Answers>,
+    /// How long a helper may take.
+    patience: Duration,
+    asked: Mutex<HashMap<(String, String), Asked>>,
 }
 
 impl HostCredentials {
     /// Of this file; it is read at each use, so that a change counts at once.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, search: None, answers: tokio::sync::Mutex::default() }
+        Self { path, search: None, patience: PATIENCE, asked: Mutex::default() }
     }
 
     /// The credentials for the registry of an image.
-    pub async fn of(&self, reference: &str) -> Result<Vec<Credential>, HostCredentialsError> {
+    pub async fn of(&self, reference: &str) -> Result<Vec<Credential>, Arc<HostCredentialsError>> {
         // What is no registry's needs none, and what is no name is told by whoever parses it in earnest.
         let Ok(Reference::Registry(image)) = reference.parse::<Reference>() else { return Ok(Vec::new()) };
         let file = tokio::fs::File::open(&self.path).await;
@@ -136,7 +166,7 @@ impl HostCredentials {
         let mut text = Vec::new();
         file.map_err(failed)?.take(LONGEST + 1).read_to_end(&mut text).await.map_err(failed)?;
         if text.len() as u64 > LONGEST {
-            return Err(failed(std::io::ErrorKind::FileTooLarge.into()));
+            return Err(failed(std::io::ErrorKind::FileTooLarge.into()).into());
         }
         let helpers: Helpers = serde_json::from_slice(&text).map_err(|error| HostCredentialsError::Parse {
             path: self.path.clone(),
@@ -161,28 +191,43 @@ impl HostCredentials {
         Ok(entries.into_iter().filter(|entry| entry.matches(&image)).collect())
     }
 
-    /// Asks a helper, once for all who ask together.
+    /// Asks a helper, once for all who ask together. It is asked in a task of its own: one that hangs keeps nobody else waiting, and who stops
+    /// waiting does not stop it.
     async fn ask(
         &self,
         helper: &str,
         server: &str,
         registry: &str,
-    ) -> Result<Option<Credential>, HostCredentialsError> {
-        let key = (helper.to_owned(), server.to_owned());
-        let mut answers = self.answers.lock().await;
-        answers.retain(|_, (at, _)| at.elapsed() < KEEP);
-        if let Some((_, answer)) = answers.get(&key) {
-            return Ok(answer.clone());
-        }
-        let auth = run(helper, server, self.search.as_deref()).await?;
-        let answer = auth.map(|auth| Credential { scope: registry.to_owned(), auth });
-        answers.insert(key, (Instant::now(), answer.clone()));
-        Ok(answer)
+    ) -> Result<Option<Credential>, Arc<HostCredentialsError>> {
+        let mut answer = {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            asked.retain(|_, one| one.serves());
+            let one = asked.entry((helper.to_owned(), server.to_owned())).or_insert_with(|| {
+                let (sender, answer) = watch::channel(None);
+                let (helper, server) = (helper.to_owned(), server.to_owned());
+                let (search, patience) = (self.search.clone(), self.patience);
+                tokio::spawn(async move {
+                    let said = run(&helper, &server, search.as_deref(), patience).await.map_err(Arc::new);
+                    sender.send_replace(Some(said));
+                });
+                Asked { at: Instant::now(), answer }
+            });
+            one.answer.clone()
+        };
+        let interrupted = || HostCredentialsError::Interrupted { program: format!("docker-credential-{helper}") };
+        let said = answer.wait_for(Option::is_some).await.map_err(|_| interrupted())?.clone();
+        let auth = said.unwrap_or_else(|| Err(interrupted().into()))?;
+        Ok(auth.map(|auth| Credential { scope: registry.to_owned(), auth }))
     }
 }
 
 /// `docker-credential-NAME get`, the server on its standard input.
-async fn run(name: &str, server: &str, search: Option<&Path>) -> Result<Option<RegistryAuth>, HostCredentialsError> {
+async fn run(
+    name: &str,
+    server: &str,
+    search: Option<&Path>,
+    patience: Duration,
+) -> Result<Option<RegistryAuth>, HostCredentialsError> {
     if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) || name.starts_with('.') {
         return Err(HostCredentialsError::Name { name: name.to_owned() });
     }
@@ -191,7 +236,10 @@ async fn run(name: &str, server: &str, search: Option<&Path>) -> Result<Option<R
     let path = search.map_or_else(|| PathBuf::from(&program), |dir| dir.join(&program));
     let mut command = Command::new(path);
     command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    // With what it has started: a script that hangs does so in a child of its own.
+    command.process_group(0);
     let mut child = command.spawn().map_err(failed)?;
+    let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
     let talk = async {
         if let Some(mut stdin) = stdin {
@@ -202,11 +250,17 @@ async fn run(name: &str, server: &str, search: Option<&Path>) -> Result<Option<R
         if let Some(stdout) = stdout {
             stdout.take(LONGEST).read_to_end(&mut text).await?;
         }
-        Ok((text, child.wait().await?))
+        Ok::<_, std::io::Error>((text, child.wait().await?))
     };
-    let (text, status) = match tokio::time::timeout(PATIENCE, talk).await {
+    let (text, status) = match tokio::time::timeout(patience, talk).await {
         Ok(answer) => answer.map_err(failed)?,
-        Err(_) => return Err(HostCredentialsError::Late { program }),
+        Err(_) => {
+            // Not waited for yet, so its number, and with it its group's, is still its own.
+            if let Some(group) = group {
+                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            }
+            return Err(HostCredentialsError::Late { program });
+        }
     };
     if !status.success() {
         // As all helpers say it.
@@ -215,7 +269,7 @@ async fn run(name: &str, server: &str, search: Option<&Path>) -> Result<Option<R
         }
         return Err(HostCredentialsError::Failed { program, status, server: server.to_owned() });
     }
-    let Ok(answer) = serde_json::from_slice::<Answer>(&text) else {
+    let Ok(answer) = serde_json::from_slice::<Told>(&text) else {
         return Err(HostCredentialsError::Answer { program });
     };
     let secret = Secret::new(answer.secret);
@@ -289,13 +343,63 @@ mod tests {
         assert_eq!(host.of("busybox").await.unwrap(), [token]);
     }
 
+    fn slow(dir: &Path, text: &str) {
+        let path = dir.join("docker-credential-slow");
+        std::fs::write(&path, format!("#!/bin/sh\necho $$ >>{}\n{text}\n", dir.join("started").display())).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    const SLOW: &str = r#"{"credHelpers": {"slow.example": "slow", "helped.example": "good"}}"#;
+
+    #[tokio::test]
+    async fn a_helper_that_hangs_stops_no_other_and_is_asked_once_for_all_who_wait() {
+        let (dir, host) = made(SLOW);
+        let go = dir.path().join("go");
+        slow(dir.path(), &format!("while ! [ -e {} ]; do sleep 0.05; done; exit 3", go.display()));
+        let host = Arc::new(HostCredentials { patience: Duration::from_secs(600), ..host });
+        let waiting: Vec<_> = (0..5)
+            .map(|_| {
+                let host = host.clone();
+                tokio::spawn(async move { host.of("slow.example/a").await })
+            })
+            .collect();
+        // While the five wait.
+        assert_eq!(host.of("helped.example/a").await.unwrap().len(), 1);
+        assert!(waiting.iter().all(|one| !one.is_finished()));
+        // Who stops waiting stops nobody else.
+        waiting[0].abort();
+        std::fs::write(go, b"").unwrap();
+        for one in waiting.into_iter().skip(1) {
+            let failed = one.await.unwrap().unwrap_err();
+            assert!(matches!(*failed, HostCredentialsError::Failed { .. }), "{failed}");
+        }
+        assert_eq!(std::fs::read_to_string(dir.path().join("started")).unwrap().lines().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_does_not_answer_in_time_is_ended_with_all_that_it_has_started() {
+        let (dir, host) = made(SLOW);
+        slow(dir.path(), "sleep 1000 & wait");
+        let host = HostCredentials { patience: Duration::from_millis(500), ..host };
+        let failed = host.of("slow.example/a").await.unwrap_err();
+        assert!(matches!(*failed, HostCredentialsError::Late { .. }), "{failed}");
+        // A machine that is busy may not have come to its first line.
+        let Ok(started) = std::fs::read_to_string(dir.path().join("started")) else { return };
+        let began = Instant::now();
+        let group = rustix::process::Pid::from_raw(started.trim().parse().unwrap()).unwrap();
+        while rustix::process::test_kill_process_group(group).is_ok() {
+            assert!(began.elapsed() < Duration::from_secs(60), "the helper's group lives on");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     #[tokio::test]
     async fn what_fails_is_told_without_a_secret_and_a_name_is_no_path() {
         let (_dir, host) = made(CONFIG);
         let failed = host.of("bad.example/a").await.unwrap_err();
-        assert!(matches!(failed, HostCredentialsError::Failed { .. }));
+        assert!(matches!(*failed, HostCredentialsError::Failed { .. }));
         assert!(!crate::errors::chain(&failed).contains("hunter2"), "{failed}");
-        assert!(matches!(host.of("way.example/a").await, Err(HostCredentialsError::Name { .. })));
+        assert!(matches!(*host.of("way.example/a").await.unwrap_err(), HostCredentialsError::Name { .. }));
         let (_dir, host) = made("{\"auths\": \"hunter2\"");
         let failed = crate::errors::chain(&host.of("own.example/a").await.unwrap_err());
         assert!(!failed.contains("hunter2"), "{failed}");

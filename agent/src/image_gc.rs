@@ -63,9 +63,16 @@ pub struct Room {
 }
 
 impl Room {
-    /// Percent in use, when that is at or above the high mark.
-    pub fn fullness(&self) -> Option<u64> {
-        facts::disk(&self.dir).filter(|(free, all)| self.marks.is_full(*free, *all)).map(|(free, all)| used(free, all))
+    /// Percent in use; `None`: the disk cannot be asked.
+    pub fn used(&self) -> Option<u64> {
+        facts::disk(&self.dir).map(|(free, all)| used(free, all))
+    }
+
+    /// Percent in use with so many bytes more, when that is at or above the high mark.
+    pub fn fullness_with(&self, bytes: u64) -> Option<u64> {
+        let (free, all) = facts::disk(&self.dir)?;
+        let free = free.saturating_sub(bytes);
+        self.marks.is_full(free, all).then(|| used(free, all))
     }
 
     /// What is to go now.
@@ -84,11 +91,13 @@ impl Room {
 
 /// Looks at the disk until the agent stops.
 pub async fn run(images: ImageStore) {
+    images.measure().await;
     loop {
         tokio::time::sleep(EVERY).await;
         if let Err(error) = images.images().note_use().await {
             tracing::warn!(error = error.chain(), "cannot write down which images are in use");
         }
+        images.measure().await;
         let goal = images.room().goal();
         if goal.bytes == 0 && goal.max_age.is_none() {
             continue;
@@ -123,6 +132,14 @@ mod tests {
         }
         assert!(!marks.is_full(0, 0), "a file system that does not tell");
         assert_eq!(Watermarks { high: 100, low: 100, ..marks }.above_low(0, u64::MAX), 0);
+    }
+
+    #[test]
+    fn an_image_that_would_fill_the_disk_does_so_before_it_is_there() {
+        let marks = Watermarks { high: 100, ..Watermarks::default() };
+        let room = Room { dir: std::env::temp_dir(), marks };
+        assert_eq!(room.fullness_with(u64::MAX), Some(100));
+        assert!(room.fullness_with(0).is_none(), "the disk of this test is full");
     }
 
     #[test]

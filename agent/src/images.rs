@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use image_snapshot::{
@@ -15,8 +15,10 @@ use sandbox::spec::Layer;
 
 use crate::host_credentials::HostCredentials;
 use crate::image_gc::Room;
-use crate::ports::{ImageConfig, ImageFailure, ImageSource, ImageWish, PullPolicy, ReadyImage, RootFiles};
-use crate::prepared::{Found, Shelf, Told};
+use crate::image_metrics::ImageMetrics;
+use crate::ports::{ImageConfig, ImageFailure, ImageSource, ImageWish, PullPolicy, ReadyImage, RootFiles, Told};
+use crate::prepared::{Found, Shelf};
+use crate::pulled_bytes::Sum;
 use crate::resolved::RegistryCredential;
 
 /// The host's images.
@@ -27,6 +29,7 @@ pub struct ImageStore {
     mounts: Option<NamespaceSandboxes>,
     room: Room,
     host_credentials: Option<Arc<HostCredentials>>,
+    metrics: ImageMetrics,
 }
 
 /// An image's root while it is held.
@@ -53,7 +56,7 @@ pub struct Removed {
 impl ImageStore {
     /// On an open store. `mounts`: who holds layers mounted.
     pub fn new(images: Images, mounts: Option<NamespaceSandboxes>) -> Self {
-        Self { images, mounts, room: Room::default(), host_credentials: None }
+        Self { images, mounts, room: Room::default(), host_credentials: None, metrics: ImageMetrics::default() }
     }
 
     /// With a disk that is looked after.
@@ -68,6 +71,21 @@ impl ImageStore {
         Self { host_credentials: path.map(|path| Arc::new(HostCredentials::new(path))), ..self }
     }
 
+    /// With metrics that somebody shows.
+    #[must_use]
+    pub fn with_metrics(self, metrics: ImageMetrics) -> Self {
+        metrics.marks(&self.room.marks);
+        Self { metrics, ..self }
+    }
+
+    /// Looks at the store and brings its metrics up to date.
+    pub async fn measure(&self) {
+        match self.images.usage().await {
+            Ok(usage) => self.metrics.usage(&usage, self.room.used()),
+            Err(error) => tracing::warn!(error = error.chain(), "cannot measure the image store"),
+        }
+    }
+
     /// The disk.
     pub fn room(&self) -> &Room {
         &self.room
@@ -76,6 +94,7 @@ impl ImageStore {
     /// Has images make way.
     pub async fn make_room(&self, goal: Eviction) -> Result<GcReport, ImageError> {
         let report = self.images.evict(goal).await?;
+        self.metrics.made_way(&report);
         self.release(&report).await;
         Ok(report)
     }
@@ -86,6 +105,9 @@ impl ImageStore {
         wish: &ImageWish,
         progress: impl Fn(Progress) + Clone + Send + Sync + 'static,
     ) -> Result<image_snapshot::Image, ImageError> {
+        let images = self.images.of_domain(&wish.domain);
+        let running = self.metrics.pulling(&wish.reference);
+        let progress = running.watching(progress);
         let request = match &self.host_credentials {
             None => request(wish),
             Some(host) => {
@@ -93,14 +115,14 @@ impl ImageStore {
                 // What is here and theirs by right starts without a helper's word.
                 if own.policy == image_snapshot::PullPolicy::IfNotPresent {
                     let here = EnsureRequest { policy: image_snapshot::PullPolicy::Never, ..own.clone() };
-                    if let Ok(image) = self.images.ensure(here, progress.clone()).await {
+                    if let Ok(image) = images.ensure(here, progress.clone()).await {
                         return Ok(image);
                     }
                 }
                 with_hosts(own, host).await
             }
         };
-        match self.images.ensure(request.clone(), progress.clone()).await {
+        match images.ensure(request.clone(), progress.clone()).await {
             Err(error) if error.kind() == ErrorKind::NoSpace => {
                 let report = self.make_room(self.room.emergency()).await;
                 let freed = report.map(|report| report.freed).unwrap_or_default();
@@ -112,7 +134,7 @@ impl ImageStore {
                 if freed == 0 {
                     return Err(error);
                 }
-                self.images.ensure(request, progress).await
+                images.ensure(request, progress).await
             }
             other => other,
         }
@@ -150,10 +172,14 @@ impl ImageStore {
         Ok(gone)
     }
 
-    /// Forgets a name and removes what nobody needs any more.
-    pub async fn remove(&self, reference: &str) -> Result<Removed, ImageError> {
-        let found = self.images.remove(reference).await?;
+    /// Forgets a name, in all domains or in one, and removes what nobody needs any more.
+    pub async fn remove(&self, reference: &str, domain: Option<&str>) -> Result<Removed, ImageError> {
+        let found = match domain {
+            None => self.images.remove(reference).await?,
+            Some(domain) => self.images.remove_copy(reference, domain).await?,
+        };
         let report = self.images.gc().await?;
+        self.metrics.made_way(&report);
         self.release(&report).await;
         Ok(Removed { found, freed: report.freed })
     }
@@ -206,8 +232,8 @@ impl ImageSource for ImageStore {
         self.images.get_local(reference).await.is_ok_and(|found| found.is_some())
     }
 
-    async fn ensure(&self, wish: &ImageWish) -> Result<ReadyImage, ImageFailure> {
-        let image = self.ensure_with_room(wish, |_| {}).await.map_err(|error| failure(&error))?;
+    async fn ensure(&self, wish: &ImageWish, told: Told) -> Result<ReadyImage, ImageFailure> {
+        let image = self.ensure_with_room(wish, adding_up(told)).await.map_err(|error| failure(&error))?;
         let layers =
             image.rootfs.layers.iter().map(|layer| Layer { id: layer.id.clone(), path: layer.path.clone() }).collect();
         Ok(ReadyImage {
@@ -239,22 +265,11 @@ impl ImageSource for ImageStore {
 
 /// Adds a pull's layers up: bytes that have come, and bytes in all.
 fn adding_up(told: Told) -> impl Fn(Progress) + Clone + Send + Sync + 'static {
-    let (told, layers) = (Arc::new(told), Arc::new(Mutex::new(Vec::<(u64, u64)>::new())));
+    let (told, sum) = (Arc::new(told), Sum::default());
     move |progress| {
-        let mut layers = layers.lock().unwrap_or_else(PoisonError::into_inner);
-        match progress {
-            Progress::Resolved { layers: plan, .. } => {
-                *layers = plan.iter().map(|l| (if l.present { l.size } else { 0 }, l.size)).collect();
-            }
-            Progress::Layer { index, done, .. } => {
-                if let Some(layer) = layers.get_mut(index) {
-                    layer.0 = done.min(layer.1);
-                }
-            }
-            Progress::Retrying { .. } | Progress::Done { .. } => return,
+        if let Some((done, total)) = sum.add(&progress) {
+            told(done, total);
         }
-        let (done, total) = layers.iter().fold((0, 0), |(a, b), (done, total)| (a + done, b + total));
-        told(done, total);
     }
 }
 
@@ -268,13 +283,15 @@ fn found(image: &image_snapshot::Image) -> Found {
 
 #[async_trait]
 impl Shelf for ImageStore {
-    async fn fetch(&self, wish: &ImageWish, told: Told) -> Result<Found, ImageFailure> {
-        if let Some(percent) = self.room.fullness()
+    async fn fetch(&self, wish: &ImageWish, size: u64, told: Told) -> Result<Found, ImageFailure> {
+        if let Some(percent) = self.room.fullness_with(size)
             && !self.is_present(&wish.reference).await
         {
             let high = self.room.marks.high;
-            let message =
-                format!("the disk is {percent} % full: images are pulled ahead of their use below {high} % only");
+            let would_be = if size == 0 { "is" } else { "would be" };
+            let message = format!(
+                "the disk {would_be} {percent} % full: images are pulled ahead of their use below {high} % only"
+            );
             return Err(ImageFailure { reason: "DiskPressure", message, retry_after: None });
         }
         let image = self.ensure_with_room(wish, adding_up(told)).await;
@@ -292,7 +309,8 @@ impl Shelf for ImageStore {
     async fn let_go(&self, reference: &str) -> bool {
         let used = match self.images.list().await {
             Ok(list) => {
-                let named = list.iter().find(|image| names(image, reference));
+                // What is kept ready is the host's own copy; those of domains are their pods'.
+                let named = list.iter().find(|image| image.domain.is_empty() && names(image, reference));
                 if named.is_some_and(|image| image.pinned) {
                     // Wanted under another spelling of its name.
                     return true;
@@ -301,7 +319,7 @@ impl Shelf for ImageStore {
             }
             Err(_) => true,
         };
-        if !used && let Err(error) = self.remove(reference).await {
+        if !used && let Err(error) = self.remove(reference, Some("")).await {
             tracing::warn!(image = reference, error = error.chain(), "an image that is wanted no more stays");
         }
         !used
@@ -353,8 +371,9 @@ mod tests {
                 policy: PullPolicy::Always,
                 credentials: Vec::new(),
                 trusted: false,
+                domain: String::new(),
             };
-            let failure = store.ensure(&wish).await.unwrap_err();
+            let failure = store.ensure(&wish, Box::new(|_, _| {})).await.unwrap_err();
             assert_eq!(failure.reason, "ErrImagePull", "{failure}");
             assert_eq!(failure.retry_after, Some(Duration::from_secs(seconds.into())), "{failure}");
         }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use agent_api::proto;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::pod::changes;
 use crate::resolved::Resolved;
 
 /// Who wrote the pod.
@@ -33,7 +35,7 @@ pub struct Intent {
     /// Grows with each change.
     pub generation: u64,
     /// The API server's own JSON.
-    pub raw: Arc<serde_json::Value>,
+    pub raw: Arc<Value>,
     /// The same, typed; fields that this version does not know are missing here.
     pub pod: Arc<Pod>,
     /// Values behind references.
@@ -91,7 +93,7 @@ impl Intent {
     /// From the wire.
     pub fn from_wire(wire: proto::Intent) -> Result<Self, IntentError> {
         let uid = wire.uid;
-        let raw: serde_json::Value =
+        let raw: Value =
             serde_json::from_slice(&wire.pod_json).map_err(|source| IntentError::Pod { uid: uid.clone(), source })?;
         let source = match wire.source.as_str() {
             "kubernetes" => Source::Kubernetes,
@@ -109,7 +111,7 @@ impl Intent {
     pub fn new(
         uid: String,
         generation: u64,
-        raw: serde_json::Value,
+        raw: Value,
         resolved: Resolved,
         source: Source,
         deletion: Option<Deletion>,
@@ -151,15 +153,24 @@ impl Intent {
 
     /// The same with what of `old` cannot be changed, and the paths of that.
     pub fn keeping(self, old: &Self) -> (Self, Vec<String>) {
+        self.with(|raw| changes::keep(&old.raw, raw))
+    }
+
+    /// The same with the images of `old` where containers were made from them, and the paths of those.
+    pub fn keeping_images(self, old: &Self, made: impl Fn(&str) -> bool) -> (Self, Vec<String>) {
+        self.with(|raw| changes::keep_images(&old.raw, raw, made))
+    }
+
+    fn with(self, change: impl FnOnce(&mut Value) -> Vec<String>) -> (Self, Vec<String>) {
         let mut raw = (*self.raw).clone();
-        let kept = crate::pod::changes::keep(&old.raw, &mut raw);
+        let kept = change(&mut raw);
         if kept.is_empty() {
             return (self, kept);
         }
         match serde_json::from_value(raw.clone()) {
             Ok(pod) => (Self { raw: Arc::new(raw), pod: Arc::new(pod), ..self }, kept),
             Err(error) => {
-                tracing::error!(%error, pod.uid = self.uid, "a pod with its old resources is no pod");
+                tracing::error!(%error, pod.uid = self.uid, "a pod with what it had is no pod");
                 (self, Vec::new())
             }
         }

@@ -19,7 +19,7 @@
 //! | [`ledger`], [`recover`] | what survives the agent, and how it goes on |
 //! | [`host`] | capacity, conditions, identity |
 //! | [`images`] | the image store as the pod task sees it |
-//! | [`prepared`], [`image_gc`], [`host_credentials`] | images kept ready ahead of their use; those that make way; the host's own rights to pull |
+//! | [`prepared`], [`image_gc`], [`image_metrics`], [`host_credentials`] | images kept ready ahead of their use; those that make way; the host's own rights to pull |
 //! | [`events`] | a bounded journal of what happened, in a kubelet's words |
 //! | [`logs`] | CRI log files read as a kubelet reads them |
 //! | [`service`] | the gRPC service `Agent`; thin |
@@ -40,6 +40,7 @@ pub mod events;
 pub mod host;
 pub mod host_credentials;
 pub mod image_gc;
+pub mod image_metrics;
 pub mod images;
 pub mod intent;
 pub mod ledger;
@@ -52,6 +53,7 @@ pub mod observe;
 pub mod pod;
 pub mod ports;
 pub mod prepared;
+pub mod pulled_bytes;
 pub mod quantity;
 pub mod recover;
 pub mod reset;

@@ -22,6 +22,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::LogFormat;
+use crate::image_metrics::ImageMetrics;
 use crate::spool::SpoolGauges;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -44,6 +45,8 @@ pub struct Metrics {
     events: Counter<u64, AtomicU64>,
     /// The usage spool's figures and alarms.
     pub spool: SpoolGauges,
+    /// The image store's figures.
+    pub images: ImageMetrics,
     ready: AtomicBool,
 }
 
@@ -82,9 +85,11 @@ impl Default for Metrics {
         registry.register("calls_fenced", "Calls refused because of a lower epoch", Counter::clone(&fenced));
         registry.register("log_bytes_sent", "Bytes of container logs sent", Counter::clone(&events));
         let spool = SpoolGauges::register(&mut registry);
+        let images = ImageMetrics::register(&mut registry);
         Self {
             registry,
             spool,
+            images,
             pods,
             start_seconds: start,
             pull_seconds: pull,

@@ -31,6 +31,8 @@ pub struct ImageWish {
     pub credentials: Vec<crate::resolved::RegistryCredential>,
     /// The intent comes from the host's own operator, who may name host paths.
     pub trusted: bool,
+    /// Whose copies of layers serve, where domains have copies of their own: the pod's namespace; empty: the host's.
+    pub domain: String,
 }
 
 /// Reads files of an image's root as a process inside would see them, without mounting it. Blocking.
@@ -97,13 +99,16 @@ pub struct ImageFailure {
     pub retry_after: Option<Duration>,
 }
 
+/// Told of bytes: those that have come, and those in all.
+pub type Told = Box<dyn Fn(u64, u64) + Send + Sync>;
+
 /// Where images come from.
 #[async_trait]
 pub trait ImageSource: Send + Sync {
     /// Is it here under this name? Asks nobody else and checks nobody's rights.
     async fn is_present(&self, reference: &str) -> bool;
-    /// Makes it available.
-    async fn ensure(&self, wish: &ImageWish) -> Result<ReadyImage, ImageFailure>;
+    /// Makes it available. `told` how far that is, when something has to come.
+    async fn ensure(&self, wish: &ImageWish, told: Told) -> Result<ReadyImage, ImageFailure>;
     /// Holds layers that pods from before an agent restart still use; they are never let go while the value lives.
     fn adopt(&self, layers: &[String]) -> Result<Box<dyn Send + Sync>, ImageFailure>;
     /// Every pod from before the restart has been adopted: what nobody uses may be collected.

@@ -14,7 +14,7 @@ use crate::meter::{Meter, MeterConfig, MeterError, Released, UsedNow, UsedProvid
 use crate::network::{Network, NetworkError};
 use crate::pod::volumes::PodDirs;
 use crate::pod::volumes::disk::{self, VolumeError};
-use crate::run::{meter_config, network_config, sandbox_config};
+use crate::run::{AHEAD, meter_config, network_config, sandbox_config};
 
 /// Why something is left. The reset may be repeated.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +73,9 @@ pub async fn run(config: &Config) -> Result<(), ResetError> {
     }
     disk::release_secrets(&config.run_dir).map_err(ResetError::Volumes)?;
     Spread::of(&pods).remove().map_err(|source| ResetError::Remove { path: pods.clone(), source })?;
-    for directory in [&pods, &config.state_dir.join("ledger"), &config.run_dir] {
+    let ahead = config.state_dir.join(AHEAD);
+    Spread::of(&ahead).remove().map_err(|source| ResetError::Remove { path: ahead.clone(), source })?;
+    for directory in [&pods, &ahead, &config.state_dir.join("ledger"), &config.run_dir] {
         remove(directory)?;
     }
     Ok(())

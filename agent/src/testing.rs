@@ -18,7 +18,7 @@ use crate::clock::Now;
 use crate::pod::task::World;
 use crate::ports::{
     Address, ImageConfig, ImageFailure, ImageSource, ImageWish, Interval, Metered, Metering, PodNetwork, PortError,
-    ReadyImage, RootFiles,
+    ReadyImage, RootFiles, Told,
 };
 
 /// Sandboxes whose programs are names: `exit N`, `run` (until signalled), `deaf` (until killed), `missing`.
@@ -313,7 +313,7 @@ impl Sandboxes for FakeSandboxes {
     }
 }
 
-/// Images, `as-USER:…` with a user: each name is there but `absent…`, `invalid name` and (with `Never`) those not pulled before.
+/// Images, `as-USER:…` with a user, `slow…` five minutes on their way: each name is there but `absent…`, `invalid name` and (with `Never`) those not pulled before.
 #[derive(Debug, Default)]
 pub(crate) struct FakeImages {
     pub(crate) present: Mutex<BTreeSet<String>>,
@@ -333,10 +333,16 @@ impl ImageSource for FakeImages {
         self.present.lock().unwrap().contains(reference)
     }
 
-    async fn ensure(&self, wish: &ImageWish) -> Result<ReadyImage, ImageFailure> {
+    async fn ensure(&self, wish: &ImageWish, told: Told) -> Result<ReadyImage, ImageFailure> {
         let fail = |reason, message: &str| Err(ImageFailure { reason, message: message.to_owned(), retry_after: None });
         if wish.reference.starts_with("absent") {
             return fail("ErrImagePull", "manifest unknown");
+        }
+        if wish.reference.starts_with("slow") {
+            for minute in 0..5 {
+                told((minute * 100) << 20, 400 << 20);
+                tokio::time::sleep(Duration::from_secs(60)).await;
+            }
         }
         if wish.reference.contains(' ') {
             return fail("InvalidImageName", "invalid reference format");

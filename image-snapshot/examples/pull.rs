@@ -1,4 +1,4 @@
-//! Pulls an image into a store and shows it: `pull STORE REFERENCE`.
+//! Pulls an image into a store and shows it: `pull STORE REFERENCE [INSECURE-REGISTRY]`.
 
 use std::process::ExitCode;
 
@@ -7,8 +7,8 @@ use image_snapshot::{EnsureRequest, Images, ImagesConfig, LocalAccess, PullPolic
 #[tokio::main]
 async fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [store, reference] = &args[..] else {
-        eprintln!("usage: pull STORE REFERENCE");
+    let [store, reference, insecure @ ..] = &args[..] else {
+        eprintln!("usage: pull STORE REFERENCE [INSECURE-REGISTRY]");
         return ExitCode::FAILURE;
     };
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
@@ -22,7 +22,9 @@ async fn main() -> ExitCode {
         local: LocalAccess::Trusted,
     };
     let start = std::time::Instant::now();
-    let pulled = match Images::open(ImagesConfig::new(store)) {
+    let mut config = ImagesConfig::new(store);
+    config.insecure_registries = insecure.to_vec();
+    let pulled = match Images::open(config) {
         Ok(images) => images.ensure(request, |_| {}).await,
         Err(error) => Err(error),
     };

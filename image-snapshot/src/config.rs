@@ -25,6 +25,8 @@ pub struct ImagesConfig {
     pub local_sources: LocalSources,
     /// Where the bytes of an image are parsed.
     pub converter: Converter,
+    /// Who shares the files of layers.
+    pub copies: Copies,
 }
 
 impl ImagesConfig {
@@ -40,6 +42,7 @@ impl ImagesConfig {
             concurrency: Concurrency::default(),
             local_sources: LocalSources::Refused,
             converter: Converter::InProcess,
+            copies: Copies::Shared,
         }
     }
 }
@@ -80,6 +83,10 @@ pub struct RegistryHost {
     pub mirrors: Vec<String>,
     /// PEM certificates trusted besides the system's.
     pub ca_certificates: Vec<Vec<u8>>,
+    /// Whoever answers in TLS is taken for it, whatever the certificate. What it sends is checked against digests as always, but credentials for
+    /// it and what a tag means are in the hands of whoever answers. It holds for this host alone: redirects to others and token services
+    /// elsewhere are verified as usual, or not followed.
+    pub unverified: bool,
 }
 
 /// Waiting times.
@@ -131,6 +138,18 @@ pub enum LocalSources {
     Refused,
     /// Paths below one of these directories (compared after resolving symbolic links).
     Under(Vec<PathBuf>),
+}
+
+/// Who shares the files of layers, and with them their pages in memory: how long a read takes tells whether somebody else has read the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Copies {
+    /// Everybody: one file a layer.
+    #[default]
+    Shared,
+    /// One trust domain: a file a layer and domain ([`Images::of_domain`](crate::Images::of_domain)), brought by that domain's own right or
+    /// copied from what the host's operator has prepared for all; nothing that one domain has brought serves another.
+    PerDomain,
 }
 
 /// Where untrusted archives are decompressed and parsed.

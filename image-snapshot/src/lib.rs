@@ -28,6 +28,8 @@ pub mod credential;
 mod digest;
 pub mod erofs;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod image;
 mod images;
 pub mod manifest;
@@ -40,12 +42,12 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 
-pub use config::{Concurrency, Converter, ImagesConfig, LocalSources, Platform, RegistryHost, Timeouts};
+pub use config::{Concurrency, Converter, Copies, ImagesConfig, LocalSources, Platform, RegistryHost, Timeouts};
 pub use convert::Limits;
 pub use credential::{Credential, CredentialError, RegistryAuth, Secret};
 pub use digest::{Algorithm, Digest, DigestError};
 pub use error::{ErrorKind, ImageError};
 pub use image::{Image, ImageConfig, LayerSnapshot, Rootfs, RootfsError};
-pub use images::{EnsureRequest, Eviction, GcReport, ImageSummary, Images, Lease, LocalAccess, PullPolicy};
+pub use images::{EnsureRequest, Eviction, GcReport, ImageSummary, Images, Lease, LocalAccess, PullPolicy, Usage};
 pub use progress::{LayerPhase, LayerPlan, Progress};
 pub use reference::{Reference, ReferenceError, RegistryReference};

@@ -5,7 +5,8 @@ use std::io::Read;
 
 use image_snapshot::{Limits, convert::convert};
 
-const ENTRIES: u32 = 990_000;
+/// With the directories that the archive does not name, one for 40 of them, hardly less than the limit of a million.
+const ENTRIES: u32 = 965_000;
 
 /// An archive that is made while it is read: directories of 40 files each, with names as packages have them, and some links.
 struct Archive {

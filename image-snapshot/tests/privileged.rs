@@ -6,6 +6,8 @@
 mod differential;
 #[path = "privileged/mounts.rs"]
 mod mounts;
+#[path = "privileged/realistic.rs"]
+mod realistic;
 #[path = "privileged/tree.rs"]
 mod tree;
 

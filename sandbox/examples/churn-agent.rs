@@ -41,6 +41,7 @@ fn agent(set_up: &str) -> Result<(), Box<dyn std::error::Error>> {
         cgroup_parent: set_up.cgroup_parent,
         layer_dirs: set_up.layer_dirs,
         pool_size: set_up.pool_size,
+        ahead_dir: set_up.ahead_dir,
     };
     let sandboxes = Arc::new(runtime.block_on(NamespaceSandboxes::open(config))?);
     let output = Arc::new(Mutex::new(std::io::stdout()));

@@ -25,7 +25,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{ContainerName, ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 
-/// A sandbox kind. Every method is safe to repeat with the same arguments.
+/// A sandbox kind. Every method is safe to repeat with the same arguments. What one caller asks of a sandbox that it has
+/// prepared is done in the order in which it is first polled: a start may be asked for before the answer to `configure` is there,
+/// and is refused where that is.
 #[async_trait]
 pub trait Sandboxes: Send + Sync {
     /// Takes a warm sandbox (or makes one), under `id`, which the caller has written down before the call.

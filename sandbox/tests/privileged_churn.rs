@@ -41,12 +41,18 @@ async fn privileged_kills_at_named_steps_leave_each_sandbox_whole_or_gone() {
     let unpassed: Vec<&str> =
         Point::ALL.iter().filter(|point| rounds.plan.passed(**point) == 0).map(|point| point.name()).collect();
     eprintln!(
-        "{kills} kills in {tries} rounds, {:.1} s, slowest recovery {:?}; killed at {} of {} steps; never passed {unpassed:?}",
+        "{kills} kills in {tries} rounds, {:.1} s, slowest recovery {:?}; killed at {} of {} steps, not at {never:?}; never passed {unpassed:?}",
         began.elapsed().as_secs_f64(),
         rounds.slowest,
         Point::ALL.len() - never.len(),
         Point::ALL.len(),
     );
+    let never: Vec<&str> = match rounds.roots_are_impossible() {
+        true => {
+            never.into_iter().filter(|name| !["agent.ahead-answered", "shim.ahead-assembled"].contains(name)).collect()
+        }
+        false => never,
+    };
     if wanted as usize >= Point::ALL.len() * 3 {
         assert!(never.is_empty(), "nobody was killed at {never:?}");
     } else {

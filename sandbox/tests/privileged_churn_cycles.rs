@@ -1,6 +1,6 @@
 //! Whatever comes and goes, nothing of it stays: not in the agent, the keeper, the kernel or on disk.
 //!
-//! `NODELESS_CHURN_CYCLES=10000` is the full number. A program of its own, for it counts its own descriptors and threads.
+//! `NODELESS_CHURN_CYCLES=10000` is the full number; `NODELESS_CHURN_PARALLEL` is for machines that are slow themselves. A program of its own, for it counts its own descriptors and threads.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod churn;
@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 /// Cycles of a run that is not told otherwise, and how many go at a time.
 const SOME: u32 = 300;
-const PARALLEL: u32 = 50;
+const SOME_PARALLEL: u32 = 50;
 /// How long the kernel may take to be done with what has gone.
 const SETTLING: Duration = Duration::from_secs(60);
 /// How long it may take by itself, before its caches are emptied, and then again.
@@ -32,10 +32,10 @@ const CRUMBS: u64 = 512;
 /// Kernel memory that comes and goes with what else the machine does.
 const OTHERS: u64 = 16 << 20;
 
-/// Sandboxes made, used and destroyed, `PARALLEL` at a time, until `next` has come to `end`.
-async fn cycles(host: &Arc<Host>, next: &Arc<AtomicU32>, end: u32) {
+/// Sandboxes made, used and destroyed, `parallel` at a time, until `next` has come to `end`.
+async fn cycles(host: &Arc<Host>, next: &Arc<AtomicU32>, parallel: u32, end: u32) {
     let mut going = JoinSet::new();
-    for _ in 0..PARALLEL {
+    for _ in 0..parallel {
         let (host, next) = (Arc::clone(host), Arc::clone(next));
         going.spawn(async move {
             loop {
@@ -62,6 +62,7 @@ async fn cycles(host: &Arc<Host>, next: &Arc<AtomicU32>, end: u32) {
 async fn privileged_thousands_of_sandboxes_come_and_go_and_nothing_stays() {
     privileged!("privileged_thousands_of_sandboxes_come_and_go_and_nothing_stays");
     let wanted = number("NODELESS_CHURN_CYCLES").map_or(SOME, |cycles| cycles as u32);
+    let parallel = number("NODELESS_CHURN_PARALLEL").map_or(SOME_PARALLEL, |parallel| parallel as u32);
     let host = Arc::new(Host::with_pool(4).await);
     let set_up = SetUp {
         run_dir: host.config.run_dir.clone(),
@@ -69,10 +70,11 @@ async fn privileged_thousands_of_sandboxes_come_and_go_and_nothing_stays() {
         cgroup_parent: host.config.cgroup_parent.clone(),
         layer_dirs: host.config.layer_dirs.clone(),
         pool_size: host.config.pool_size,
+        ahead_dir: host.config.ahead_dir.clone(),
     };
     let next = Arc::new(AtomicU32::new(0));
     // What is made once and kept: the keeper, its layer, threads, buffers.
-    cycles(&host, &next, PARALLEL * 2).await;
+    cycles(&host, &next, parallel, parallel * 2).await;
     let take = async || {
         host.sandboxes().drain_pool().await.unwrap();
         let keeper = host.keeper_pid().unwrap().as_raw_nonzero().get();
@@ -86,8 +88,8 @@ async fn privileged_thousands_of_sandboxes_come_and_go_and_nothing_stays() {
     let (before, memory_before) = (take().await, kernel_memory());
 
     let began = Instant::now();
-    next.store(PARALLEL * 2, Ordering::Relaxed);
-    cycles(&host, &next, PARALLEL * 2 + wanted).await;
+    next.store(parallel * 2, Ordering::Relaxed);
+    cycles(&host, &next, parallel, parallel * 2 + wanted).await;
     let took = began.elapsed().as_secs_f64();
     let deadline = Instant::now() + SETTLING;
     let mut emptied = Instant::now();
@@ -104,7 +106,7 @@ async fn privileged_thousands_of_sandboxes_come_and_go_and_nothing_stays() {
         }
         if left.is_empty() {
             eprintln!(
-                "{wanted} cycles, {PARALLEL} at a time: {took:.1} s, {:.0} a second; kernel memory {:+.1} MiB; {:?}, were {:?}",
+                "{wanted} cycles, {parallel} at a time: {took:.1} s, {:.0} a second; kernel memory {:+.1} MiB; {:?}, were {:?}",
                 f64::from(wanted) / took,
                 memory as f64 / f64::from(1 << 20),
                 after.machine,

@@ -215,7 +215,8 @@ async fn privileged_escape_what_is_made_in_a_volume_cannot_be_exchanged_before_i
         std::os::unix::fs::chown(place.join("bait"), Some(4_000_000_000), Some(4_000_000_000)).unwrap();
         fs::set_permissions(place.join("bait"), Permissions::from_mode(0o700)).unwrap();
         fs::set_permissions(&place, Permissions::from_mode(0o777)).unwrap();
-        let bait = fs::metadata(place.join("bait")).unwrap().ino();
+        // Held, so that no other file gets its inode's number.
+        let bait = fs::File::open(place.join("bait")).unwrap();
         let mut racer = host.attacker("racer", &["steal", "/v", "prey", "bait", "/v/count"]);
         // Where the file system shifts no owners: the kernel lets nobody move what a shifting mount has no owner for.
         let shared = Mount { idmap: false, ..volume(&place, "", "/v") };
@@ -223,6 +224,7 @@ async fn privileged_escape_what_is_made_in_a_volume_cannot_be_exchanged_before_i
         host.begin(&id, &racer).await;
         let count = || fs::read_to_string(place.join("count")).ok().and_then(|text| text.trim().parse::<u64>().ok());
         let rounds = (iterations() / 3).min(1000);
+        let mut rounds_raced = 0;
         in_time(async {
             for round in 0..rounds {
                 let mut spec = host.shell("target", "true");
@@ -237,23 +239,13 @@ async fn privileged_escape_what_is_made_in_a_volume_cannot_be_exchanged_before_i
                 if host.sandboxes().start(&id, &spec).await.is_ok() {
                     exit_of(&mut events, "target", spec.attempt).await;
                 }
-                for entry in fs::read_dir(&place).unwrap().flatten() {
-                    let meta = fs::symlink_metadata(entry.path()).unwrap();
-                    if meta.ino() == bait {
-                        assert_eq!(meta.uid(), 4_000_000_000, "{kind}: given away as {}", entry.path().display());
-                    }
-                }
-                // The prey is to be missing again, and the bait to lie in wait.
-                let _ = fs::remove_dir(place.join("prey"));
-                if fs::metadata(place.join("bait")).map(|meta| meta.ino()).ok() != Some(bait) {
-                    let _ = fs::remove_dir(place.join("bait"));
-                    let _ = fs::rename(place.join("prey"), place.join("bait"));
-                }
+                assert_eq!(bait.metadata().unwrap().uid(), 4_000_000_000, "{kind}: round {round}: given away");
+                rounds_raced += u64::from(set_again(&place, &bait));
                 let _ = fs::remove_dir_all(spec.rootfs.writable.unwrap());
             }
         })
         .await;
-        assert!(count().is_some_and(|count| count > 0), "nothing was exchanged");
+        assert!(rounds_raced > 0 && count().is_some_and(|count| count > 0), "nothing was exchanged");
         host.close().await;
     }
 }
@@ -402,4 +394,19 @@ async fn privileged_escape_a_restarted_container_finds_its_traps_sprung_inside()
         host.close().await;
         decoys.untouched();
     }
+}
+
+/// Takes the prey away, which ends the exchanges, and lays the bait again: whether the prey was there.
+fn set_again(place: &Path, bait: &fs::File) -> bool {
+    let taken = place.join("taken");
+    if fs::rename(place.join("prey"), &taken).is_err() {
+        return false;
+    }
+    if fs::metadata(&taken).unwrap().ino() == bait.metadata().unwrap().ino() {
+        fs::remove_dir(place.join("bait")).unwrap();
+        fs::rename(&taken, place.join("bait")).unwrap();
+    } else {
+        fs::remove_dir(&taken).unwrap();
+    }
+    true
 }

@@ -112,6 +112,7 @@ async fn privileged_evaluate_a_read_only_root_leaves_only_what_is_in_memory_and_
         no_exec: false,
         idmap: true,
         exclusive: false,
+        layers: Vec::new(),
     };
     let mut spec = host.surface("main", &["walk", "/proc"]);
     spec.readonly_rootfs = true;

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test program: helpers fail as tests do")]
 
+#[path = "churn/plan.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the churn tests use all of it")]
+mod plan;
 mod support;
 
 use std::io::{Read, Write};
@@ -9,6 +12,7 @@ use std::io::{Read, Write};
 use rustix::process::{Pid, Signal, kill_process};
 use sandbox::contract::{SandboxError, Sandboxes, Started, Stdio};
 use sandbox::spec::{ContainerSpec, Seccomp, User};
+use sandbox::sys::failpoint::{self, Point};
 use support::{Host, exec_spec};
 
 async fn sleeper(host: &Host, name: &str) -> sandbox::spec::SandboxId {
@@ -326,8 +330,82 @@ async fn privileged_many_execs_at_once_each_end_and_are_told() {
                 process.wait().await.unwrap().code
             });
         }
-        let codes = tokio::time::timeout(2 * support::PATIENCE, execs.join_all()).await.expect("each end is told");
+        let codes = support::in_time("each end is told", execs.join_all()).await;
         assert_eq!(codes, [0; 100], "round {round}");
     }
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_execs_leave_nothing_behind_in_the_process_that_lends_them_its_memory() {
+    privileged!("privileged_execs_leave_nothing_behind_in_the_process_that_lends_them_its_memory");
+    /// A leak of as little as the list of an exec's arguments would be more than the bound.
+    const EXECS: usize = 300;
+    let host = Host::new().await;
+    let id = host.sandbox("lender").await;
+    let mut spec = host.shell("main", "");
+    spec.args = vec!["sleep".into(), "1000".into()];
+    let started = host.sandboxes().start(&id, &spec).await.unwrap();
+    let arguments: Vec<&str> = std::iter::once("true").chain(std::iter::repeat_n("x", 1000)).collect();
+    for _ in 0..20 {
+        assert_eq!(host.exec(&id, "main", &arguments).await.0.code, 0);
+    }
+    let lender = beside(&host, &started)[0].as_raw_nonzero().get();
+    let anonymous = || status(lender, "RssAnon:").trim_end_matches(" kB").parse::<u64>().unwrap();
+    let before = anonymous();
+    for _ in 0..EXECS {
+        assert_eq!(host.exec(&id, "main", &arguments).await.0.code, 0);
+        for refused in [&["no-such-program"][..], &["/no/such"], &["/etc"]] {
+            let refused = host.sandboxes().exec(&id, &exec_spec("main", refused), Stdio::default()).await;
+            assert!(matches!(refused, Err(SandboxError::Exec { .. })));
+        }
+    }
+    let grown = anonymous().saturating_sub(before);
+    assert!(grown <= 256, "{EXECS} execs left {grown} KiB behind");
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_an_exec_that_hangs_holds_up_no_other_and_never_runs_once_it_was_refused() {
+    privileged!("privileged_an_exec_that_hangs_holds_up_no_other_and_never_runs_once_it_was_refused");
+    let host = Host::with_program(support::shim::churn_agent().unwrap(), 0).await;
+    let plan = plan::Plan::create(&host.config.run_dir);
+    let id = host.sandbox("hangs").await;
+    let mut spec = host.shell("main", "");
+    spec.args = vec!["sleep".into(), "1000".into()];
+    let started = host.sandboxes().start(&id, &spec).await.unwrap();
+    // The first has a process made beside the container, which is ready for the second.
+    for _ in 0..2 {
+        assert_eq!(host.exec(&id, "main", &["true"]).await.0.code, 0);
+    }
+    plan.arm(Point::StubExecuting, 1, failpoint::HOLD);
+    let hangs = {
+        let (sandboxes, id) = (host.sandboxes().clone(), id.clone());
+        tokio::spawn(async move {
+            let spec = exec_spec("main", &["touch", "/tmp/ran"]);
+            sandboxes.exec(&id, &spec, Stdio::default()).await.map(drop)
+        })
+    };
+    support::until("it holds still just before its program", || plan.is_held()).await;
+    let others = async {
+        for _ in 0..3 {
+            assert_eq!(host.exec(&id, "main", &["echo", "other"]).await.1, "other\n");
+        }
+    };
+    tokio::time::timeout(support::PATIENCE, others).await.expect("others go on");
+    assert!(plan.is_held() && !hangs.is_finished(), "while it holds still");
+    let refused = hangs.await.unwrap();
+    assert!(matches!(refused, Err(SandboxError::Failed { .. })), "{refused:?}");
+    plan.release();
+    support::until("what was beside the container is gone", || {
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", started.pid)).unwrap();
+        let group = groups.lines().find_map(|line| line.split_once("pids:").or(line.split_once("0::"))).unwrap().1;
+        let of = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+        let procs = of.iter().find_map(|root| std::fs::read_to_string(format!("{root}{group}/cgroup.procs")).ok());
+        procs.unwrap().lines().count() == 1
+    })
+    .await;
+    assert!(!spec.rootfs.writable.unwrap().join("upper/tmp/ran").exists(), "it ran after it was refused");
+    assert_eq!(host.exec(&id, "main", &["echo", "again"]).await.1, "again\n");
     host.close().await;
 }

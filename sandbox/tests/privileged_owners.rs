@@ -45,6 +45,7 @@ fn mount_of(source: &Path, destination: &str, read_only: bool) -> Mount {
         no_exec: false,
         idmap: true,
         exclusive: true,
+        layers: Vec::new(),
     }
 }
 

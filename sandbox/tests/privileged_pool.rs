@@ -6,12 +6,34 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sandbox::contract::Sandboxes;
+use sandbox::sys::failpoint;
 use support::{Host, shim, until};
+
+/// A mount over the place where a slot is deleted: its clearing fails at its last steps but one, as on a disk that fails.
+struct Stuck(PathBuf);
+
+impl Stuck {
+    fn at(host: &Host, slot: &str) -> Self {
+        let place = host.config.run_dir.join("trash").join(slot);
+        fs::create_dir(&place).unwrap();
+        rustix::mount::mount("stuck", &place, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        Self(place)
+    }
+
+    fn release(self) {}
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
+        // It is the backend's to remove; that may have happened by now.
+    }
+}
 
 /// The shims of the warm sandboxes, by slot; only living ones.
 fn shims(host: &Host) -> BTreeMap<String, Pid> {
@@ -59,6 +81,47 @@ async fn privileged_a_warm_sandbox_whose_shim_dies_is_replaced_before_anybody_as
     host.close().await;
 }
 
+/// The steps of shims that start from now on.
+struct Steps(fs::File);
+
+impl Steps {
+    fn of(host: &Host) -> Self {
+        let path = host.config.run_dir.join(failpoint::FILE);
+        let file = fs::OpenOptions::new().create_new(true).read(true).write(true).open(path).unwrap();
+        file.set_len((failpoint::WORDS * 4) as u64).unwrap();
+        Self(file)
+    }
+
+    fn set(&self, word: usize, value: u32) {
+        self.0.write_all_at(&value.to_ne_bytes(), (word * 4) as u64).unwrap();
+    }
+
+    fn get(&self, word: usize) -> u32 {
+        let mut value = [0; 4];
+        self.0.read_exact_at(&mut value, (word * 4) as u64).unwrap();
+        u32::from_ne_bytes(value)
+    }
+}
+
+#[tokio::test]
+async fn privileged_a_pool_at_leisure_waits_for_a_stub_but_not_for_ever() {
+    privileged!("privileged_a_pool_at_leisure_waits_for_a_stub_but_not_for_ever");
+    let host = Host::with_program(shim::churn_agent().unwrap(), 2).await;
+    warm(&host, 2).await;
+    let steps = Steps::of(&host);
+    steps.set(failpoint::COUNTDOWN, 1);
+    steps.set(failpoint::ACTION, failpoint::HOLD);
+    steps.set(failpoint::ARMED, failpoint::Point::StubGrouped as u32 + 1);
+    let began = std::time::Instant::now();
+    host.sandbox("takes").await;
+    until("the next one's stub holds still", || steps.get(failpoint::REACHED) == 1).await;
+    warm(&host, 2).await;
+    // As long as the shim lets the pool wait for it, however fast the rest was.
+    assert!(began.elapsed() >= std::time::Duration::from_secs(1), "a sandbox was warm before its stub was ready");
+    steps.set(failpoint::REACHED, 2);
+    host.close().await;
+}
+
 /// Puts a program in place of another, at once.
 fn replace(program: &Path, with: impl AsRef<[u8]>) {
     let new = program.with_extension("new");
@@ -103,5 +166,71 @@ async fn privileged_a_drained_pool_stays_empty_until_a_sandbox_is_taken() {
     assert!(made.is_err(), "a warm sandbox was made");
     host.sandbox("takes").await;
     warm(&host, 2).await;
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_a_warm_slot_that_cannot_be_cleared_stays_known_and_is_cleared_when_it_can_be() {
+    privileged!("privileged_a_warm_slot_that_cannot_be_cleared_stays_known_and_is_cleared_when_it_can_be");
+    let host = Host::with_pool(3).await;
+    warm(&host, 3).await;
+    let slots: Vec<String> = shims(&host).into_keys().collect();
+    let [first, second, third] = &slots[..] else { panic!("{slots:?}") };
+    let (stuck, longer) = (Stuck::at(&host, first), Stuck::at(&host, second));
+    let error = host.sandboxes().drain_pool().await.unwrap_err().to_string();
+    assert!(error.contains(&format!("{first}: ")) && error.contains(&format!("{second}: ")), "{error}");
+    assert!(!error.contains(third), "it is gone: {error}");
+    assert_eq!(host.sandboxes().warm().await, 0, "nobody gets one that is half gone");
+    let left = host.leftovers();
+    assert!(left.iter().all(|path| !path.ends_with(third)) && !left.is_empty(), "{left:?}");
+    // Nobody has to ask.
+    stuck.release();
+    let claim = |slot: &str| host.config.run_dir.join("ids").join(slot.strip_prefix("slot-").unwrap());
+    until("the one is cleared", || !claim(first).exists()).await;
+    assert!(claim(second).exists(), "the other is not, and nobody else gets its ids");
+    let error = host.sandboxes().drain_pool().await.unwrap_err().to_string();
+    assert!(error.contains(second.as_str()) && !error.contains(first.as_str()), "{error}");
+    longer.release();
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_a_destroyed_sandbox_whose_last_files_cannot_be_removed_is_cleared_when_they_can_be() {
+    privileged!("privileged_a_destroyed_sandbox_whose_last_files_cannot_be_removed_is_cleared_when_they_can_be");
+    let host = Host::new().await;
+    let id = host.sandbox("busy").await;
+    let directory = host.config.run_dir.join("sandboxes").join("busy");
+    let slot: serde_json::Value = serde_json::from_slice(&fs::read(directory.join("slot.json")).unwrap()).unwrap();
+    let slot = slot["name"].as_str().unwrap();
+    // As it is deleted, not before: whoever destroys a sandbox that is whole asks again, and finds it.
+    let kept = directory.join("record");
+    rustix::mount::mount("stuck", &kept, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    let stuck = Stuck(host.config.run_dir.join("trash").join(slot).join("record"));
+    assert!(host.sandboxes().destroy(&id).await.is_err());
+    // It is no sandbox any more, so nobody can ask for it by its name.
+    assert_eq!(host.sandboxes().list().await.unwrap(), vec![]);
+    host.sandboxes().destroy(&id).await.unwrap();
+    let claim = host.config.run_dir.join("ids").join(slot.strip_prefix("slot-").unwrap());
+    assert!(claim.exists());
+    stuck.release();
+    until("what was left of it is gone", || !claim.exists()).await;
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_a_host_starts_beside_a_slot_that_cannot_be_cleared() {
+    privileged!("privileged_a_host_starts_beside_a_slot_that_cannot_be_cleared");
+    let mut host = Host::with_pool(1).await;
+    warm(&host, 1).await;
+    let (slot, killed) = shims(&host).pop_first().unwrap();
+    let stuck = Stuck::at(&host, &slot);
+    kill_process(killed, Signal::KILL).unwrap();
+    host.reopen().await;
+    warm(&host, 1).await;
+    let id = host.sandbox("works").await;
+    assert_eq!(host.script(&id, "main", "echo ok").await.1, "ok");
+    stuck.release();
+    let claim = host.config.run_dir.join("ids").join(slot.strip_prefix("slot-").unwrap());
+    until("it is cleared", || !claim.exists()).await;
     host.close().await;
 }

@@ -124,6 +124,7 @@ async fn privileged_without_a_user_namespace_owners_in_volumes_are_the_hosts() {
         no_exec: false,
         idmap: true,
         exclusive: true,
+        layers: Vec::new(),
     }];
     host.run(&id, &spec).await;
     let log = host.log(&id, "main", 0);

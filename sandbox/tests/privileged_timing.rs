@@ -21,12 +21,7 @@ async fn launches() {
     let host = Host::with_pool(4).await;
     let (mut prepared, mut started, mut written, mut destroyed) = (vec![], vec![], vec![], vec![]);
     for number in 0..LAUNCHES {
-        let full = tokio::time::timeout(std::time::Duration::from_secs(20), async {
-            while host.sandboxes().warm().await < 4 {
-                tokio::task::yield_now().await;
-            }
-        });
-        full.await.unwrap();
+        host.filled().await;
         let mut spec = host.shell("main", "");
         spec.args = vec!["/bin/echo".into(), "x".into()];
         let begin = boottime_ns();

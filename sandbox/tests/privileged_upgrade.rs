@@ -1,7 +1,7 @@
 //! Agents, keepers and shims of different versions at once.
 //!
 //! There is no program of an older version here. What stands for one: a relay in front of a shim that lets through what
-//! version 1 had and, as version 1 did, drops the connection at anything else; and a program that differs in its last byte.
+//! that version had and, as version 1 did, drops the connection at anything else; and a program that differs in its last byte.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;
@@ -16,16 +16,17 @@ use sandbox::spec::{ContainerSpec, SandboxId};
 use serde_json::{Value, json};
 use support::{Host, exec_spec, exit_of};
 
-/// What version 1 could be asked.
+/// What version 1 could be asked, and what came with version 2.
 const VERSION_1: [&str; 10] =
     ["hello", "status", "configure", "start", "exec", "exec_signal", "signal", "update", "subscribe", "shutdown"];
+const VERSION_2: [&str; 6] = ["settle", "assemble", "attach", "resize", "pause", "resume"];
 
 fn directory(host: &Host, id: &SandboxId) -> std::path::PathBuf {
     host.config.run_dir.join("sandboxes").join(&id.0)
 }
 
-/// Puts version 1 in front of a shim; what was asked of it that it did not know.
-fn age(directory: &Path) -> Arc<Mutex<Vec<String>>> {
+/// Puts an older version in front of a shim; what was asked of it that it did not know.
+fn age(directory: &Path, version: u32) -> Arc<Mutex<Vec<String>>> {
     let real = directory.join("real.sock");
     std::fs::rename(directory.join("shim.sock"), &real).unwrap();
     let listener = UnixListener::bind(directory.join("shim.sock")).unwrap();
@@ -40,9 +41,13 @@ fn age(directory: &Path) -> Arc<Mutex<Vec<String>>> {
                 relay(client, to_shim, |message| {
                     let op = message["body"]["op"].as_str().unwrap_or_default().to_owned();
                     if op == "hello" {
-                        message["body"]["versions"] = json!({"lowest": 1, "highest": 1});
+                        message["body"]["versions"] = json!({"lowest": 1, "highest": version});
                     }
-                    let known = VERSION_1.contains(&op.as_str());
+                    // It would have taken such a mount for one of the host's.
+                    let mounts = message.pointer("/body/spec/mounts").and_then(Value::as_array);
+                    let images = mounts.into_iter().flatten().any(|mount| mount.get("layers").is_some());
+                    let named = VERSION_1.contains(&op.as_str()) || version > 1 && VERSION_2.contains(&op.as_str());
+                    let known = named && !images;
                     if !known {
                         seen.lock().unwrap().push(op);
                     }
@@ -80,7 +85,7 @@ async fn privileged_an_agent_adopts_shims_of_version_1() {
     let id = host.sandbox("aged").await;
     let started = host.sandboxes().start(&id, &host.shell("main", "exec sleep 1000")).await.unwrap();
     assert_eq!(host.script(&id, "done", "echo was here; exit 3").await.0.code, 3);
-    let unknown = age(&directory(&host, &id));
+    let unknown = age(&directory(&host, &id), 1);
     host.reopen().await;
 
     let listed = host.sandboxes().list().await.unwrap();
@@ -107,6 +112,31 @@ async fn privileged_an_agent_adopts_shims_of_version_1() {
 
     sandboxes.signal(&id, "main", 9, true).await.unwrap();
     assert_eq!(exit_of(&mut events, "main", 0).await.signal, Some(9));
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileged_a_shim_that_knows_of_no_images_as_volumes_is_never_given_one() {
+    privileged!("privileged_a_shim_that_knows_of_no_images_as_volumes_is_never_given_one");
+    let mut host = Host::new().await;
+    let id = host.sandbox("aged").await;
+    let unknown = age(&directory(&host, &id), 2);
+    host.reopen().await;
+    // Of one layer: as many descriptors as a directory of the host's has.
+    let mut image = support::attack::volume(Path::new(""), "etc", "/image");
+    (image.layers, image.read_only) = (host.shell("layers", "").rootfs.layers, true);
+    let mut spec = host.shell("main", "ls /image");
+    spec.mounts.push(image);
+    let sandboxes = host.sandboxes();
+    assert!(is_unsupported(sandboxes.start(&id, &spec).await, "an image as a volume"));
+    assert_eq!(*unknown.lock().unwrap(), Vec::<String>::new());
+    // What it knows it does, and a sandbox of today has the image.
+    sandboxes.pause(&id, "main").await.unwrap_err();
+    assert_eq!(host.script(&id, "plain", "echo plain").await.1, "plain");
+    let new = host.sandbox("new").await;
+    spec.attempt = 1;
+    assert_eq!(host.run(&new, &spec).await.code, 0);
+    assert!(host.log(&new, "main", 1).contains("passwd"));
     host.close().await;
 }
 
@@ -162,26 +192,57 @@ async fn privileged_a_shim_refuses_by_name_what_it_does_not_know_and_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileged_a_start_that_cannot_be_read_is_refused_and_the_stub_stands_by_for_the_next() {
+    privileged!("privileged_a_start_that_cannot_be_read_is_refused_and_the_stub_stands_by_for_the_next");
+    let host = Host::new().await;
+    let id = host.sandbox("talk").await;
+    let stubs = host.stubs(&id);
+    assert!(!stubs.is_empty(), "a stub stands by");
+    // Each is told to the stub as it is asked, before anybody knows whether it can be read.
+    let counts = json!({"layers": 1, "writable": 1, "mounts": 0});
+    let readable = serde_json::to_value(host.shell("main", "echo not this one")).unwrap();
+    let nested = (0..200).fold(json!("x"), |inner, _| json!([inner]));
+    let with = |name: &str, value: Value| {
+        let mut spec = readable.clone();
+        spec[name] = value;
+        spec
+    };
+    let mut talk = Talk::new(&host, &id, VERSIONS.highest);
+    for (what, spec, fds) in [
+        ("no specification", Value::Null, counts.clone()),
+        ("an attempt that is no number", with("attempt", json!("first")), counts.clone()),
+        ("arguments without end", with("args", nested), counts.clone()),
+        ("no name", json!({"attempt": 0}), counts.clone()),
+        // The stub can read this one.
+        ("no counts", readable.clone(), json!("none")),
+    ] {
+        match talk.ask(&json!({"op": "start", "spec": spec, "fds": fds})) {
+            Err(Refusal::Invalid { message }) => assert!(message.contains("request start"), "{what}: {message}"),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+    let mut events = host.sandboxes().events(&id).await.unwrap();
+    let started = host.sandboxes().start(&id, &host.shell("main", "echo this one")).await.unwrap();
+    let stub = rustix::process::Pid::from_raw(started.pid as i32).unwrap();
+    assert!(stubs.contains(&stub), "{stub:?} is none of {stubs:?}");
+    assert_eq!(exit_of(&mut events, "main", 0).await.code, 0);
+    assert_eq!(host.log(&id, "main", 0), "this one");
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn privileged_after_an_upgrade_nothing_new_starts_on_an_old_program() {
     privileged!("privileged_after_an_upgrade_nothing_new_starts_on_an_old_program");
     let mut host = Host::with_pool(2).await;
-    let filled = async |host: &Host| {
-        let full = async {
-            while host.sandboxes().warm().await < 2 {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(std::time::Duration::from_secs(30), full).await.unwrap();
-    };
     let id = host.sandbox("before").await;
     host.sandboxes().start(&id, &host.shell("main", "exec sleep 1000")).await.unwrap();
-    filled(&host).await;
+    host.filled().await;
     let (keeper, old_shim) = (host.keeper_pid().unwrap(), host.shim_pid(&id));
     let warm_before = host.processes_with("nodeless-shim\0shim");
 
     // The same program again: nothing is replaced.
     host.reopen().await;
-    filled(&host).await;
+    host.filled().await;
     assert_eq!(host.keeper_pid().unwrap(), keeper);
     assert_eq!(host.processes_with("nodeless-shim\0shim"), warm_before);
 
@@ -192,7 +253,7 @@ async fn privileged_after_an_upgrade_nothing_new_starts_on_an_old_program() {
     std::fs::set_permissions(&upgraded, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     host.config.shim_program = upgraded;
     host.reopen().await;
-    filled(&host).await;
+    host.filled().await;
     assert_ne!(host.keeper_pid().unwrap(), keeper);
     let size =
         |pid: rustix::process::Pid| std::fs::metadata(format!("/proc/{}/exe", pid.as_raw_nonzero())).unwrap().len();

@@ -15,6 +15,7 @@ fn volume(source: &std::path::Path, sub_path: &str, destination: &str) -> Mount 
         no_exec: false,
         idmap: true,
         exclusive: false,
+        layers: Vec::new(),
     }
 }
 
@@ -239,5 +240,20 @@ async fn privileged_low_ports_bind_and_the_own_network_is_reachable() {
     let script = "(echo pong | nc -l -p 80) & sleep 0.2; nc 127.0.0.1 80 < /dev/null";
     let (exit, log) = host.script(&id, "main", script).await;
     assert_eq!((exit.code, log.as_str()), (0, "pong"));
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_root_in_a_sandbox_owns_what_the_kernel_shows_of_its_network() {
+    privileged!("privileged_root_in_a_sandbox_owns_what_the_kernel_shows_of_its_network");
+    let host = Host::new().await;
+    // The kernel says so once, when it makes the network: who came first would be chance.
+    for number in 0..8 {
+        let name = format!("owner-{number}");
+        let id = host.sandbox(&name).await;
+        let spec = host.shell("main", "stat -L -c %u:%g /proc/net/dev /sys/class/net/lo/mtu; ifconfig lo | grep -c UP");
+        host.run(&id, &spec).await;
+        assert_eq!(host.log(&id, "main", 0), "0:0\n0:0\n1");
+    }
     host.close().await;
 }

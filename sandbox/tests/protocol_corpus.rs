@@ -85,11 +85,17 @@ fn messages_of_all_released_versions_are_understood() {
 
 #[test]
 fn requests_say_which_version_they_need() {
+    let mut needed = std::collections::BTreeSet::new();
     for (place, sent) in corpus("shim-requests") {
         let version: u32 = place.strip_prefix('v').unwrap().split('-').next().unwrap().parse().unwrap();
         let call: Call<Request> = serde_json::from_value(sent).unwrap();
         assert!(call.body.since() <= version, "{place}: {:?} needs version {}", call.body, call.body.since());
+        needed.insert(call.body.since());
     }
+    assert!(
+        needed.into_iter().eq(1..=VERSIONS.highest),
+        "each version has a request that an earlier one does not know"
+    );
 }
 
 #[test]

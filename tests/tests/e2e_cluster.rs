@@ -74,7 +74,13 @@ fn e2e_twenty_replicas_run_log_go_and_are_billed() {
         assert!(pod["status"]["startTime"].is_string(), "{name} has no start time");
         assert!(pod["status"]["hostIP"].is_string(), "{name} has no host address");
         assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
-        assert_eq!(dev.kubectl(&["logs", name]).unwrap().trim(), format!("hello from {name}"));
+        let greeting = format!("hello from {name}");
+        until("it has greeted", || {
+            let said = dev.kubectl(&["logs", name])?;
+            ensure!(said.trim() == greeting, "{said}");
+            Ok(())
+        })
+        .unwrap();
     }
     let first = pods[0]["metadata"]["name"].as_str().unwrap();
     // The third layer's file: the stack of layers is in the right order.

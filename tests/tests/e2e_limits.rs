@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tests::bed::{Bed, Case, phase, same, shell, terminated, walk};
+use tests::bed::{Bed, Case, GO, phase, same, shell, terminated, walk};
 use tests::stack::{self, is_root};
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -182,12 +182,14 @@ const RESIZE: &[Case] = &[
     }),
     ("Memory below what is used is refused until it is free, and nothing is killed", |bed| {
         let image = bed.registry.image("below", &[])?;
-        let script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null; echo ready; \
-                      sleep 15; rm /dev/shm/x; sleep 1000";
-        let main = sized(shell("main", &image, script), "100m", "128Mi");
+        let script = format!(
+            "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null; echo ready; \
+             until [ -e {GO} ]; do sleep 0.1; done; rm /dev/shm/x; sleep 1000"
+        );
+        let main = sized(shell("main", &image, &script), "100m", "128Mi");
         bed.pod("below", json!({"terminationGracePeriodSeconds": 0, "containers": [main]}))?;
         bed.until("below", "it runs", |pod| phase(pod) == "Running")?;
-        stack::wait("it has taken its memory", || Ok(bed.kubectl_says(&["logs", "below"])? == "ready\n"))?;
+        bed.until_logs(&["below"], "ready\n")?;
         resize(bed, "below", "100m", "32Mi")?;
         let pod = bed.until("below", "it says why not", |pod| {
             condition(pod, "PodResizeInProgress").is_some_and(|c| c["reason"] == "Error")
@@ -197,6 +199,7 @@ const RESIZE: &[Case] = &[
         ensure!(message.contains("below current usage"), "it says {message}");
         let limits = &pod["status"]["containerStatuses"][0]["resources"]["limits"];
         same("what it has", limits["memory"].as_str(), Some("128Mi"))?;
+        bed.go("below")?;
         let pod = bed.until("below", "it is resized", |pod| {
             pod["status"]["containerStatuses"][0]["resources"]["limits"]["memory"] == "32Mi"
                 && condition(pod, "PodResizeInProgress").is_none()

@@ -10,14 +10,16 @@ mod interrupt;
 mod registry;
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use interrupt::{Moments, Run, WAYS, Way};
-use registry::Registry;
+use registry::push_for_two_architectures;
 use serde_json::Value;
 use tests::cluster::repository;
+use tests::registry::DebianRegistry;
 use tests::stack::is_root;
 
 fn quickstart(arguments: &[&str]) -> Output {
@@ -79,8 +81,8 @@ fn e2e_quickstart_takes_an_image_from_a_registry_by_platform() {
     if !is_root("e2e_quickstart_takes_an_image_from_a_registry_by_platform") {
         return;
     }
-    let registry = Registry::up().unwrap();
-    let image = registry.push_for_two_architectures("team/busybox:1.35").unwrap();
+    let registry = DebianRegistry::plain(Ipv4Addr::LOCALHOST.into()).unwrap();
+    let image = push_for_two_architectures(&registry, "team/busybox:1.35").unwrap();
     let said = outcome(&quickstart(&[&image, "--json"]));
     assert_eq!(said["image"], image.as_str());
     assert_eq!(said["record"]["images"][0], image.as_str());

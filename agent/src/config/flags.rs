@@ -98,9 +98,18 @@ pub struct RunFlags {
     /// Registry HOST[:PORT] spoken to in plain HTTP; may be repeated (loopback always is).
     #[arg(long, env = "NODELESS_INSECURE_REGISTRY", value_delimiter = ',')]
     pub insecure_registry: Option<Vec<String>>,
+    /// TOML file with mirrors, certificates and exceptions for registries by name [default: none].
+    #[arg(long, env = "NODELESS_REGISTRIES")]
+    pub registries: Option<PathBuf>,
     /// Seconds of silence after which a registry's request is given up [default: 60].
     #[arg(long, env = "NODELESS_REGISTRY_TIMEOUT_SECONDS")]
     pub registry_timeout_seconds: Option<u64>,
+    /// Layers of all images that are downloaded at once [default: 6].
+    #[arg(long, env = "NODELESS_MAX_CONCURRENT_LAYERS")]
+    pub max_concurrent_layers: Option<usize>,
+    /// Layers of one image that are downloaded at once [default: 3].
+    #[arg(long, env = "NODELESS_MAX_CONCURRENT_LAYERS_PER_IMAGE")]
+    pub max_concurrent_layers_per_image: Option<usize>,
     /// Directory below which pods of the cluster may name `oci-layout:` images; may be repeated.
     #[arg(long, env = "NODELESS_ALLOW_OCI_LAYOUT", value_delimiter = ',')]
     pub allow_oci_layout: Option<Vec<PathBuf>>,
@@ -110,6 +119,9 @@ pub struct RunFlags {
     /// Docker config file (auths, credHelpers, credsStore) with credentials that every pod of this host may pull with [default: none].
     #[arg(long, env = "NODELESS_DOCKER_CONFIG")]
     pub docker_config: Option<PathBuf>,
+    /// Who shares layers' files, and so their pages in memory: `shared`, every pod of the host; `namespace`, the pods of one namespace [default: shared].
+    #[arg(long, env = "NODELESS_IMAGE_COPIES")]
+    pub image_copies: Option<String>,
     /// Percent of the disk in use from which on unused images make way [default: 85].
     #[arg(long, env = "NODELESS_IMAGE_GC_HIGH_THRESHOLD")]
     pub image_gc_high_threshold: Option<u64>,
@@ -191,10 +203,14 @@ impl RunFlags {
             http_listen,
             resolv_conf,
             insecure_registry,
+            registries,
             registry_timeout_seconds,
+            max_concurrent_layers,
+            max_concurrent_layers_per_image,
             allow_oci_layout,
             host_labels,
             docker_config,
+            image_copies,
             image_gc_high_threshold,
             image_gc_low_threshold,
             image_gc_min_age_seconds,

@@ -4,6 +4,7 @@
 //! No secret is in here, so that a [`Config`] may be logged.
 
 mod flags;
+mod registries;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use crate::pod::spec::resources::Policy;
 use crate::pod::spec::sysctls;
 use crate::quantity::{QuantityError, milli, whole};
 use crate::trust::Allow;
+use image_snapshot::{Concurrency, Copies};
 
 /// Default of `--state-dir`.
 pub const STATE_DIR: &str = "/var/lib/nodeless";
@@ -79,14 +81,20 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Registries spoken to in plain HTTP.
     pub insecure_registries: Vec<String>,
+    /// Mirrors of registries, their certificates, and those that are not verified.
+    pub registries: Vec<image_snapshot::RegistryHost>,
     /// Silence after which a registry's request is given up; without it the store's own default.
     pub registry_timeout: Option<std::time::Duration>,
+    /// Layers that are downloaded at once, of all images and of one.
+    pub concurrency: Concurrency,
     /// Directories that pods may name in `oci-layout:` references.
     pub oci_layouts: Vec<PathBuf>,
     /// Labels of this host besides those that it has by nature.
     pub host_labels: BTreeMap<String, String>,
     /// A docker config file with credentials that every pod may pull with.
     pub docker_config: Option<PathBuf>,
+    /// Who shares the files of layers.
+    pub image_copies: Copies,
     /// When images make way.
     pub image_gc: Watermarks,
     /// CPU to give, in thousandths; the host's own when absent.
@@ -240,13 +248,20 @@ impl Config {
             http_listen: flags.http_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 10_272))),
             resolv_conf: flags.resolv_conf.unwrap_or_else(|| PathBuf::from("/etc/resolv.conf")),
             insecure_registries: flags.insecure_registry.unwrap_or_default(),
+            registries: registries::load(flags.registries)?,
             registry_timeout: match flags.registry_timeout_seconds {
                 Some(0) => return Err(wrong("registry-timeout-seconds", "0 would give every request up".to_owned())),
                 seconds => seconds.map(std::time::Duration::from_secs),
             },
+            concurrency: concurrency(flags.max_concurrent_layers, flags.max_concurrent_layers_per_image)?,
             oci_layouts: flags.allow_oci_layout.unwrap_or_default(),
             host_labels: host_labels(flags.host_labels.unwrap_or_default())?,
             docker_config: flags.docker_config,
+            image_copies: match flags.image_copies.as_deref() {
+                None | Some("shared") => Copies::Shared,
+                Some("namespace") => Copies::PerDomain,
+                Some(other) => return Err(wrong("image-copies", format!("{other:?} is neither shared nor namespace"))),
+            },
             image_gc: watermarks(
                 (flags.image_gc_high_threshold, flags.image_gc_low_threshold),
                 (flags.image_gc_min_age_seconds, flags.image_gc_max_age_seconds),
@@ -305,6 +320,17 @@ fn host_labels(list: Vec<String>) -> Result<BTreeMap<String, String>, ConfigErro
         }
     };
     list.into_iter().map(one).collect()
+}
+
+fn concurrency(in_all: Option<usize>, per_image: Option<usize>) -> Result<Concurrency, ConfigError> {
+    let usual = Concurrency::default();
+    let check = |flag, number| match number {
+        0 => Err(ConfigError::Value { flag, problem: "with 0 no image would ever come".to_owned() }),
+        number => Ok(number),
+    };
+    let layers_in_all = check("max-concurrent-layers", in_all.unwrap_or(usual.layers_in_all))?;
+    let per_image = per_image.unwrap_or(usual.layers_per_image.min(layers_in_all));
+    Ok(Concurrency { layers_in_all, layers_per_image: check("max-concurrent-layers-per-image", per_image)? })
 }
 
 fn watermarks(
@@ -405,6 +431,8 @@ mod tests {
             (RunFlags { capacity_cpu: Some("lots".into()), ..flags() }, "capacity-cpu"),
             (RunFlags { host_id: Some("Not OK".into()), ..flags() }, "host-id"),
             (RunFlags { registry_timeout_seconds: Some(0), ..flags() }, "registry-timeout-seconds"),
+            (RunFlags { max_concurrent_layers: Some(0), ..flags() }, "max-concurrent-layers"),
+            (RunFlags { max_concurrent_layers_per_image: Some(0), ..flags() }, "max-concurrent-layers-per-image"),
             (RunFlags { allowed_unsafe_sysctls: Some(vec!["vm.*".into()]), ..flags() }, "allowed-unsafe-sysctls"),
             (RunFlags { cpu_manager_policy: Some(CpuManagerPolicy::Static), ..flags() }, "reserved-cpus"),
             (RunFlags { reserved_cpus: Some("0".into()), ..flags() }, "reserved-cpus"),
@@ -421,6 +449,7 @@ mod tests {
             (RunFlags { host_labels: Some(vec!["zone=a b".into()]), ..flags() }, "host-labels"),
             (RunFlags { host_labels: Some(vec!["nodeless.dev/host=other".into()]), ..flags() }, "host-labels"),
             (RunFlags { image_gc_high_threshold: Some(101), ..flags() }, "image-gc-high-threshold"),
+            (RunFlags { image_copies: Some("pod".to_owned()), ..flags() }, "image-copies"),
             (RunFlags { image_gc_low_threshold: Some(85), ..flags() }, "image-gc-low-threshold"),
             (RunFlags { image_gc_max_age_seconds: Some(60), ..flags() }, "image-gc-max-age-seconds"),
             (RunFlags { memory_throttling_factor: Some(1.1), ..flags() }, "memory-throttling-factor"),

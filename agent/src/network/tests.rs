@@ -269,6 +269,7 @@ async fn privileged_a_hundred_pods_are_connected_fast_and_disconnected_together(
         return;
     }
     const PODS: usize = 100;
+    const ONE_BY_ONE: usize = 10;
     let bench = Bench::open("10.88.0.0/16").await;
     let pods: Vec<Namespace> = (0..PODS).map(|_| Namespace::new()).collect();
     let mut times = Vec::new();
@@ -278,14 +279,21 @@ async fn privileged_a_hundred_pods_are_connected_fast_and_disconnected_together(
         times.push(began.elapsed());
     }
     times.sort_unstable();
+    // What one by one takes here and now, whatever else the machine does.
     let began = Instant::now();
-    let detaching = (0..PODS).map(|n| {
+    for n in 0..ONE_BY_ONE {
+        bench.network().detach(&format!("pod-{n}")).await.expect("detach");
+    }
+    let each = began.elapsed() / ONE_BY_ONE as u32;
+    let began = Instant::now();
+    let detaching = (ONE_BY_ONE..PODS).map(|n| {
         let network = bench.network().clone();
         async move { network.detach(&format!("pod-{n}")).await }
     });
     futures::future::try_join_all(detaching).await.expect("detach");
     let all = began.elapsed();
-    eprintln!("attach p50 {:?} p95 {:?}; {PODS} detached in {all:?}", times[PODS / 2], times[PODS * 95 / 100]);
+    let (p50, p95, others) = (times[PODS / 2], times[PODS * 95 / 100], PODS - ONE_BY_ONE);
+    eprintln!("attach p50 {p50:?} p95 {p95:?}; one detached in {each:?}, {others} in {all:?}");
     assert_eq!(bench.ports(), 0);
     let together = pods.iter().enumerate().map(|(n, pod)| {
         let network = bench.network().clone();
@@ -301,7 +309,7 @@ async fn privileged_a_hundred_pods_are_connected_fast_and_disconnected_together(
     let given = futures::future::try_join_all(together).await.expect("together");
     assert!(given.iter().all(|(address, next)| address != next), "an address is not reused at once");
     assert_eq!((bench.ports(), bench.network().addresses().len()), (0, 0));
-    assert!(all < Duration::from_millis(16 * PODS as u64 / 2), "one by one: {all:?}");
+    assert!(all < each * others as u32 / 2, "one by one, {each:?} each: {all:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -313,7 +321,7 @@ async fn privileged_a_namespace_that_a_pods_user_namespace_owns_is_connected() {
     let mut holder = Command::new("unshare").args(["-U", "-r", "-n", "sleep", "60"]).spawn().expect("unshare");
     let own = std::fs::read_link("/proc/self/ns/net").expect("own namespace");
     let path = format!("/proc/{}/ns/net", holder.id());
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while std::fs::read_link(&path).is_ok_and(|theirs| theirs == own) && Instant::now() < deadline {
         tokio::task::yield_now().await;
     }

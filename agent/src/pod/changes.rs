@@ -25,6 +25,24 @@ pub fn keep(old: &Value, new: &mut Value) -> Vec<String> {
     kept
 }
 
+/// As [`keep`], for the images of containers that were made: what runs goes on, and starts again from what it had.
+pub fn keep_images(old: &Value, new: &mut Value, made: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut kept = Vec::new();
+    for list in ["initContainers", "containers"] {
+        let containers = new["spec"].get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten().filter_map(Value::as_object_mut) {
+            let name = container.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let before = old["spec"][list].as_array().into_iter().flatten().find(|c| c["name"] == name.as_str());
+            let had = before.and_then(|before| before.get("image"));
+            if let Some(had) = had.filter(|had| made(&name) && container.get("image") != Some(had)) {
+                container.insert("image".to_owned(), had.clone());
+                kept.push(format!("spec.{list}[{name}].image"));
+            }
+        }
+    }
+    kept
+}
+
 /// As [`keep`], for what is given to a pod once: huge pages and devices.
 pub fn keep_scalars(old: &Value, new: &mut Value) {
     for list in ["initContainers", "containers"] {
@@ -112,6 +130,20 @@ mod tests {
         let asked = new.clone();
         assert!(keep(&pod("1"), &mut new).is_empty());
         assert_eq!(new, asked);
+    }
+
+    #[test]
+    fn the_image_of_what_was_made_is_named_and_kept_and_that_of_nothing_yet_is_changed() {
+        let with = |images: [&str; 2]| {
+            let container = |(name, image): (&str, &str)| json!({"name": name, "image": image});
+            let containers: Vec<Value> = ["a", "b"].into_iter().zip(images).map(container).collect();
+            json!({"spec": {"containers": containers}})
+        };
+        let mut new = with(["x:2", "y:2"]);
+        let kept = keep_images(&with(["x:1", "y:1"]), &mut new, |name| name == "a");
+        assert_eq!((kept, new), (vec!["spec.containers[a].image".to_owned()], with(["x:1", "y:2"])));
+        let mut same = with(["x:1", "y:1"]);
+        assert!(keep_images(&with(["x:1", "y:1"]), &mut same, |_| true).is_empty());
     }
 
     #[test]

@@ -136,14 +136,19 @@ fn init_slot(container: &Container, pod: Restart) -> Slot {
 
 fn slot(container: &Container) -> Slot {
     let image = container.image.clone().unwrap_or_default();
-    let pull = match container.image_pull_policy.as_deref() {
+    let pull = pull_policy(container.image_pull_policy.as_deref(), &image);
+    Slot { name: container.name.clone(), image, pull, role: Role::Main, restart: Restart::Always }
+}
+
+/// The policy as written, or the API server's default.
+pub(super) fn pull_policy(written: Option<&str>, image: &str) -> PullPolicy {
+    match written {
         Some("Always") => PullPolicy::Always,
         Some("Never") => PullPolicy::Never,
         Some("IfNotPresent") => PullPolicy::IfNotPresent,
-        _ if moves(&image) => PullPolicy::Always,
+        _ if moves(image) => PullPolicy::Always,
         _ => PullPolicy::IfNotPresent,
-    };
-    Slot { name: container.name.clone(), image, pull, role: Role::Main, restart: Restart::Always }
+    }
 }
 
 /// The API server's default: `latest`, given or implied, is pulled each time.

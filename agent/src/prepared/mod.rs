@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::ports::{ImageFailure, ImageWish, PullPolicy};
@@ -83,14 +83,13 @@ pub struct Report {
 /// All images by the name by which they are wanted.
 pub type Reports = BTreeMap<String, Report>;
 
-/// Told of bytes: those that have come, and those in all.
-pub type Told = Box<dyn Fn(u64, u64) + Send + Sync>;
+pub use crate::ports::Told;
 
 /// The store, as preparing needs it.
 #[async_trait]
 pub trait Shelf: Send + Sync + 'static {
-    /// Makes an image available.
-    async fn fetch(&self, wish: &ImageWish, told: Told) -> Result<Found, ImageFailure>;
+    /// Makes an image available. `size`: the bytes that it took when it was last here; one that would have to make way at once is refused.
+    async fn fetch(&self, wish: &ImageWish, size: u64, told: Told) -> Result<Found, ImageFailure>;
     /// An image that is here, whole.
     async fn find(&self, reference: &str) -> Option<Found>;
     /// These names, and no others, are kept from collection.
@@ -124,6 +123,8 @@ pub struct Prepared {
     reports: watch::Sender<Reports>,
     permits: Arc<Semaphore>,
     sweeper: Mutex<Option<JoinHandle<()>>>,
+    /// Something is to go. A word that comes while the sweeper is about to rest is kept for it.
+    leaves: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Prepared {
@@ -146,6 +147,7 @@ impl Prepared {
             reports: watch::Sender::default(),
             permits: Arc::new(Semaphore::new(AT_ONCE)),
             sweeper: Mutex::default(),
+            leaves: Arc::default(),
         })
     }
 
@@ -195,6 +197,7 @@ impl Prepared {
                     policy: PullPolicy::IfNotPresent,
                     credentials: wanted.credentials.clone(),
                     trusted: false,
+                    domain: String::new(),
                 };
                 let keep = task::keep(self.shelf.clone(), wish, self.permits.clone(), reports.clone());
                 state.kids.insert(name, Kid { wanted, task: tokio::spawn(keep) });
@@ -210,18 +213,22 @@ impl Prepared {
 
     /// Removes what is wanted no more, as soon as nobody uses it.
     fn sweep(self: &Arc<Self>) {
+        self.leaves.notify_one();
         let mut sweeper = self.sweeper.lock().unwrap_or_else(PoisonError::into_inner);
         if sweeper.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let ours = Arc::downgrade(self);
+        let (ours, leaves) = (Arc::downgrade(self), self.leaves.clone());
         *sweeper = Some(tokio::spawn(async move {
-            while let Some(prepared) = ours.upgrade() {
-                if prepared.sweep_once().await {
-                    return;
+            loop {
+                leaves.notified().await;
+                while let Some(prepared) = ours.upgrade() {
+                    if prepared.sweep_once().await {
+                        break;
+                    }
+                    drop(prepared);
+                    tokio::time::sleep(task::LOOK).await;
                 }
-                drop(prepared);
-                tokio::time::sleep(task::LOOK).await;
             }
         }));
     }

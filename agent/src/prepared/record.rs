@@ -57,12 +57,18 @@ impl Record {
         self.images.iter().filter(|(_, kept)| kept.pinned).map(|(name, _)| name.clone()).collect()
     }
 
-    /// After this with `images` wanted: what is named no more leaves if it was to; what is named again stays.
+    /// After this with `images` wanted: what is named no more leaves if it was to; what is named again, in whatever spelling, stays.
     pub(super) fn next(&self, images: BTreeMap<String, Kept>) -> Self {
         let gone = self.images.iter().filter(|(_, kept)| kept.remove_after).map(|(name, _)| name);
-        let leaving = gone.chain(&self.leaving).filter(|name| !images.contains_key(*name)).cloned().collect();
+        let wanted: BTreeSet<String> = images.keys().map(|name| normal(name)).collect();
+        let leaving = gone.chain(&self.leaving).filter(|name| !wanted.contains(&normal(name))).cloned().collect();
         Self { images, leaving }
     }
+}
+
+/// A name as the store writes it; what is none stays as it is.
+fn normal(name: &str) -> String {
+    name.parse::<image_snapshot::Reference>().map_or_else(|_| name.to_owned(), |name| name.to_string())
 }
 
 /// Where it is.
@@ -120,6 +126,17 @@ mod tests {
         assert_eq!(second.leaving, BTreeSet::from(["a".to_owned()]));
         assert_eq!(second.next(BTreeMap::new()).leaving, second.leaving);
         assert_eq!(second.next([("a".to_owned(), kept(false))].into()).leaving, BTreeSet::new());
+    }
+
+    #[test]
+    fn an_image_that_is_wanted_by_another_spelling_of_its_name_does_not_leave() {
+        let first =
+            Record::default().next([("busybox".to_owned(), kept(true)), ("other".to_owned(), kept(true))].into());
+        let second = first.next([("docker.io/library/busybox:latest".to_owned(), kept(true))].into());
+        assert_eq!(second.leaving, BTreeSet::from(["other".to_owned()]));
+        let third = second.next([("Not A Name".to_owned(), kept(true))].into());
+        assert_eq!(third.next(BTreeMap::new()).leaving.len(), 3);
+        assert_eq!(third.next([("docker.io/other".to_owned(), kept(false))].into()).leaving.len(), 2);
     }
 
     #[test]

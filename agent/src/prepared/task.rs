@@ -24,7 +24,7 @@ pub(super) async fn keep(
     reports: watch::Sender<Reports>,
 ) {
     let tell = |phase| tell(&reports, &wish.reference, phase);
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut size) = (FIRST_PAUSE, 0);
     // What is here already needs nobody's leave: it is to be here, not to be used.
     let mut here = shelf.find(&wish.reference).await;
     loop {
@@ -35,7 +35,7 @@ pub(super) async fn keep(
                 // Closed never happens.
                 let permit = permits.acquire().await;
                 tell(Phase::Pulling { done: 0, total: 0 });
-                let fetched = shelf.fetch(&wish, progress(reports.clone(), wish.reference.clone())).await;
+                let fetched = shelf.fetch(&wish, size, progress(reports.clone(), wish.reference.clone())).await;
                 drop(permit);
                 fetched
             }
@@ -47,7 +47,7 @@ pub(super) async fn keep(
                     image.digest = found.digest,
                     "an image is ready ahead of its use"
                 );
-                pause = FIRST_PAUSE;
+                (pause, size) = (FIRST_PAUSE, found.size);
                 tell(Phase::Ready(found));
                 loop {
                     tokio::time::sleep(LOOK).await;

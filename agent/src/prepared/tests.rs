@@ -9,13 +9,27 @@ struct FakeShelf {
     inner: Mutex<Fake>,
 }
 
-#[derive(Default)]
 struct Fake {
+    /// Bytes that an image may have, if its size is known.
+    room: u64,
     here: HashMap<String, Found>,
     fetched: Vec<(String, usize)>,
     failures: HashMap<String, ImageFailure>,
     pinned: BTreeSet<String>,
     used: BTreeSet<String>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            room: u64::MAX,
+            here: HashMap::new(),
+            fetched: Vec::new(),
+            failures: HashMap::new(),
+            pinned: BTreeSet::new(),
+            used: BTreeSet::new(),
+        }
+    }
 }
 
 impl FakeShelf {
@@ -26,11 +40,15 @@ impl FakeShelf {
 
 #[async_trait]
 impl Shelf for FakeShelf {
-    async fn fetch(&self, wish: &ImageWish, told: Told) -> Result<Found, ImageFailure> {
+    async fn fetch(&self, wish: &ImageWish, size: u64, told: Told) -> Result<Found, ImageFailure> {
         told(1, 2);
         tokio::time::sleep(Duration::from_millis(10)).await;
         let mut inner = self.lock();
         inner.fetched.push((wish.reference.clone(), wish.credentials.len()));
+        if size > inner.room {
+            let message = format!("the disk would be full with {size} bytes");
+            return Err(ImageFailure { reason: "DiskPressure", message, retry_after: None });
+        }
         if let Some(failure) = inner.failures.get(&wish.reference) {
             return Err(failure.clone());
         }
@@ -183,4 +201,41 @@ async fn pins_and_what_is_to_go_outlast_a_restart() {
     until(&prepared, |all| ready(all, "a")).await;
     tokio::time::sleep(task::LOOK).await;
     assert!(!next.lock().here.contains_key("b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_had_to_make_way_is_not_pulled_again_until_it_fits() {
+    let (dir, shelf) = (tempfile::tempdir().unwrap(), Arc::<FakeShelf>::default());
+    let prepared = open(&dir, &shelf);
+    prepared.set(vec![Wanted { pinned: false, ..wanted("a") }]).await.unwrap();
+    until(&prepared, |all| ready(all, "a")).await;
+    // The disk fills, and the image goes.
+    shelf.lock().room = 6;
+    shelf.lock().here.clear();
+    until(&prepared, |all| failed(all, "a")).await;
+    let said = prepared.reports().borrow()["a"].phase.clone();
+    assert!(matches!(&said, Phase::Failed(failure) if failure.reason == "DiskPressure"), "{said:?}");
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    assert!(shelf.lock().here.is_empty());
+    shelf.lock().room = 7;
+    until(&prepared, |all| ready(all, "a")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_to_go_goes_whenever_it_is_said() {
+    let (dir, shelf) = (tempfile::tempdir().unwrap(), Arc::<FakeShelf>::default());
+    let prepared = open(&dir, &shelf);
+    let going = |name: &str| Wanted { remove_after: true, ..wanted(name) };
+    // Each set is told while the sweep of the one before may be just about to end.
+    for round in 0..200 {
+        let name = format!("image-{round}");
+        prepared.set(vec![going(&name)]).await.unwrap();
+        until(&prepared, |all| ready(all, &name)).await;
+    }
+    prepared.set(Vec::new()).await.unwrap();
+    let began = tokio::time::Instant::now();
+    while !shelf.lock().here.is_empty() {
+        assert!(began.elapsed() < task::LOOK * 3, "{:?} was to go", shelf.lock().here);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

@@ -1,5 +1,6 @@
 mod cpus;
 mod devices;
+mod edited;
 
 use std::time::{Duration, Instant};
 
@@ -479,6 +480,9 @@ async fn a_uid_that_is_no_file_name_is_refused() {
     }
 }
 
+/// Longest wait for an agent's last system calls: of one that is really killed none comes after the next one's first.
+const GONE: Duration = Duration::from_secs(300);
+
 /// Kills an agent after a while: its tasks are dropped wherever they wait.
 fn agent_for(rig: &Rig, pause: Duration, intents: &[Intent]) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -493,7 +497,7 @@ fn agent_for(rig: &Rig, pause: Duration, intents: &[Intent]) {
         };
         let _ = tokio::time::timeout(pause, work).await;
     });
-    runtime.shutdown_timeout(Duration::from_secs(5));
+    runtime.shutdown_timeout(GONE);
 }
 
 #[test]
@@ -515,7 +519,7 @@ fn an_agent_killed_at_any_moment_leaves_pods_that_are_fully_up_or_fully_gone() {
             assert_eq!(rig.network.attached.lock().unwrap().len(), 2, "step {step}");
             assert_eq!(rig.meter.open.lock().unwrap().len(), 2, "step {step}");
         });
-        runtime.shutdown_timeout(Duration::from_secs(5));
+        runtime.shutdown_timeout(GONE);
         let marked: Vec<Intent> = ["a", "b"].map(|uid| deleted(pod(uid, "Always", &["run"]), 2, 0)).into();
         agent_for(&rig, Duration::from_micros(u64::from(step) * 300), &marked);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -529,7 +533,7 @@ fn an_agent_killed_at_any_moment_leaves_pods_that_are_fully_up_or_fully_gone() {
                 roster.forget(3, uid).await.unwrap();
             }
         });
-        runtime.shutdown_timeout(Duration::from_secs(5));
+        runtime.shutdown_timeout(GONE);
         assert!(rig.sandboxes.ids().is_empty() && rig.network.attached.lock().unwrap().is_empty(), "step {step}");
         assert!(rig.meter.open.lock().unwrap().is_empty(), "step {step}");
         let left: Vec<_> = std::fs::read_dir(rig.state_dir().join("state/pods")).unwrap().collect();

@@ -2,14 +2,11 @@
 
 use agent_api::codes::Code;
 use agent_api::proto::{self, exec_input::Input, exec_output::Output};
-use bytes::Bytes;
 use sandbox::contract::{Attachment, Detached, SandboxError};
-use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt as _};
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::streams::{Ours, Out, output, relay, short, streams, write};
+use super::streams::{Carried, Ours, Out, output, short, streams};
 use super::{Answers, Service, answers};
 use crate::errors::chain;
 
@@ -69,50 +66,35 @@ async fn attend(
     if out.send(output(Output::Started(proto::ExecStarted {}))).await.is_err() {
         return;
     }
-    let over = CancellationToken::new();
-    let stdout = tokio::spawn(relay(ours.stdout, out.clone(), Output::Stdout, over.clone()));
-    let stderr = tokio::spawn(relay(ours.stderr, out.clone(), Output::Stderr, over.clone()));
-    // Written by a task of its own: a container that does not read must not keep a resize waiting.
-    let (stdin, to_write) = mpsc::channel::<Bytes>(4);
-    let writer = tokio::spawn(write(ours.stdin, to_write));
-    let mut stdin = Some(stdin);
+    let mut carried = Carried::begin(ours, &out);
     let mut more = true;
     let end = loop {
         tokio::select! {
             end = attachment.wait() => break Some(end),
             () = out.closed() => break None,
             input = inputs.next(), if more => match input.and_then(Result::ok).and_then(|i| i.input) {
-                Some(Input::Stdin(bytes)) => {
-                    if let Some(sender) = &stdin {
-                        // Waits for a container that is slow to read, but not beyond its end or the caller's.
-                        tokio::select! {
-                            sent = sender.send(bytes) => if sent.is_err() { stdin = None },
-                            end = attachment.wait() => break Some(end),
-                            () = out.closed() => break None,
-                        }
-                    }
-                }
-                Some(Input::StdinEof(_)) => stdin = None,
+                // A container that is slow to read is waited for, but not beyond its end or the caller's.
+                Some(Input::Stdin(bytes)) => tokio::select! {
+                    () = carried.take(bytes) => {}
+                    end = attachment.wait() => break Some(end),
+                    () = out.closed() => break None,
+                },
+                Some(Input::StdinEof(_)) => carried.end_input(),
                 Some(Input::Resize(size)) => resize(attachment.as_mut(), &size).await,
                 Some(Input::Start(_)) => {}
                 None => {
                     more = false;
-                    stdin = None;
+                    carried.end_input();
                 }
             },
         }
     };
-    drop(stdin);
-    writer.abort();
     let Some(end) = end else {
-        stdout.abort();
-        stderr.abort();
+        carried.give_up();
         return;
     };
     // What the container wrote last goes out before its end does.
-    over.cancel();
-    let _ = stdout.await;
-    let _ = stderr.await;
+    carried.finish().await;
     let error = match end {
         Ok(Detached::TooSlow) => "output was not read in time and is cut off here; all of it is in the log".to_owned(),
         Ok(Detached::Ended | Detached::Closed) => String::new(),

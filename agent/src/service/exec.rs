@@ -2,16 +2,14 @@
 
 use agent_api::codes::Code;
 use agent_api::proto::{self, exec_input::Input, exec_output::Output};
-use bytes::Bytes;
 use sandbox::contract::{ExecProcess, SandboxError};
 use sandbox::spec::{ExecSpec, SandboxId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_stream::{Stream, StreamExt as _};
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::logs::named;
-use super::streams::{Ours, Out, output, relay, short, streams, write};
+use super::streams::{Carried, Ours, Out, output, short, streams};
 use super::{Answers, Service, answers};
 use crate::errors::chain;
 
@@ -95,13 +93,7 @@ async fn attend(
         let _ = process.signal(SIGKILL).await;
         return;
     }
-    let ended = CancellationToken::new();
-    let stdout = tokio::spawn(relay(ours.stdout, out.clone(), Output::Stdout, ended.clone()));
-    let stderr = tokio::spawn(relay(ours.stderr, out.clone(), Output::Stderr, ended.clone()));
-    // Written by a task of its own: a process that does not read must not keep a resize waiting.
-    let (stdin, to_write) = mpsc::channel::<Bytes>(4);
-    let writer = tokio::spawn(write(ours.stdin, to_write));
-    let mut stdin = Some(stdin);
+    let mut carried = Carried::begin(ours, &out);
     let mut gone = false;
     let mut more = true;
     let exit = loop {
@@ -112,20 +104,16 @@ async fn attend(
                 let _ = process.signal(SIGKILL).await;
             }
             input = inputs.next(), if more => match input.and_then(Result::ok).and_then(|i| i.input) {
-                Some(Input::Stdin(bytes)) => {
-                    if let Some(sender) = &stdin {
-                        // Waits for a slow process, but not beyond its end.
-                        tokio::select! {
-                            sent = sender.send(bytes) => if sent.is_err() { stdin = None },
-                            exit = process.wait() => break exit,
-                            () = out.closed(), if !gone => {
-                                gone = true;
-                                let _ = process.signal(SIGKILL).await;
-                            }
-                        }
+                // A slow process is waited for, but not beyond its end.
+                Some(Input::Stdin(bytes)) => tokio::select! {
+                    () = carried.take(bytes) => {}
+                    exit = process.wait() => break exit,
+                    () = out.closed(), if !gone => {
+                        gone = true;
+                        let _ = process.signal(SIGKILL).await;
                     }
-                }
-                Some(Input::StdinEof(_)) => stdin = None,
+                },
+                Some(Input::StdinEof(_)) => carried.end_input(),
                 Some(Input::Resize(size)) => {
                     if let Err(error) = process.resize(short(size.columns), short(size.rows)).await {
                         tracing::debug!(error = chain(&error), "terminal was not resized");
@@ -134,17 +122,13 @@ async fn attend(
                 Some(Input::Start(_)) => {}
                 None => {
                     more = false;
-                    stdin = None;
+                    carried.end_input();
                 }
             },
         }
     };
-    drop(stdin);
-    writer.abort();
     // Everything that the process wrote goes out before its exit does.
-    ended.cancel();
-    let _ = stdout.await;
-    let _ = stderr.await;
+    carried.finish().await;
     let exit = match exit {
         Ok(exit) => proto::ExecExit { code: exit.code, error: String::new() },
         Err(error) => proto::ExecExit { code: -1, error: chain(&error) },

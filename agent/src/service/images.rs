@@ -1,15 +1,16 @@
 //! Images on request of an operator.
 
+mod verify;
+
 use std::time::Duration;
 
 use agent_api::codes::Code;
 use agent_api::proto;
-use image_snapshot::store::Verdict;
-use image_snapshot::{Digest, ErrorKind, Eviction, Image, ImageError, LayerPhase, LayerPlan, Progress};
+use image_snapshot::{ErrorKind, Eviction, Image, ImageError, ImageSummary, LayerPhase, LayerPlan, Progress};
 use tonic::Status;
 
 use super::{Answers, Service, answers};
-use crate::images::{ImageStore, names};
+use crate::images::names;
 use crate::ports::{ImageWish, PullPolicy};
 use crate::resolved::RegistryCredential;
 
@@ -35,6 +36,7 @@ impl Service {
             last_used_unix: image.used_at.as_second(),
             in_use: image.in_use,
             pinned: image.pinned,
+            domain: image.domain,
         });
         Ok(proto::ListImagesReply { images: images.collect() })
     }
@@ -45,6 +47,7 @@ impl Service {
             policy: PullPolicy::Always,
             credentials: asked.credentials.into_iter().map(RegistryCredential::from).collect(),
             trusted: asked.source == "manifest",
+            domain: String::new(),
         };
         let images = self.images.clone();
         let (sender, stream) = answers();
@@ -73,14 +76,20 @@ impl Service {
         stream
     }
 
-    pub(super) async fn image_remove(&self, reference: &str) -> Result<proto::RemoveImageReply, Status> {
+    pub(super) async fn image_remove(
+        &self,
+        reference: &str,
+        domain: Option<&str>,
+    ) -> Result<proto::RemoveImageReply, Status> {
         let list = self.images.images().list().await.map_err(|error| failed(&error))?;
-        if list.iter().any(|image| image.pinned && names(image, reference)) {
+        let meant =
+            |image: &ImageSummary| domain.is_none_or(|domain| domain == image.domain) && names(image, reference);
+        if list.iter().any(|image| image.pinned && meant(image)) {
             let message =
                 format!("{reference} is kept ready by an ImageSnapshot: delete that, or take the image out of it");
             return Err(Code::PolicyRefused.status(message));
         }
-        let removed = self.images.remove(reference).await.map_err(|error| failed(&error))?;
+        let removed = self.images.remove(reference, domain).await.map_err(|error| failed(&error))?;
         Ok(proto::RemoveImageReply { removed: removed.found, freed_bytes: removed.freed })
     }
 }
@@ -97,57 +106,8 @@ impl Service {
     }
 
     pub(super) fn image_verify(&self, repair: bool) -> Answers<proto::VerifiedLayer> {
-        let images = self.images.clone();
-        let (sender, stream) = answers();
-        tokio::spawn(async move {
-            let work = async {
-                let list = images.images().list().await?;
-                for (layer, verdict) in images.images().verify().await? {
-                    let of = list.iter().filter(|image| image.layers.contains(&layer));
-                    let references: Vec<String> = of.map(|image| image.reference.clone()).collect();
-                    let (action, message) = match verdict {
-                        Verdict::Sound => Default::default(),
-                        Verdict::Missing | Verdict::Damaged if repair => mend(&images, &layer, &references).await?,
-                        Verdict::Missing | Verdict::Damaged => Default::default(),
-                    };
-                    let verdict = match verdict {
-                        Verdict::Sound => "sound",
-                        Verdict::Missing => "missing",
-                        Verdict::Damaged => "damaged",
-                    };
-                    let layer = layer.to_string();
-                    let told = proto::VerifiedLayer { layer, verdict: verdict.to_owned(), references, action, message };
-                    if sender.send(Ok(told)).await.is_err() {
-                        break;
-                    }
-                }
-                Ok::<_, ImageError>(())
-            };
-            if let Err(error) = work.await {
-                let _ = sender.send(Err(failed(&error))).await;
-            }
-        });
-        stream
+        verify::verify(self.images.clone(), repair)
     }
-}
-
-/// Removes a layer that is not what was written, and pulls an image that needs it. What was done, and why no more.
-async fn mend(images: &ImageStore, layer: &Digest, references: &[String]) -> Result<(String, String), ImageError> {
-    if !images.discard(layer).await? {
-        return Ok(("in use".to_owned(), "a pod runs on it: delete the pod, then repair".to_owned()));
-    }
-    let Some(reference) = references.first() else { return Ok(("removed".to_owned(), String::new())) };
-    let wish = ImageWish {
-        reference: reference.clone(),
-        policy: PullPolicy::IfNotPresent,
-        credentials: Vec::new(),
-        trusted: true,
-    };
-    Ok(match images.pull(&wish, |_| {}).await {
-        Ok(_) => ("repaired".to_owned(), String::new()),
-        // The next pod that has the right to brings it anew.
-        Err(error) => ("removed".to_owned(), error.chain()),
-    })
 }
 
 fn wire_image(image: &Image) -> proto::Image {
@@ -159,6 +119,7 @@ fn wire_image(image: &Image) -> proto::Image {
         last_used_unix: 0,
         in_use: false,
         pinned: false,
+        domain: String::new(),
     }
 }
 

@@ -237,7 +237,7 @@ impl Agent for Service {
     ) -> Result<Response<proto::RemoveImageReply>, Status> {
         let asked = request.into_inner();
         self.fence(asked.epoch).await?;
-        self.image_remove(&asked.reference).await.map(Response::new)
+        self.image_remove(&asked.reference, asked.domain.as_deref()).await.map(Response::new)
     }
 
     type VerifyImagesStream = Answers<proto::VerifiedLayer>;

@@ -10,6 +10,8 @@
 //! of the archive is ever opened, and memory is bounded: some 15 MiB of buffers and waiting inodes, and for each entry its
 //! name and some 40 bytes.
 
+#[cfg(test)]
+mod breakouts;
 mod confined;
 mod decompress;
 mod emit;

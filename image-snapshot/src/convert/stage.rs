@@ -23,6 +23,8 @@ const LINK_MAX: usize = 4095;
 pub struct Staged {
     pub(super) writer: Writer,
     pub(super) journal: Journal,
+    /// Of [`Limits::entries`].
+    pub(super) most_names: u64,
 }
 
 /// Reads an uncompressed archive and writes its contents to `out`. The reader is left behind the end-of-archive marker.
@@ -35,7 +37,27 @@ pub(super) fn stage<R: Read>(input: R, out: File, limits: &Limits) -> Result<(St
     }
     let Stage { mut writer, journal, .. } = stage;
     writer.flush_segment().map_err(ConvertError::Write)?;
-    Ok((Staged { writer, journal }, tar.into_inner()))
+    let is_archive = tar.has_headers();
+    let mut rest = tar.into_inner();
+    if !is_archive {
+        only_zeros(&mut rest)?;
+    }
+    Ok((Staged { writer, journal, most_names: limits.entries }, rest))
+}
+
+/// An empty archive is all zeros. What begins with as many but goes on is something else (an EROFS image begins with 1024).
+fn only_zeros(rest: &mut impl Read) -> Result<(), ConvertError> {
+    let mut piece = [0; 8192];
+    loop {
+        // A reader that fails says so where it is drained.
+        match rest.read(&mut piece) {
+            Ok(0) | Err(_) => return Ok(()),
+            Ok(n) if piece[..n].iter().any(|b| *b != 0) => {
+                return Err(ConvertError::Header { entry: 1, problem: "this is no archive" });
+            }
+            Ok(_) => {}
+        }
+    }
 }
 
 struct Stage<'a> {

@@ -1,6 +1,6 @@
 //! Where a layer is converted: on threads of this process, or in a confined converter process.
 
-use std::{fs::File, io::Read, sync::Arc};
+use std::{fs::File, io::BufRead, sync::Arc};
 
 use super::{ConvertError, Converted, Limits, Staged, confined::ConfinedStaged, open_below, stage_blob};
 use crate::{Converter, Digest};
@@ -15,7 +15,7 @@ pub(crate) enum StagedLayer {
 /// Reads a whole blob. Blocking.
 pub(crate) fn stage_layer(
     converter: &Converter,
-    blob: impl Read + Send + 'static,
+    blob: impl BufRead + Send + 'static,
     diff_id: &Digest,
     out: File,
     limits: &Limits,

@@ -138,6 +138,11 @@ impl Raw {
         self.device(337..345)
     }
 
+    /// A header as POSIX has it: in others GNU tar does not look for the holes that PAX records speak of.
+    pub(super) fn is_posix(&self) -> bool {
+        self.is_ustar() && !self.is_star()
+    }
+
     /// What GNU's own header says of a file with holes: where the first pieces of its data are, whether more such records follow, and its
     /// size with the holes. `None`: not a header of GNU's.
     pub(super) fn old_sparse(&self) -> Option<(&[u8], bool, Result<u64, &'static str>)> {

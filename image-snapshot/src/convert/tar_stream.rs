@@ -79,6 +79,11 @@ impl<R: Read> TarStream<R> {
         &self.input
     }
 
+    /// Whether there was a header, so far.
+    pub(crate) fn has_headers(&self) -> bool {
+        self.count > 0
+    }
+
     /// Back to the input, behind the end of the archive.
     pub(crate) fn into_inner(self) -> R {
         self.input
@@ -304,6 +309,7 @@ impl<R: Read> TarStream<R> {
                 return self.bound(self.expanded);
             }
             Some(_) if is_old || entry.kind != Kind::File => return Err(self.bad("sparse in two ways, or not a file")),
+            Some(_) if !raw.is_posix() => return Err(self.bad("sparse file in a foreign header")),
             Some(records) => match records.place().map_err(|p| self.bad(p))? {
                 Place::Records { pieces, size } => {
                     self.begin_content(stored);
@@ -399,5 +405,9 @@ fn read_or_end(input: &mut impl Read, block: &mut [u8; RECORD]) -> Result<bool, 
 
 #[cfg(test)]
 mod differential;
+#[cfg(test)]
+mod gnu;
+#[cfg(test)]
+mod mutants;
 #[cfg(test)]
 mod tests;

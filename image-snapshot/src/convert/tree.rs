@@ -8,28 +8,23 @@
 //! - a parent that the layer leaves out takes the metadata that it has below, or is 0755 root:root;
 //! - a hard link to a file below takes a copy of it into this layer, under both names, as `link(2)` on an overlay would.
 
+mod attributes;
+mod hide;
 mod index;
 mod links;
+mod resolve;
 
 use index::Index;
 
 use super::{
-    ConvertError, Limits,
-    journal::{Described, Journal, SetId, Sets, What},
+    ConvertError,
+    journal::{Described, Journal, Sets, What},
     names::{Name, Names},
-    stage::place,
 };
 use crate::{
-    erofs::{InodeRef, Meta, format::S_IFDIR, xattr::Xattrs},
-    merged::{self, LinkedNames, Merged, components},
+    erofs::InodeRef,
+    merged::{self, LinkedNames, Merged},
 };
-
-/// As many symbolic links as Linux follows.
-const MAX_LINKS: u32 = 40;
-/// Steps that all resolutions of a layer may take: links that point to links are how archives burn our time.
-const MAX_STEPS: u64 = 50_000_000;
-/// Bytes of the attributes that directories have from several entries, or from layers below too, at most.
-const MOST_UNITED: usize = 16 << 20;
 
 pub(super) type Id = u32;
 pub(super) const ROOT: Id = 0;
@@ -97,14 +92,16 @@ pub(super) struct Tree<'a> {
     pub(super) copies: Vec<merged::Leaf>,
     /// Names of files below that have several, by layer and inode; made when first needed.
     names_below: Option<LinkedNames>,
+    /// Names that there may be: an archive brings some without naming them, such as parents that it leaves out.
+    most: u64,
     steps: u64,
     /// The last parent that was looked up, while nothing happened that could move it.
     last_parent: Option<(Vec<u8>, Id)>,
 }
 
 impl<'a> Tree<'a> {
-    /// Replays the journal over the layers below.
-    pub(super) fn build(journal: Journal, lower: &'a Merged) -> Result<Self, ConvertError> {
+    /// Replays the journal over the layers below; `most` is how many names may come out.
+    pub(super) fn build(journal: Journal, lower: &'a Merged, most: u64) -> Result<Self, ConvertError> {
         let entries = journal.len() as usize;
         let (mut replay, sets) = journal.replay();
         let mut tree = Self {
@@ -119,6 +116,7 @@ impl<'a> Tree<'a> {
             linked: Vec::new(),
             copies: Vec::new(),
             names_below: None,
+            most,
             steps: 0,
             last_parent: None,
         };
@@ -178,12 +176,6 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// A directory's metadata as the writer wants it.
-    pub(super) fn meta(&self, dir: &DirNode) -> Meta {
-        let Described { mode, uid, gid, mtime, mtime_nsec, xattrs } = dir.meta;
-        Meta { mode, uid, gid, mtime, mtime_nsec, xattrs: self.sets.get(xattrs).clone() }
-    }
-
     /// Nodes of a directory, newest first.
     fn children(&self, id: Id) -> impl Iterator<Item = Id> {
         let mut next = self.dir(id).map_or(NONE, |dir| dir.first);
@@ -219,15 +211,11 @@ impl<'a> Tree<'a> {
         let parent = self.resolve_dir(parent)?;
         match what {
             What::Dir(meta) => self.put_dir(parent, name, meta),
-            What::Leaf(inode, kind) => {
-                self.put(parent, name, Node::Leaf(inode, kind));
-                Ok(())
-            }
+            What::Leaf(inode, kind) => self.put(parent, name, Node::Leaf(inode, kind)),
             What::Symlink(inode, target) => {
                 let target = self.names.keep(target);
                 self.symlinks.push((inode, target));
-                self.put(parent, name, Node::Symlink(self.symlinks.len() as u32 - 1));
-                Ok(())
+                self.put(parent, name, Node::Symlink(self.symlinks.len() as u32 - 1))
             }
             What::Link(target) => self.link(parent, name, path, target),
             What::Whiteout => self.whiteout(parent, name),
@@ -246,8 +234,12 @@ impl<'a> Tree<'a> {
     }
 
     /// Gives the name to a node; whatever had it is no longer found.
-    fn add(&mut self, dir: Id, name: &[u8], node: Node) -> Id {
+    fn add(&mut self, dir: Id, name: &[u8], node: Node) -> Result<Id, ConvertError> {
         let id = self.nodes.len() as Id;
+        // The root is nobody's entry.
+        if u64::from(id) > self.most {
+            return Err(ConvertError::Limit { what: "entries, with directories that they need", limit: self.most });
+        }
         let next = self.dir(dir).map_or(NONE, |dir| dir.first);
         let name = self.names.keep(name);
         self.nodes.push(Named { dir, name, next, node });
@@ -256,10 +248,10 @@ impl<'a> Tree<'a> {
         }
         let Self { nodes, names, index, .. } = self;
         index.put(id, |id| (nodes[id as usize].dir, names.bytes(nodes[id as usize].name)));
-        id
+        Ok(id)
     }
 
-    fn add_dir(&mut self, dir: Id, name: &[u8], node: DirNode) -> Id {
+    fn add_dir(&mut self, dir: Id, name: &[u8], node: DirNode) -> Result<Id, ConvertError> {
         self.dirs.push(node);
         self.add(dir, name, Node::Dir(self.dirs.len() as u32 - 1))
     }
@@ -269,133 +261,6 @@ impl<'a> Tree<'a> {
             Some(DirNode { below: Some(below), .. }) => self.lower.lookup(below, name).map_err(ConvertError::Lower),
             _ => Ok(None),
         }
-    }
-
-    fn meta_below(&mut self, dir: &merged::Dir) -> Result<Described, ConvertError> {
-        let meta = self.lower.meta(dir.layer(), dir.inode()).map_err(ConvertError::Lower)?;
-        let Meta { mode, uid, gid, mtime, mtime_nsec, xattrs } = meta;
-        Ok(Described { mode, uid, gid, mtime, mtime_nsec, xattrs: self.sets.keep(&xattrs).0 })
-    }
-
-    /// A directory that nobody described.
-    fn plain_dir(&mut self) -> Described {
-        let (xattrs, _) = self.sets.keep(&Xattrs::new());
-        Described { mode: S_IFDIR | 0o755, uid: 0, gid: 0, mtime: 0, mtime_nsec: 0, xattrs }
-    }
-
-    /// The directory of that path, followed through links, made where it is missing.
-    fn resolve_dir(&mut self, path: &[u8]) -> Result<Id, ConvertError> {
-        if let Some((last, id)) = &self.last_parent
-            && last == path
-        {
-            return Ok(*id);
-        }
-        let mut todo = components(path);
-        let mut dir = ROOT;
-        let mut links = 0;
-        while let Some(name) = todo.pop() {
-            self.steps += 1;
-            if self.steps > MAX_STEPS {
-                return Err(ConvertError::Limit { what: "steps through directories", limit: MAX_STEPS });
-            }
-            if name == b".." {
-                dir = self.nodes[dir as usize].dir;
-                continue;
-            }
-            match self.enter(dir, &name)? {
-                Step::Dir(next) => dir = next,
-                Step::Blocked => return Err(place(path, "a parent is not a directory")),
-                Step::Link(target) => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(place(path, "too many symbolic links"));
-                    }
-                    if target.starts_with(b"/") {
-                        dir = ROOT;
-                    }
-                    todo.extend(components(&target));
-                    if todo.len() > 4096 {
-                        return Err(place(path, "symbolic links make too long a path"));
-                    }
-                }
-            }
-        }
-        self.last_parent = Some((path.to_vec(), dir));
-        Ok(dir)
-    }
-
-    fn enter(&mut self, dir: Id, name: &[u8]) -> Result<Step, ConvertError> {
-        if name.len() > 255 {
-            return Err(place(name, "component longer than 255 bytes"));
-        }
-        if let Some(id) = self.child(dir, name) {
-            return Ok(match self.node(id) {
-                Node::Dir(_) => Step::Dir(id),
-                Node::Symlink(link) => Step::Link(self.names.bytes(self.symlinks[link as usize].1).to_vec()),
-                Node::Leaf(..) => Step::Blocked,
-                Node::Copy(copy) => {
-                    let leaf = &self.copies[copy as usize];
-                    if leaf.inode.is_symlink() {
-                        Step::Link(self.lower.readlink(leaf).map_err(ConvertError::Lower)?)
-                    } else {
-                        Step::Blocked
-                    }
-                }
-                Node::Whiteout | Node::Gone => {
-                    let opaque = matches!(self.below(dir, name)?, Some(merged::Node::Dir(_)));
-                    // In its place, so that the directory has the name once.
-                    self.nodes[id as usize].node = Node::Gone;
-                    Step::Dir(self.add_fresh(dir, name, opaque))
-                }
-            });
-        }
-        Ok(match self.below(dir, name)? {
-            None => Step::Dir(self.add_fresh(dir, name, false)),
-            Some(merged::Node::Dir(below)) => {
-                let meta = self.meta_below(&below)?;
-                let below = Some(Box::new(below));
-                Step::Dir(self.add_dir(dir, name, DirNode { meta, below, first: NONE, named: false, opaque: false }))
-            }
-            Some(merged::Node::Leaf(leaf)) if leaf.inode.is_symlink() => {
-                Step::Link(self.lower.readlink(&leaf).map_err(ConvertError::Lower)?)
-            }
-            Some(merged::Node::Leaf(_)) => Step::Blocked,
-        })
-    }
-
-    fn add_fresh(&mut self, dir: Id, name: &[u8], opaque: bool) -> Id {
-        let meta = self.plain_dir();
-        self.add_dir(dir, name, DirNode { meta, below: None, first: NONE, named: true, opaque })
-    }
-
-    /// Sets a directory's metadata; attributes are added to those that are there, as `setxattr` would.
-    fn describe(&mut self, id: Id, meta: Described) -> Result<(), ConvertError> {
-        if let Some(xattrs) = self.dir(id).map(|dir| dir.meta.xattrs) {
-            let xattrs = self.union(xattrs, meta.xattrs)?;
-            if let Some(dir) = self.dir_mut(id) {
-                dir.meta = Described { xattrs, ..meta };
-                dir.named = true;
-            }
-        }
-        Ok(())
-    }
-
-    /// Both sets of attributes, the second's values where both have one: no more of one directory than of one entry, and no
-    /// more of all than [`MOST_UNITED`], however often an archive names a directory.
-    fn union(&mut self, first: SetId, second: SetId) -> Result<SetId, ConvertError> {
-        let what = "bytes of extended attributes";
-        let mut all = self.sets.get(first).clone();
-        all.extend(self.sets.get(second).clone());
-        let limit = Limits::default().xattr_bytes;
-        if all.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > limit {
-            return Err(ConvertError::Limit { what, limit: limit as u64 });
-        }
-        let (set, bytes) = self.sets.keep(&all);
-        self.united += bytes;
-        if self.united > MOST_UNITED {
-            return Err(ConvertError::Limit { what, limit: MOST_UNITED as u64 });
-        }
-        Ok(set)
     }
 
     fn put_dir(&mut self, parent: Id, name: &[u8], mut meta: Described) -> Result<(), ConvertError> {
@@ -419,13 +284,13 @@ impl<'a> Tree<'a> {
             meta.xattrs = self.union(attributes, meta.xattrs)?;
         }
         self.discard_name(parent, name);
-        self.add_dir(parent, name, DirNode { meta, below: below.map(Box::new), first: NONE, named: true, opaque });
+        self.add_dir(parent, name, DirNode { meta, below: below.map(Box::new), first: NONE, named: true, opaque })?;
         Ok(())
     }
 
-    fn put(&mut self, parent: Id, name: &[u8], node: Node) {
+    fn put(&mut self, parent: Id, name: &[u8], node: Node) -> Result<(), ConvertError> {
         self.discard_name(parent, name);
-        self.add(parent, name, node);
+        self.add(parent, name, node).map(drop)
     }
 
     fn discard_name(&mut self, parent: Id, name: &[u8]) {
@@ -443,65 +308,6 @@ impl<'a> Tree<'a> {
             self.nodes[id as usize].node = Node::Gone;
         }
     }
-
-    fn whiteout(&mut self, parent: Id, name: &[u8]) -> Result<(), ConvertError> {
-        self.last_parent = None;
-        let Some(id) = self.child(parent, name) else {
-            if self.below(parent, name)?.is_some() {
-                self.add(parent, name, Node::Whiteout);
-            }
-            return Ok(());
-        };
-        if self.dir(id).is_some_and(|dir| dir.below.is_some()) {
-            if self.brings_something(id) {
-                self.make_opaque(id);
-            } else {
-                self.put(parent, name, Node::Whiteout);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the archive names this directory or anything in it, whiteouts apart.
-    fn brings_something(&self, dir: Id) -> bool {
-        let mut todo = vec![dir];
-        while let Some(id) = todo.pop() {
-            match self.node(id) {
-                Node::Dir(dir) if self.dirs[dir as usize].named => return true,
-                Node::Dir(_) => todo.extend(self.children(id)),
-                Node::Whiteout | Node::Gone => {}
-                Node::Leaf(..) | Node::Symlink(_) | Node::Copy(_) => return true,
-            }
-        }
-        false
-    }
-
-    /// Cuts a directory, and those in it, off from below.
-    fn make_opaque(&mut self, id: Id) {
-        self.last_parent = None;
-        let Some(dir) = self.dir_mut(id) else { return };
-        if dir.below.take().is_none() {
-            return;
-        }
-        dir.opaque = true;
-        let mut todo: Vec<Id> = self.children(id).collect();
-        while let Some(id) = todo.pop() {
-            if let Some(dir) = self.dir_mut(id) {
-                dir.below = None;
-                // The directory above hides everything already.
-                dir.opaque = false;
-                todo.extend(self.children(id));
-            } else if let Node::Whiteout = self.node(id) {
-                self.nodes[id as usize].node = Node::Gone;
-            }
-        }
-    }
-}
-
-enum Step {
-    Dir(Id),
-    Link(Vec<u8>),
-    Blocked,
 }
 
 fn split(path: &[u8]) -> (&[u8], &[u8]) {

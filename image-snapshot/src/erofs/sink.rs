@@ -1,4 +1,10 @@
 //! The output file: written front to back in chunks, each summed as it goes, on a thread of its own.
+//!
+//! Chunks go around the page cache where the file system can: a start reads few of an image's pages, and what is in the cache
+//! for others stays there. Nor is there anything left to wait for when the file is synced.
+
+mod buffer;
+mod output;
 
 use std::{
     fs::File,
@@ -11,6 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use self::{buffer::Buffer, output::Output};
 use super::format::BLOCK;
 use crate::convert::ConvertError;
 
@@ -70,7 +77,7 @@ fn read_full_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<usize> {
 
 enum Order {
     /// A whole chunk (only the last may be short).
-    Chunk { at: u64, bytes: Vec<u8> },
+    Chunk { at: u64, len: usize, bytes: Buffer },
     /// A change to something written before.
     Patch { at: u64, bytes: Vec<u8> },
 }
@@ -79,13 +86,13 @@ enum Order {
 #[derive(Debug)]
 pub(super) struct Sink {
     orders: SyncSender<Order>,
-    empties: Receiver<Vec<u8>>,
+    empties: Receiver<Buffer>,
     /// Gone once its error has been told.
     thread: Option<JoinHandle<io::Result<Vec<u32>>>>,
     /// The first chunk stays here: the superblock comes last.
-    first: Option<Vec<u8>>,
+    first: Option<Buffer>,
     /// A whole chunk, of which `used` bytes are filled.
-    current: Vec<u8>,
+    current: Buffer,
     used: usize,
     /// Offset of `current` in the file.
     base: u64,
@@ -101,7 +108,7 @@ impl Sink {
         let thread = std::thread::Builder::new()
             .name("layer-write".into())
             .spawn(move || write_loop(&file, &inbox, &give_back))?;
-        let current = vec![0; CHUNK];
+        let current = Buffer::new();
         Ok(Self { orders, empties, thread: Some(thread), first: None, current, used: BLOCK, base: 0, made: 1 })
     }
 
@@ -174,7 +181,7 @@ impl Sink {
         };
         let fresh = spare.unwrap_or_else(|| {
             self.made += 1;
-            vec![0; CHUNK]
+            Buffer::new()
         });
         let full = std::mem::replace(&mut self.current, fresh);
         let at = self.base;
@@ -184,7 +191,7 @@ impl Sink {
             self.first = Some(full);
             return Ok(());
         }
-        self.send(Order::Chunk { at, bytes: full })
+        self.send(Order::Chunk { at, len: CHUNK, bytes: full })
     }
 
     fn send(&mut self, order: Order) -> io::Result<()> {
@@ -200,14 +207,13 @@ impl Sink {
 
     /// Writes what is left and waits. On any earlier failure the thread's own error comes out here.
     pub(super) fn finish(self) -> io::Result<(u64, FileDigest)> {
-        let Self { orders, thread, first, mut current, used, base, .. } = self;
-        current.truncate(used);
+        let Self { orders, thread, first, current, used, base, .. } = self;
         let end = base + used as u64;
-        let rest = [(first, 0), (Some(current), base)];
-        for (bytes, at) in rest {
-            if let Some(bytes) = bytes.filter(|b| !b.is_empty()) {
+        let rest = [(first, CHUNK, 0), (Some(current), used, base)];
+        for (bytes, len, at) in rest {
+            if let Some(bytes) = bytes.filter(|_| len > 0) {
                 // A failed send means that the thread's error is waiting below.
-                let _ = orders.send(Order::Chunk { at, bytes });
+                let _ = orders.send(Order::Chunk { at, len, bytes });
             }
         }
         drop(orders);
@@ -224,36 +230,38 @@ fn join(thread: Option<JoinHandle<io::Result<Vec<u32>>>>) -> io::Result<Vec<u32>
     }
 }
 
-fn write_loop(file: &File, inbox: &Receiver<Order>, give_back: &SyncSender<Vec<u8>>) -> io::Result<Vec<u32>> {
+fn write_loop(file: &File, inbox: &Receiver<Order>, give_back: &SyncSender<Buffer>) -> io::Result<Vec<u32>> {
+    let mut output = Output::new(file);
     let mut chunks: Vec<u32> = Vec::new();
     let mut dirty = std::collections::BTreeSet::new();
     let (mut written, mut left_out) = (0, 0);
     while let Ok(order) = inbox.recv() {
         match order {
-            Order::Chunk { at, bytes } => {
+            Order::Chunk { at, len, bytes } => {
                 // Zeros are left out: the file has a hole there.
-                let end = at + bytes.len() as u64;
-                if bytes[..] == ZEROS[..bytes.len()] {
+                let end = at + len as u64;
+                if bytes[..len] == ZEROS[..len] {
                     left_out = left_out.max(end);
                 } else {
-                    file.write_all_at(&bytes, at)?;
+                    output.chunk(&bytes[..len], at)?;
                     written = written.max(end);
                 }
                 let index = (at / CHUNK as u64) as usize;
                 if chunks.len() <= index {
                     chunks.resize(index + 1, 0);
                 }
-                chunks[index] = crc32fast::hash(&bytes);
+                chunks[index] = crc32fast::hash(&bytes[..len]);
                 // Nobody waiting for a buffer is fine.
                 let _ = give_back.try_send(bytes);
             }
             Order::Patch { at, bytes } => {
-                file.write_all_at(&bytes, at)?;
+                output.patch(&bytes, at)?;
                 let last = at + bytes.len().saturating_sub(1) as u64;
                 dirty.extend(at / CHUNK as u64..=last / CHUNK as u64);
             }
         }
     }
+    output.plain()?;
     if left_out > written {
         file.set_len(left_out)?;
     }

@@ -7,13 +7,14 @@ use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 use super::{
-    EnsureRequest, Inner, LocalAccess, blocking,
+    EnsureRequest, Inner, LocalAccess, blocking, domain,
     flight::{Watch, follow},
     layer::LayerJob,
     lease::Lease,
     parse,
     policy::{Known, Step, decide},
     resolve::{Resolved, resolve},
+    rights,
 };
 use crate::{
     Credential, Digest, Image, ImageConfig, ImageError, LayerPlan, LayerSnapshot, LocalSources, Progress, Reference,
@@ -22,24 +23,47 @@ use crate::{
     reference::{LocalKind, LocalReference},
     registry::{Named, Session, select},
     source::{DockerArchive, OciLayout, Source, SourceError},
-    store::{Access, LayerRecord, RefRecord},
+    store::{Access, LayerRecord, RefRecord, faults::failpoint},
 };
 
 type Report = Arc<dyn Fn(Progress) + Send + Sync>;
 
+/// A manifest and a configuration, byte for byte.
+pub(super) struct Documents {
+    manifest: Vec<u8>,
+    config: Vec<u8>,
+}
+
+/// What is asked for, and by whom.
+pub(super) struct Wish {
+    pub(super) reference: Reference,
+    /// Its normal form.
+    name: String,
+    domain: String,
+    pub(super) source: Arc<dyn Source>,
+    /// The host's own operator asks, for a path of his.
+    pub(super) operator: bool,
+}
+
 /// An image that is here.
 pub(super) struct Found {
     pub(super) image: Image,
-    record: RefRecord,
+    pub(super) record: RefRecord,
+    pub(super) documents: Documents,
 }
 
 impl Inner {
-    pub(super) async fn ensure(&self, request: EnsureRequest, report: Report) -> Result<Image, ImageError> {
+    pub(super) async fn ensure(
+        &self,
+        request: EnsureRequest,
+        domain: &str,
+        report: Report,
+    ) -> Result<Image, ImageError> {
         let reference = parse(&request.reference)?;
         let name = reference.to_string();
         let span = tracing::info_span!("ensure_image", image.reference = %name, image.digest = tracing::field::Empty);
         let work = async {
-            let image = self.ensure_named(&reference, &name, request, report).await?;
+            let image = self.ensure_named(reference, &name, domain, request, report).await?;
             tracing::Span::current().record("image.digest", image.manifest_digest.to_string());
             Ok(image)
         };
@@ -48,49 +72,65 @@ impl Inner {
 
     async fn ensure_named(
         &self,
-        reference: &Reference,
+        reference: Reference,
         name: &str,
+        domain: &str,
         request: EnsureRequest,
         report: Report,
     ) -> Result<Image, ImageError> {
         let credentials: Vec<Named> = request.credentials.into_iter().map(|c| self.named(c)).collect();
         // Also refuses what the caller may not name, before anything is told about it.
-        let source = self.source(reference, name, request.local, &credentials, &report)?;
-        let found = self.find(name).await?;
+        let source = self.source(&reference, name, request.local, &credentials, &report)?;
+        let operator = matches!((&reference, request.local), (Reference::Local(_), LocalAccess::Trusted));
+        let wish = Wish { reference, name: name.to_owned(), domain: domain.to_owned(), source, operator };
+        let mut found = self.find(name, domain).await?;
+        if found.is_none() && !domain.is_empty() {
+            // What has been prepared for all can be copied.
+            found = self.find(name, "").await?;
+        }
         let known = Known {
             present: found.is_some(),
-            entitled: found.as_ref().is_some_and(|f| entitled(reference, &f.record.access, &credentials)),
-            pinned: reference.is_pinned(),
+            entitled: found.as_ref().is_some_and(|f| entitled(&wish.reference, &f.record.access, &credentials)),
+            pinned: wish.reference.is_pinned(),
         };
         let step = decide(request.policy, known);
         tracing::debug!(?step, ?known, "decided by pull policy");
-        match (step, found) {
-            (Step::Use, Some(found)) => {
-                let (store, used) = (self.store.clone(), name.to_owned());
-                blocking(move || store.touch_ref(&used)).await?;
-                report(Progress::Done { fetched: 0, stored: found.image.size });
-                Ok(found.image)
+        let image = match (step, found) {
+            (Step::Use, Some(found)) if found.record.domain == domain => {
+                let (store, used, domain) = (self.store.clone(), name.to_owned(), domain.to_owned());
+                blocking(move || store.touch_ref(&used, &domain)).await?;
+                Some(found.image)
             }
-            (Step::Check, Some(found)) => {
-                let head = source.head().await.map_err(|e| manifest_error(name, e))?;
+            (Step::Use, Some(found)) => self.copy_into(domain, found).await?,
+            (Step::Check, Some(mut found)) => {
+                let head = wish.source.head().await.map_err(|e| manifest_error(name, e))?;
                 if head.as_ref() != Some(&found.record.target) {
-                    return self.pull(name, source, &report).await;
+                    return self.pull(&wish, &report).await;
                 }
-                let access = found.record.access.clone().merge(source.access());
-                self.record(RefRecord { access, pulled_at: jiff::Timestamp::now(), ..found.record }, None).await?;
-                report(Progress::Done { fetched: 0, stored: found.image.size });
-                Ok(found.image)
+                found.record.access = found.record.access.merge(wish.source.access());
+                found.record.pulled_at = jiff::Timestamp::now();
+                if found.record.domain == domain {
+                    // With the documents: somebody may have removed the name meanwhile, and a collection them.
+                    self.record(found.record, found.documents).await?;
+                    Some(found.image)
+                } else {
+                    self.copy_into(domain, found).await?
+                }
             }
-            (Step::Refuse, _) => Err(ImageError::NeverPull { reference: name.to_owned() }),
-            (Step::Use | Step::Check | Step::Pull, _) => self.pull(name, source, &report).await,
-        }
+            (Step::Refuse, _) => return Err(ImageError::NeverPull { reference: name.to_owned() }),
+            (Step::Use | Step::Check | Step::Pull, _) => None,
+        };
+        let Some(image) = image else { return self.pull(&wish, &report).await };
+        report(Progress::Done { fetched: 0, stored: image.size });
+        Ok(image)
     }
 
     /// The image of that name, leased, if it is here with all its layers.
-    pub(super) async fn find(&self, name: &str) -> Result<Option<Found>, ImageError> {
-        let (store, leases, name) = (self.store.clone(), self.leases.clone(), name.to_owned());
+    pub(super) async fn find(&self, name: &str, domain: &str) -> Result<Option<Found>, ImageError> {
+        let (store, leases) = (self.store.clone(), self.leases.clone());
+        let (name, domain) = (name.to_owned(), domain.to_owned());
         blocking(move || {
-            let Some(record) = store.get_ref(&name)? else { return Ok(None) };
+            let Some(record) = store.get_ref(&name, &domain)? else { return Ok(None) };
             let lease = leases.take(record.layers.clone());
             let mut layers = Vec::with_capacity(record.layers.len());
             for id in &record.layers {
@@ -100,20 +140,22 @@ impl Inner {
             let (Some(manifest), Some(config)) = (store.blob(&record.manifest)?, store.blob(&record.config)?) else {
                 return Ok(None);
             };
-            let Ok(Document::Manifest(manifest)) = Document::parse(&manifest, None) else { return Ok(None) };
-            let Ok(config) = Config::parse_stored(&config, &manifest) else { return Ok(None) };
+            let documents = Documents { manifest, config };
+            let Ok(Document::Manifest(manifest)) = Document::parse(&documents.manifest, None) else { return Ok(None) };
+            let Ok(config) = Config::parse_stored(&documents.config, &manifest) else { return Ok(None) };
+            failpoint!(ImageFound);
             let image = image(&record, config.run, layers, lease);
-            Ok(Some(Found { image, record }))
+            Ok(Some(Found { image, record, documents }))
         })
         .await
     }
 
-    async fn pull(&self, name: &str, source: Arc<dyn Source>, report: &Report) -> Result<Image, ImageError> {
+    async fn pull(&self, wish: &Wish, report: &Report) -> Result<Image, ImageError> {
         let limits = &self.config.limits;
-        let resolved = resolve(&*source, name, &self.config.platform, limits).await?;
-        let chain = resolved.config.chain_ids();
+        let resolved = resolve(&*wish.source, &wish.name, &self.config.platform, limits).await?;
+        let chain = domain::layers(&wish.domain, &resolved.config.chain_ids());
         let lease = self.leases.take(chain.clone());
-        let present = self.present(&chain).await?;
+        let present = self.rightful(wish, &resolved, &chain).await?;
         let plans = chain.iter().zip(&resolved.manifest.layers).zip(&present);
         report(Progress::Resolved {
             manifest_digest: resolved.manifest_digest.clone(),
@@ -121,22 +163,24 @@ impl Inner {
                 .map(|((id, blob), here)| LayerPlan { id: id.clone(), size: blob.size, present: here.is_some() })
                 .collect(),
         });
-        let records = self.fetch_layers(name, &source, &resolved, &chain, &present, &lease, report).await?;
-        let repo_digest = match source.repository() {
+        let records = self.fetch_layers(wish, &resolved, &chain, &present, &lease, report).await?;
+        let repo_digest = match wish.source.repository() {
             Some(repository) => format!("{repository}@{}", resolved.target),
             None => resolved.manifest.config.digest.to_string(),
         };
         let record = RefRecord {
-            reference: name.to_owned(),
+            reference: wish.name.clone(),
+            domain: wish.domain.clone(),
             target: resolved.target,
             manifest: resolved.manifest_digest,
             config: resolved.manifest.config.digest.clone(),
             layers: chain,
             repo_digest,
-            access: source.access(),
+            access: wish.source.access(),
             pulled_at: jiff::Timestamp::now(),
         };
-        let record = self.record(record, Some((resolved.manifest_bytes, resolved.config_bytes))).await?;
+        let documents = Documents { manifest: resolved.manifest_bytes, config: resolved.config_bytes };
+        let record = self.record(record, documents).await?;
         let layers = records.iter().map(|r| snapshot(&self.store, r)).collect();
         let image = image(&record, resolved.config.run, layers, lease);
         let missing = resolved.manifest.layers.iter().zip(&present).filter(|(_, here)| here.is_none());
@@ -145,22 +189,16 @@ impl Inner {
         Ok(image)
     }
 
-    async fn present(&self, chain: &[Digest]) -> Result<Vec<Option<LayerRecord>>, ImageError> {
-        let (store, chain) = (self.store.clone(), chain.to_vec());
-        blocking(move || chain.iter().map(|id| store.layer(id)).collect()).await
-    }
-
-    #[allow(clippy::too_many_arguments)] // One call site; a struct would only name the same seven things again.
     async fn fetch_layers(
         &self,
-        name: &str,
-        source: &Arc<dyn Source>,
+        wish: &Wish,
         resolved: &Resolved,
         chain: &[Digest],
         present: &[Option<LayerRecord>],
         lease: &Lease,
         report: &Report,
     ) -> Result<Vec<LayerRecord>, ImageError> {
+        let right = rights::word(&wish.reference, &wish.source.access());
         let of_image = Arc::new(Semaphore::new(self.config.concurrency.layers_per_image.max(1)));
         let mut below: Option<Watch> = None;
         let mut waits = Vec::new();
@@ -172,7 +210,7 @@ impl Inner {
             }
             let job = LayerJob {
                 store: self.store.clone(),
-                source: source.clone(),
+                source: wish.source.clone(),
                 limits: self.config.limits.clone(),
                 converter: self.config.converter.clone(),
                 blob: resolved.manifest.layers[index].clone(),
@@ -181,8 +219,10 @@ impl Inner {
                 below: below.take(),
                 permits: [of_image.clone(), self.permits.clone()],
                 lease: lease.clone(),
+                right: right.clone(),
+                brought: self.brought.clone(),
             };
-            let watch = self.flights.join(id, move |state| job.run(state));
+            let watch = self.flights.join(id, &right, move |state| job.run(state));
             below = Some(watch.clone());
             waits.push((index, Ok(watch)));
         }
@@ -194,28 +234,29 @@ impl Inner {
                     Err(record) => return Ok(record),
                 };
                 let tell = |phase, done| report(Progress::Layer { index, phase, done, total: blob.size });
-                follow(watch, tell).await.map_err(|failure| failure.of_image(name, id, &blob.digest))
+                follow(watch, tell).await.map_err(|failure| failure.of_image(&wish.name, id, &blob.digest))
             }
         });
         // Polled lowest first, so that a layer's own error comes before those of the layers that built on it.
         try_join_all(waits).await
     }
 
-    /// Writes a name's record, and the documents if they are new; rights shown earlier for the same content stay.
-    async fn record(&self, record: RefRecord, documents: Option<(Vec<u8>, Vec<u8>)>) -> Result<RefRecord, ImageError> {
+    /// Writes a name's record, after the documents that are not there; rights shown earlier for the same content stay.
+    pub(super) async fn record(&self, record: RefRecord, documents: Documents) -> Result<RefRecord, ImageError> {
         let store = self.store.clone();
         let _records = self.records.lock().await;
         blocking(move || {
             let mut record = record;
-            if let Some((manifest, config)) = documents {
-                store.put_blob(&record.manifest, &manifest)?;
-                store.put_blob(&record.config, &config)?;
-            }
-            if let Some(earlier) = store.get_ref(&record.reference)?
+            store.put_blob(&record.manifest, &documents.manifest)?;
+            failpoint!(ManifestKept);
+            store.put_blob(&record.config, &documents.config)?;
+            failpoint!(ConfigKept);
+            if let Some(earlier) = store.get_ref(&record.reference, &record.domain)?
                 && earlier.manifest == record.manifest
             {
                 record.access = record.access.merge(earlier.access);
             }
+            failpoint!(EarlierRefRead);
             store.set_ref(&record)?;
             Ok(record)
         })
@@ -300,11 +341,11 @@ fn manifest_error(name: &str, source: SourceError) -> ImageError {
     ImageError::Manifest { reference: name.to_owned(), source: Arc::new(source) }
 }
 
-fn snapshot(store: &crate::store::Store, record: &LayerRecord) -> LayerSnapshot {
+pub(super) fn snapshot(store: &crate::store::Store, record: &LayerRecord) -> LayerSnapshot {
     LayerSnapshot { id: record.id.to_string(), path: store.layer_path(&record.id), bytes: record.bytes }
 }
 
-fn image(record: &RefRecord, config: ImageConfig, layers: Vec<LayerSnapshot>, lease: Lease) -> Image {
+pub(super) fn image(record: &RefRecord, config: ImageConfig, layers: Vec<LayerSnapshot>, lease: Lease) -> Image {
     Image {
         reference: record.reference.clone(),
         manifest_digest: record.manifest.clone(),

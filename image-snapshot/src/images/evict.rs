@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::{GcReport, Images, Inner, blocking};
 use crate::{
     ImageError,
-    store::{RefRecord, StoreError},
+    store::{RefRecord, StoreError, faults::failpoint},
 };
 
 /// How much room is to be made, and at whose expense. Never at that of an image that somebody has a lease on, or that is pinned.
@@ -17,6 +17,19 @@ pub struct Eviction {
     pub min_age: Duration,
     /// What was not used for so long goes also when there is room enough.
     pub max_age: Option<Duration>,
+}
+
+/// What a store holds now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Names.
+    pub images: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Layers that somebody has a lease on.
+    pub leased: usize,
+    /// Bytes of all layers.
+    pub bytes: u64,
 }
 
 /// A name, and how long ago it was last used.
@@ -37,17 +50,20 @@ impl Images {
         blocking(move || {
             let mut report = GcReport::default();
             inner.collect_into(&mut report)?;
-            for Candidate { record, age } in inner.candidates(goal.min_age)? {
+            let candidates = inner.candidates(goal.min_age)?;
+            failpoint!(NamesRanked);
+            for Candidate { record, age } in candidates {
                 let old = goal.max_age.is_some_and(|most| age >= most);
                 if report.freed >= goal.bytes && !old {
                     // The others are younger still.
                     break;
                 }
                 // Who has taken a lease meanwhile keeps the layers, and the name.
-                if inner.is_used(&record) || inner.is_pinned(&record.reference) {
+                if inner.is_used(&record) || inner.is_pinned(&record) {
                     continue;
                 }
-                inner.store.remove_ref(&record.reference)?;
+                inner.store.remove_ref(&record.reference, &record.domain)?;
+                failpoint!(NameForgotten);
                 tracing::info!(
                     image = record.reference,
                     unused_s = age.as_secs(),
@@ -56,7 +72,23 @@ impl Images {
                 report.images.push(record.reference);
                 inner.collect_into(&mut report)?;
             }
+            failpoint!(Evicted);
             Ok(report)
+        })
+        .await
+    }
+
+    /// What the store holds now.
+    pub async fn usage(&self) -> Result<Usage, ImageError> {
+        let inner = self.inner.clone();
+        blocking(move || {
+            let layers = inner.store.layers()?;
+            Ok(Usage {
+                images: inner.store.refs()?.len(),
+                layers: layers.len(),
+                leased: layers.iter().filter(|layer| inner.leases.is_leased(&layer.id)).count(),
+                bytes: layers.iter().map(|layer| layer.bytes).sum(),
+            })
         })
         .await
     }
@@ -66,7 +98,9 @@ impl Images {
         let inner = self.inner.clone();
         blocking(move || {
             let refs = inner.store.refs()?;
-            refs.iter().filter(|record| inner.is_used(record)).try_for_each(|r| inner.store.touch_ref(&r.reference))
+            refs.iter()
+                .filter(|record| inner.is_used(record))
+                .try_for_each(|r| inner.store.touch_ref(&r.reference, &r.domain))
         })
         .await
     }
@@ -82,10 +116,10 @@ impl Inner {
         let now = SystemTime::now();
         let mut all = Vec::new();
         for record in self.store.refs()? {
-            let used = self.store.ref_used(&record.reference)?;
+            let used = self.store.ref_used(&record.reference, &record.domain)?;
             // A time to come (a clock that was set) counts as now.
             let age = used.and_then(|at| now.duration_since(at).ok()).unwrap_or_default();
-            if age >= min_age && !self.is_used(&record) && !self.is_pinned(&record.reference) {
+            if age >= min_age && !self.is_used(&record) && !self.is_pinned(&record) {
                 all.push(Candidate { record, age });
             }
         }
@@ -95,6 +129,7 @@ impl Inner {
 
     pub(super) fn collect_into(&self, report: &mut GcReport) -> Result<(), StoreError> {
         let removed = self.store.collect(|id, remove| self.leases.unless_leased(id, remove))?;
+        self.brought.forget(&removed.layers);
         report.removed.extend(removed.layers);
         report.freed += removed.bytes;
         report.leased = removed.leased;

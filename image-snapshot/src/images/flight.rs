@@ -49,35 +49,36 @@ pub(super) struct State {
 
 pub(super) type Watch = watch::Receiver<State>;
 
-/// Layers on their way, by chain id.
+/// Layers on their way, by chain id and by the right by which they come.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    running: Mutex<HashMap<Digest, Watch>>,
+    running: Mutex<HashMap<(Digest, String), Watch>>,
 }
 
 impl Flights {
-    /// The flight of that layer; started if there is none. `start` makes the work, which goes on even when nobody waits any more, and
+    /// The flight of that layer by that right; started if there is none. `start` makes the work, which goes on even when nobody waits any more, and
     /// must have put the layer into the store when it says that it did.
-    pub(super) fn join<F, W>(self: &Arc<Self>, id: &Digest, start: F) -> Watch
+    pub(super) fn join<F, W>(self: &Arc<Self>, id: &Digest, right: &str, start: F) -> Watch
     where
         F: FnOnce(watch::Sender<State>) -> W,
         W: Future<Output = (watch::Sender<State>, Result<LayerRecord, Failure>)> + Send + 'static,
     {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(watch) = running.get(id) {
+        let key = (id.clone(), right.to_owned());
+        if let Some(watch) = running.get(&key) {
             // One whose task died leaves its watch behind, closed.
             if watch.has_changed().is_ok() {
                 return watch.clone();
             }
         }
         let (sender, watch) = watch::channel(State { phase: LayerPhase::Waiting, done: 0, outcome: None });
-        running.insert(id.clone(), watch.clone());
+        running.insert(key.clone(), watch.clone());
         let work = start(sender);
-        let (flights, id) = (self.clone(), id.clone());
+        let flights = self.clone();
         tokio::spawn(async move {
             let (sender, outcome) = work.await;
             // First out of the table, then the news: whoever comes later looks into the store.
-            flights.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            flights.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             sender.send_modify(|state| {
                 if outcome.is_ok() {
                     state.phase = LayerPhase::Present;
@@ -119,7 +120,7 @@ mod tests {
         let watches: Vec<Watch> = (0..20)
             .map(|_| {
                 let (starts, mut gate) = (starts.clone(), gate.clone());
-                flights.join(&id, move |sender| async move {
+                flights.join(&id, "", move |sender| async move {
                     starts.fetch_add(1, Ordering::Relaxed);
                     gate.wait_for(|open| *open).await.unwrap();
                     (sender, Err(Failure::Convert(Arc::new(ConvertError::Cancelled))))
@@ -138,12 +139,12 @@ mod tests {
     async fn a_flight_whose_task_dies_is_told_and_can_be_started_again() {
         let flights = Arc::new(Flights::default());
         let id = Digest::sha256(b"x");
-        let first = flights.join(&id, |sender| async move {
+        let first = flights.join(&id, "", |sender| async move {
             drop(sender);
             panic!("on purpose");
         });
         assert!(matches!(follow(first, |_, _| {}).await, Err(Failure::Interrupted)));
-        let second = flights.join(&id, |sender| async move { (sender, Err(Failure::Interrupted)) });
+        let second = flights.join(&id, "", |sender| async move { (sender, Err(Failure::Interrupted)) });
         assert!(matches!(follow(second, |_, _| {}).await, Err(Failure::Interrupted)));
     }
 }

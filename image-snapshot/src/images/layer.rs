@@ -13,13 +13,14 @@ use tokio::{
 use super::{
     flight::{Failure, State, Watch, follow},
     lease::Lease,
+    rights::Brought,
 };
 use crate::{
     Converter, Digest, LayerPhase, Limits,
     convert::{ConvertError, StagedLayer, stage_layer},
     manifest::Descriptor,
     source::{Source, SourceError, channel},
-    store::{LayerRecord, Store, StoreError},
+    store::{LayerRecord, Store, StoreError, faults::failpoint},
 };
 
 /// Between two reports of progress.
@@ -41,6 +42,9 @@ pub(super) struct LayerJob {
     pub(super) permits: [Arc<Semaphore>; 2],
     /// Keeps the layers below in place even if all who asked have gone.
     pub(super) lease: Lease,
+    /// By which right it comes, and who has shown one.
+    pub(super) right: String,
+    pub(super) brought: Arc<Brought>,
 }
 
 impl LayerJob {
@@ -58,8 +62,9 @@ impl LayerJob {
             return Err(Failure::Interrupted);
         };
         // A flight that ended just before this one began may have brought it.
-        let (store, wanted) = (self.store.clone(), id.clone());
-        if let Some(record) = blocking(move || store.layer(&wanted)).await?.map_err(store_failure)? {
+        if self.brought.has(&id, &self.right)
+            && let Some(record) = self.present(&id).await?
+        {
             return Ok(record);
         }
         state.send_modify(|s| s.phase = LayerPhase::Converting);
@@ -68,6 +73,12 @@ impl LayerJob {
         let out = file.try_clone().map_err(|e| convert_failure(ConvertError::Write(e)))?;
         let staged = self.fetch(state, out).await?;
         drop(permits);
+        failpoint!(LayerStaged);
+        // The bytes were the right ones: it is theirs, whoever has brought it before.
+        self.brought.note(&id, &self.right);
+        if let Some(record) = self.present(&id).await? {
+            return Ok(record);
+        }
         state.send_modify(|s| {
             s.phase = LayerPhase::Finishing;
             s.done = self.blob.size;
@@ -76,6 +87,7 @@ impl LayerJob {
             // Its waiters get its own error; here it only means that there is nothing to build on.
             follow(below, |_, _| {}).await.map_err(|_| Failure::Interrupted)?;
         }
+        failpoint!(LowerLayersThere);
         let (store, chain, diff_id) = (self.store.clone(), self.chain.clone(), self.diff_id.clone());
         let lease = self.lease.clone();
         blocking(move || {
@@ -86,12 +98,18 @@ impl LayerJob {
                 files.push(Arc::new(std::fs::File::open(store.layer_path(layer)).map_err(|_| missing())?));
             }
             let converted = staged.finish(&files).map_err(convert_failure)?;
+            failpoint!(LayerConverted);
             let record = LayerRecord::new(id, below.last().cloned(), diff_id, converted);
-            store.commit_layer(ingest, &file, &record).map_err(store_failure)?;
+            let record = store.commit_layer(ingest, &file, &record).map_err(store_failure)?;
             drop(lease);
             Ok(record)
         })
         .await?
+    }
+
+    async fn present(&self, id: &Digest) -> Result<Option<LayerRecord>, Failure> {
+        let (store, id) = (self.store.clone(), id.clone());
+        blocking(move || store.layer(&id)).await?.map_err(store_failure)
     }
 
     async fn fetch(&self, state: &watch::Sender<State>, out: std::fs::File) -> Result<StagedLayer, Failure> {

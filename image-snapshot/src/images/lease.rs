@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::{Digest, store::StoreError};
+use crate::{
+    Digest,
+    store::{StoreError, faults::failpoint},
+};
 
 /// Counts of leases by layer.
 #[derive(Debug, Default)]
@@ -43,6 +46,7 @@ impl Drop for Held {
                 }
             }
         }
+        failpoint!(LeaseDropped);
     }
 }
 
@@ -54,6 +58,7 @@ impl Leases {
             *counts.entry(layer.clone()).or_insert(0) += 1;
         }
         drop(counts);
+        failpoint!(LeaseTaken);
         Lease { held: Arc::new(Held { layers, table: self.clone() }) }
     }
 
@@ -61,7 +66,7 @@ impl Leases {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).contains_key(layer)
     }
 
-    /// Calls `remove` if nobody leases the layer; nobody can begin to while it runs.
+    /// Calls `remove` if nobody leases the layer; nobody can begin to lease anything while it runs, so it must be quick.
     pub(super) fn unless_leased(
         &self,
         layer: &Digest,
@@ -69,8 +74,10 @@ impl Leases {
     ) -> Result<bool, StoreError> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.contains_key(layer) {
+            failpoint!(LeaseHonoured);
             return Ok(false);
         }
+        failpoint!(LeaseNotFound);
         remove()?;
         drop(counts);
         Ok(true)

@@ -1,5 +1,6 @@
 //! The front door.
 
+mod domain;
 mod ensure;
 mod evict;
 mod flight;
@@ -7,6 +8,7 @@ mod layer;
 mod lease;
 mod policy;
 mod resolve;
+mod rights;
 
 use std::{
     collections::BTreeSet,
@@ -19,15 +21,16 @@ use std::{
 use tokio::sync::Semaphore;
 
 use crate::{
-    Credential, Digest, Image, ImageError, ImagesConfig, Progress, Reference,
+    Copies, Credential, Digest, Image, ImageError, ImagesConfig, Progress, Reference,
     registry::Registries,
-    store::{Store, StoreError, Verdict},
+    store::{RefRecord, Store, StoreError, Verdict, faults::failpoint},
 };
 
-pub use evict::Eviction;
+pub use evict::{Eviction, Usage};
 use flight::Flights;
 pub use lease::Lease;
 use lease::Leases;
+use rights::Brought;
 
 /// A store of images. Cheap to clone; all clones are the same store.
 ///
@@ -36,6 +39,8 @@ use lease::Leases;
 #[derive(Debug, Clone)]
 pub struct Images {
     inner: Arc<Inner>,
+    /// Whose copies; empty: the host's own.
+    domain: Arc<str>,
 }
 
 #[derive(Debug)]
@@ -45,6 +50,7 @@ struct Inner {
     registries: Arc<Registries>,
     leases: Arc<Leases>,
     flights: Arc<Flights>,
+    brought: Arc<Brought>,
     permits: Arc<Semaphore>,
     gc_allowed: AtomicBool,
     /// Names, in normal form, that no collection takes.
@@ -91,6 +97,8 @@ pub enum LocalAccess {
 pub struct ImageSummary {
     /// Normal form of the name.
     pub reference: String,
+    /// Whose copy it is; empty: the host's own.
+    pub domain: String,
     /// Digest of the platform's manifest.
     pub manifest_digest: Digest,
     /// Digest of the configuration.
@@ -136,13 +144,25 @@ impl Images {
             registries: Arc::new(Registries::new(&config)),
             leases: Arc::default(),
             flights: Arc::default(),
+            brought: Arc::default(),
             permits: Arc::new(Semaphore::new(config.concurrency.layers_in_all.max(1))),
             gc_allowed: AtomicBool::new(false),
             pins: std::sync::Mutex::default(),
             records: Arc::default(),
             config,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), domain: Arc::from("") })
+    }
+
+    /// The same store as a trust domain (a namespace, a tenant) sees it, if it is to keep copies per domain; else the store itself. What has to do
+    /// with all images ([`Images::list`], [`Images::remove`], collection, [`Images::verify`]) stays that of the whole store.
+    #[must_use]
+    pub fn of_domain(&self, domain: &str) -> Self {
+        let domain = match self.inner.config.copies {
+            Copies::Shared => "",
+            Copies::PerDomain => domain,
+        };
+        Self { inner: self.inner.clone(), domain: Arc::from(domain) }
     }
 
     /// Makes the image available, fetching what is missing, and leases it. Dropping the future stops the waiting; layers under way are
@@ -152,13 +172,13 @@ impl Images {
         request: EnsureRequest,
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Image, ImageError> {
-        self.inner.ensure(request, Arc::new(progress)).await
+        self.inner.ensure(request, &self.domain, Arc::new(progress)).await
     }
 
     /// The image, if it is here under this name; asks nobody and checks nobody's rights.
     pub async fn get_local(&self, reference: &str) -> Result<Option<Image>, ImageError> {
         let name = parse(reference)?.to_string();
-        Ok(self.inner.find(&name).await?.map(|found| found.image))
+        Ok(self.inner.find(&name, &self.domain).await?.map(|found| found.image))
     }
 
     /// Leases again what a pod from before the restart uses: the layers by their ids, as [`LayerSnapshot::id`](crate::LayerSnapshot::id)
@@ -193,39 +213,54 @@ impl Images {
         blocking(move || {
             let sizes: std::collections::HashMap<Digest, u64> =
                 inner.store.layers()?.into_iter().map(|l| (l.id, l.bytes)).collect();
-            let mut used = std::collections::HashMap::new();
-            let refs = inner.store.refs()?;
-            for record in &refs {
-                let at = inner.store.ref_used(&record.reference)?;
-                let at = at.and_then(|at| jiff::Timestamp::try_from(at).ok()).unwrap_or(record.pulled_at);
-                used.insert(record.reference.clone(), at);
-            }
-            Ok(refs
-                .into_iter()
-                .map(|r| ImageSummary {
-                    used_at: used.get(&r.reference).copied().unwrap_or(r.pulled_at),
+            let mut all = Vec::new();
+            for r in inner.store.refs()? {
+                let used = inner.store.ref_used(&r.reference, &r.domain)?;
+                all.push(ImageSummary {
+                    used_at: used.and_then(|at| jiff::Timestamp::try_from(at).ok()).unwrap_or(r.pulled_at),
                     size: r.layers.iter().filter_map(|l| sizes.get(l)).sum(),
                     complete: r.layers.iter().all(|l| sizes.contains_key(l)),
                     in_use: r.layers.last().is_some_and(|l| inner.leases.is_leased(l)),
-                    pinned: inner.is_pinned(&r.reference),
+                    pinned: inner.is_pinned(&r),
                     reference: r.reference,
+                    domain: r.domain,
                     manifest_digest: r.manifest,
                     image_id: r.config,
                     repo_digest: r.repo_digest,
                     layers: r.layers,
                     pulled_at: r.pulled_at,
-                })
-                .collect())
+                });
+            }
+            Ok(all)
         })
         .await
     }
 
-    /// Forgets a name. Its layers go with the next [`Images::gc`] unless something else needs them. False: there was no such name.
+    /// Forgets a name, in all domains. Its layers go with the next [`Images::gc`] unless something else needs them. False: there was no such name.
     pub async fn remove(&self, reference: &str) -> Result<bool, ImageError> {
+        self.forget(reference, None).await
+    }
+
+    /// The same in one domain only; empty: the host's own.
+    pub async fn remove_copy(&self, reference: &str, domain: &str) -> Result<bool, ImageError> {
+        self.forget(reference, Some(domain.to_owned())).await
+    }
+
+    async fn forget(&self, reference: &str, domain: Option<String>) -> Result<bool, ImageError> {
         let name = parse(reference)?.to_string();
         let store = self.inner.store.clone();
         let _records = self.inner.records.lock().await;
-        blocking(move || store.remove_ref(&name)).await
+        blocking(move || {
+            let mut found = false;
+            let meant = |record: &RefRecord| {
+                record.reference == name && domain.as_ref().is_none_or(|domain| *domain == record.domain)
+            };
+            for record in store.refs()?.into_iter().filter(meant) {
+                found |= store.remove_ref(&record.reference, &record.domain)?;
+            }
+            Ok(found)
+        })
+        .await
     }
 
     /// Removes layers that no name and no lease needs. Does nothing before [`Images::allow_gc`].
@@ -247,7 +282,24 @@ impl Images {
         self.inner.gc_allowed.load(Ordering::Acquire)
     }
 
-    /// Reads every layer and says whether it is what was written.
+    /// Every layer that is here, and every one that an image needs.
+    pub async fn layers(&self) -> Result<BTreeSet<Digest>, ImageError> {
+        let store = self.inner.store.clone();
+        blocking(move || {
+            let here = store.layers()?.into_iter().map(|layer| layer.id);
+            let needed = store.refs()?.into_iter().flat_map(|image| image.layers);
+            Ok(here.chain(needed).collect())
+        })
+        .await
+    }
+
+    /// Reads a layer and says whether it is what was written.
+    pub async fn verify_layer(&self, layer: &Digest) -> Result<Verdict, ImageError> {
+        let (store, layer) = (self.inner.store.clone(), layer.clone());
+        blocking(move || store.verify(&layer)).await
+    }
+
+    /// Reads every layer that is here and says whether it is what was written.
     pub async fn verify(&self) -> Result<Vec<(Digest, Verdict)>, ImageError> {
         let store = self.inner.store.clone();
         blocking(move || {
@@ -260,13 +312,21 @@ impl Images {
     /// Drops a layer that [`Images::verify`] found damaged, so that the next [`Images::ensure`] brings it anew. False: it is leased.
     pub async fn discard(&self, layer: &Digest) -> Result<bool, ImageError> {
         let (inner, layer) = (self.inner.clone(), layer.clone());
-        blocking(move || inner.leases.unless_leased(&layer, &mut || inner.store.remove_layer(&layer))).await
+        blocking(move || {
+            failpoint!(DiscardBegun);
+            let gone = inner.store.remove_layer(&layer, |remove| inner.leases.unless_leased(&layer, remove))?;
+            failpoint!(Discarded);
+            inner.brought.forget(std::slice::from_ref(&layer));
+            Ok(gone)
+        })
+        .await
     }
 }
 
 impl Inner {
-    fn is_pinned(&self, name: &str) -> bool {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    /// What is prepared ahead is the host's own copy; those of domains come and go.
+    fn is_pinned(&self, record: &RefRecord) -> bool {
+        record.domain.is_empty() && self.pins.lock().unwrap_or_else(PoisonError::into_inner).contains(&record.reference)
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::{Response, StatusCode, header};
 use serde::Deserialize;
 
-use super::retry::parse_retry_after;
+use super::{endpoint::host_of, retry::parse_retry_after};
 use crate::source::SourceError;
 
 /// Bytes of an error's or token's body that we read.
@@ -22,7 +22,29 @@ pub(super) fn transport(what: &str, waited: Duration, source: reqwest::Error) ->
     if source.is_redirect() {
         return SourceError::Protocol { what, problem: "redirects that we do not follow" };
     }
-    SourceError::Network { what, source }
+    let host = || source.url().and_then(host_of).unwrap_or_default();
+    match tls_cause(&source) {
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+            SourceError::PlainHttp { what, host: host() }
+        }
+        Some(why @ rustls::Error::InvalidCertificate(_)) => {
+            SourceError::Untrusted { what, host: host(), source: why.clone() }
+        }
+        _ => SourceError::Network { what, source },
+    }
+}
+
+/// What TLS says of a connection that was not made. Errors within [`std::io::Error`]s are no sources of theirs.
+fn tls_cause(error: &reqwest::Error) -> Option<&rustls::Error> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<rustls::Error>() {
+            return Some(found);
+        }
+        let within = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = within.map(|within| within as &(dyn std::error::Error + 'static)).or_else(|| error.source());
+    }
+    None
 }
 
 /// Reads a whole body of at most `limit` bytes.

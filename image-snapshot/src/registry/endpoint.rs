@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use reqwest::{Client, ClientBuilder, redirect};
+use reqwest::{Client, ClientBuilder, Url, redirect};
 
 use crate::{
     ImagesConfig, RegistryHost, Timeouts,
@@ -59,9 +59,9 @@ impl Registries {
             })
             .collect();
         let serving = if registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { registry };
-        // Who brings certificates for a registry on loopback means HTTPS.
-        let certified = self.hosts.iter().any(|h| h.host == registry && !h.ca_certificates.is_empty());
-        let plain = (is_loopback(registry) && !certified) || self.insecure.iter().any(|r| r == registry);
+        // Who speaks of certificates for a registry on loopback means HTTPS.
+        let tls = self.hosts.iter().any(|h| h.host == registry && (h.unverified || !h.ca_certificates.is_empty()));
+        let plain = (is_loopback(registry) && !tls) || self.insecure.iter().any(|r| r == registry);
         let scheme = if plain { "http" } else { "https" };
         out.push(Endpoint { base: format!("{scheme}://{serving}"), host: registry.to_owned() });
         out
@@ -93,24 +93,50 @@ impl Registries {
 }
 
 impl Registries {
+    /// The client for an endpoint's token service. That an endpoint is not verified does not go for others.
+    pub(crate) fn token_client(&self, endpoint: &Endpoint, realm: &str) -> Result<Client, SourceError> {
+        if self.is_unverified(&endpoint.host)
+            && let Some(host) = Url::parse(realm).ok().as_ref().and_then(host_of).filter(|host| *host != endpoint.host)
+        {
+            return self.client(&Endpoint { base: realm.to_owned(), host });
+        }
+        self.client(endpoint)
+    }
+
+    fn is_unverified(&self, host: &str) -> bool {
+        self.hosts.iter().any(|h| h.host == host && h.unverified)
+    }
+
     fn builder(&self, endpoint: &Endpoint) -> ClientBuilder {
+        let home = self.is_unverified(&endpoint.host).then(|| endpoint.host.clone());
         let builder = Client::builder()
             .user_agent(concat!("nodeless/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(self.timeouts.connect)
             .read_timeout(self.timeouts.progress)
-            .redirect(redirect::Policy::custom(follow));
+            .tls_danger_accept_invalid_certs(home.is_some())
+            .redirect(redirect::Policy::custom(move |attempt| follow(attempt, home.as_deref())));
         if is_loopback(&endpoint.host) { builder.no_proxy() } else { builder }
     }
 }
 
-/// At most five, and never from HTTPS down to HTTP. (The library drops the authorization when the host changes.)
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
+/// As references spell it.
+pub(super) fn host_of(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+}
+
+/// At most five, never from HTTPS down to HTTP, and never away from a host that is not verified (`home`). (The library drops the authorization
+/// when the host changes.)
+fn follow(attempt: redirect::Attempt<'_>, home: Option<&str>) -> redirect::Action {
     if attempt.previous().len() > MAX_REDIRECTS {
         return attempt.error("too many redirects");
     }
     let from_https = attempt.previous().last().is_some_and(|u| u.scheme() == "https");
     if from_https && attempt.url().scheme() != "https" {
         return attempt.error("redirect from https to http");
+    }
+    if home.is_some_and(|home| host_of(attempt.url()).as_deref() != Some(home)) {
+        return attempt.error("redirect away from a host that is not verified");
     }
     attempt.follow()
 }
@@ -141,7 +167,7 @@ mod tests {
         config.registries = vec![RegistryHost {
             host: "docker.io".into(),
             mirrors: vec!["https://mirror.example/hub/".into()],
-            ca_certificates: vec![],
+            ..RegistryHost::default()
         }];
         assert_eq!(
             bases(&config, "busybox"),

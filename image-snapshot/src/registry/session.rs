@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use reqwest::{Method, Response, StatusCode, header};
 
 use super::{
-    auth::{answer, challenge},
+    auth::{Challenge, answer, challenge},
     body::{read, refuse, transport},
     endpoint::{Endpoint, Registries},
     retry::Retry,
@@ -113,7 +113,7 @@ impl Session {
                 return Ok(response);
             }
             let refused = status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN;
-            if !refused || !self.reauthorize(peer, &client, &standing, &response).await? {
+            if !refused || !self.reauthorize(peer, &standing, &response).await? {
                 return Err(refuse(&what, response, timeouts.progress).await);
             }
         }
@@ -136,19 +136,17 @@ impl Session {
     }
 
     /// After a refusal: finds the next thing to try. False: there is none.
-    async fn reauthorize(
-        &self,
-        peer: &Peer,
-        client: &reqwest::Client,
-        used: &Standing,
-        response: &Response,
-    ) -> Result<bool, SourceError> {
+    async fn reauthorize(&self, peer: &Peer, used: &Standing, response: &Response) -> Result<bool, SourceError> {
         let mut standing = peer.standing.lock().await;
         if standing.generation != used.generation {
             return Ok(true);
         }
         let Some(challenge) = challenge(response.headers()) else {
             return Ok(false);
+        };
+        let client = match &challenge {
+            Challenge::Bearer { realm, .. } => self.registries.token_client(&peer.endpoint, realm)?,
+            Challenge::Basic => self.registries.client(&peer.endpoint)?,
         };
         let stale = standing.header.is_some() && standing.proven && response.status() == StatusCode::UNAUTHORIZED;
         let first = match (&standing.header, stale) {
@@ -160,7 +158,7 @@ impl Session {
         for (index, candidate) in peer.candidates.iter().enumerate().skip(first) {
             let auth = candidate.as_ref().map(|(c, _)| &c.auth);
             let timeouts = &self.registries.timeouts;
-            let answer = answer(client, &peer.endpoint, self.image.repository(), &challenge, auth, timeouts).await;
+            let answer = answer(&client, &peer.endpoint, self.image.repository(), &challenge, auth, timeouts).await;
             match answer {
                 Ok(None) => {}
                 Ok(Some(value)) => {
@@ -321,6 +319,17 @@ impl Source for Session {
                     attempts.failed(error).await?;
                 }
             }
+        }
+    }
+
+    async fn offers(&self, descriptor: &Descriptor) -> Result<bool, SourceError> {
+        // The registry itself: what a mirror says of blobs that it does not guard proves nothing.
+        let Some(peer) = self.endpoints.last() else { return Ok(false) };
+        let url = self.url(peer, "blobs", &descriptor.digest.to_string());
+        match self.send(peer, Method::HEAD, &url, None).await {
+            Ok(_) => Ok(true),
+            Err(SourceError::NotFound { .. } | SourceError::Unauthorized { .. }) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

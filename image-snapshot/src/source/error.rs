@@ -64,6 +64,27 @@ pub enum SourceError {
         #[source]
         source: reqwest::Error,
     },
+    /// HTTPS was asked for, and the answer is HTTP.
+    #[error(
+        "{what}: {host} speaks plain HTTP, not HTTPS: only registries that the setting insecure-registry names may"
+    )]
+    PlainHttp {
+        /// The request.
+        what: String,
+        /// Who answers so, `host[:port]`.
+        host: String,
+    },
+    /// Nobody whom we trust vouches for who answers, or for another name or time.
+    #[error("{what}: the certificate of {host} is not trusted: what is, the setting registries says")]
+    Untrusted {
+        /// The request.
+        what: String,
+        /// Whose certificate it is, `host[:port]`.
+        host: String,
+        /// Why not.
+        #[source]
+        source: rustls::Error,
+    },
     /// The HTTP client could not be made (certificates, proxy settings).
     #[error("could not set up the client for registry {registry:?}")]
     Client {
@@ -153,6 +174,8 @@ impl SourceError {
             Self::RateLimited { .. } => ErrorKind::RateLimited,
             Self::Status { .. }
             | Self::Network { .. }
+            | Self::PlainHttp { .. }
+            | Self::Untrusted { .. }
             | Self::Client { .. }
             | Self::Protocol { .. }
             | Self::Abandoned { .. } => ErrorKind::Unavailable,

@@ -34,6 +34,11 @@ pub(crate) trait Source: Send + Sync {
     /// A layer's bytes. The sink checks size and digest.
     async fn blob(&self, descriptor: &Descriptor, sink: BlobSink) -> Result<(), SourceError>;
 
+    /// Whether it has this blob for this caller and says so without sending it.
+    async fn offers(&self, _descriptor: &Descriptor) -> Result<bool, SourceError> {
+        Ok(false)
+    }
+
     /// By which right the answers so far were given.
     fn access(&self) -> Access;
 

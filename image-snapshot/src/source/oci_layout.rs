@@ -75,7 +75,8 @@ impl Source for OciLayout {
     }
 
     fn access(&self) -> Access {
-        Access { public: true, ..Access::default() }
+        // Who may read one file of the host has shown nothing about what else is in the store.
+        Access::default()
     }
 
     fn repository(&self) -> Option<String> {

@@ -1,7 +1,7 @@
 //! A blob on its way from a source (async) to a converter (blocking), checked as it passes.
 
 use std::{
-    io::{self, Read},
+    io::{self, BufRead, Read},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -104,8 +104,8 @@ impl BlobSink {
     }
 }
 
-impl Read for BlobReader {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+impl BufRead for BlobReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() && !self.ended {
             match self.pieces.blocking_recv() {
                 Some(Some(bytes)) => self.current = bytes,
@@ -113,7 +113,17 @@ impl Read for BlobReader {
                 None => return Err(CANCELLED.into()),
             }
         }
-        let n = buf.len().min(self.current.len());
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.current.advance(n);
+    }
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.fill_buf()?.len().min(buf.len());
         self.current.copy_to_slice(&mut buf[..n]);
         Ok(n)
     }

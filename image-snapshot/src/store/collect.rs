@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, faults::failpoint};
 use crate::Digest;
 
 /// What a collection removed.
@@ -17,8 +17,7 @@ pub struct Removed {
 }
 
 impl Store {
-    /// Removes layers and blobs that no ref needs. `unless_leased` gets a layer's id and what removes it; it must either call that, with no
-    /// lease possible meanwhile, and say true; or say false.
+    /// Removes layers and blobs that no ref needs. `unless_leased` gets a layer's id and what removes it: see [`Store::remove_layer`].
     pub(crate) fn collect(
         &self,
         mut unless_leased: impl FnMut(&Digest, &mut dyn FnMut() -> Result<(), StoreError>) -> Result<bool, StoreError>,
@@ -29,12 +28,13 @@ impl Store {
             layers.extend(record.layers);
             blobs.extend([record.manifest, record.config]);
         }
+        failpoint!(RootsRead);
         let mut out = Removed::default();
         for layer in self.layers()? {
             if layers.contains(&layer.id) {
                 continue;
             }
-            if unless_leased(&layer.id, &mut || self.remove_layer(&layer.id))? {
+            if self.remove_layer(&layer.id, |remove| unless_leased(&layer.id, remove))? {
                 out.bytes += layer.bytes;
                 out.layers.push(layer.id);
             } else {
@@ -46,6 +46,7 @@ impl Store {
                 self.remove_blob(&blob)?;
             }
         }
+        failpoint!(Collected);
         Ok(out)
     }
 }

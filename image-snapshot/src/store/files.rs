@@ -10,7 +10,10 @@ use std::{
 
 use rustix::fs::FlockOperation;
 
-use super::{Store, StoreError};
+use super::{
+    Store, StoreError,
+    faults::{self, failpoint},
+};
 
 /// Distinguishes files of one process in `ingest/`.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -30,9 +33,13 @@ impl Ingest {
 
     /// Moves the finished, synced file to its place.
     pub(super) fn place(mut self, target: &Path) -> Result<(), StoreError> {
+        faults::renaming(&self.path, target);
         fs::rename(&self.path, target).map_err(StoreError::io("rename into place", target))?;
         self.placed = true;
-        sync_dir(target)
+        failpoint!(Renamed);
+        sync_dir(target)?;
+        failpoint!(Placed);
+        Ok(())
     }
 }
 
@@ -40,7 +47,8 @@ impl Drop for Ingest {
     fn drop(&mut self) {
         if !self.placed {
             // Best effort: the sweep gets what stays.
-            let _ = fs::remove_file(&self.path);
+            let _ = remove(&self.path);
+            failpoint!(IngestAbandoned);
         }
     }
 }
@@ -53,14 +61,30 @@ impl Store {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let file = options.open(&path).map_err(StoreError::io("create", &path))?;
+        faults::created(&file);
+        failpoint!(IngestCreated);
         Ok((Ingest { path, placed: false }, file))
+    }
+
+    /// Moves a file to `ingest/`, where it is out of the way and goes at the latest when the store is opened; `None`: it is not there.
+    pub(super) fn set_aside(&self, path: &Path) -> Result<Option<PathBuf>, StoreError> {
+        let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let aside = self.root.join("ingest").join(name);
+        faults::renaming(path, &aside);
+        match fs::rename(path, &aside) {
+            Ok(()) => Ok(Some(aside)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StoreError::io("set aside", path)(e)),
+        }
     }
 
     /// Writes a small file so that it is there whole or not at all.
     pub(super) fn place(&self, target: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let (ingest, mut file) = self.ingest()?;
         file.write_all(bytes).map_err(StoreError::io("write", ingest.path()))?;
-        file.sync_all().map_err(StoreError::io("sync", ingest.path()))?;
+        failpoint!(SmallWritten);
+        sync(&file, ingest.path())?;
+        failpoint!(SmallSynced);
         ingest.place(target)
     }
 }
@@ -95,6 +119,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
 
 /// Removes a file; false: it was not there.
 pub(super) fn remove(path: &Path) -> Result<bool, StoreError> {
+    faults::removing(path);
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -111,9 +136,18 @@ pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(out)
 }
 
+/// Makes a file's bytes last.
+pub(super) fn sync(file: &File, path: &Path) -> Result<(), StoreError> {
+    file.sync_all().map_err(StoreError::io("sync", path))?;
+    faults::synced(file);
+    Ok(())
+}
+
 /// Makes a rename or removal of `path` last.
 pub(super) fn sync_dir(path: &Path) -> Result<(), StoreError> {
     let dir = path.parent().unwrap_or(path);
     let opened = File::open(dir).map_err(StoreError::io("open", dir))?;
-    opened.sync_all().map_err(StoreError::io("sync", dir))
+    opened.sync_all().map_err(StoreError::io("sync", dir))?;
+    faults::dir_synced(dir);
+    Ok(())
 }

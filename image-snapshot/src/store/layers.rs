@@ -4,11 +4,12 @@ use std::{
     fs::{self, File},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::PoisonError,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ingest, Store, StoreError, files};
+use super::{Ingest, Store, StoreError, faults::failpoint, files};
 use crate::{Digest, convert::Converted, erofs::FileDigest};
 
 /// What is known about a layer in the store.
@@ -91,23 +92,91 @@ impl Store {
         Ok(out)
     }
 
-    /// Takes in a finished layer. `file` is synced here; record first, then the layer.
-    pub(crate) fn commit_layer(&self, ingest: Ingest, file: &File, record: &LayerRecord) -> Result<(), StoreError> {
+    /// Takes in a finished layer and gives its record. `file` is synced here; record first, then the layer. One that somebody else has brought
+    /// meanwhile stays: it may be mounted.
+    pub(crate) fn commit_layer(
+        &self,
+        ingest: Ingest,
+        file: &File,
+        record: &LayerRecord,
+    ) -> Result<LayerRecord, StoreError> {
         let target = self.layer_path(&record.id);
         file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(StoreError::io("protect", ingest.path()))?;
-        file.sync_all().map_err(StoreError::io("sync", ingest.path()))?;
+        failpoint!(LayerProtected);
+        files::sync(file, ingest.path())?;
+        failpoint!(LayerSynced);
+        let _one_at_a_time = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(earlier) = self.layer(&record.id)? {
+            return Ok(earlier);
+        }
+        // A file that is there all the same is not what its record says: it must not meet the new record.
+        if files::remove(&target)? {
+            files::sync_dir(&target)?;
+            failpoint!(OldLayerRemoved);
+        }
         let json =
             serde_json::to_vec_pretty(record).map_err(|source| StoreError::Record { path: target.clone(), source })?;
         self.place(&self.layer_record_path(&record.id), &json)?;
-        ingest.place(&target)
+        failpoint!(LayerRecorded);
+        ingest.place(&target)?;
+        failpoint!(LayerCommitted);
+        Ok(record.clone())
     }
 
-    /// Removes a layer. The caller makes sure that nobody needs it.
-    pub(crate) fn remove_layer(&self, id: &Digest) -> Result<(), StoreError> {
-        let path = self.layer_path(id);
-        files::remove(&path)?;
-        files::sync_dir(&path)?;
-        files::remove(&self.layer_record_path(id))?;
+    /// Makes a copy of a layer under another name, with pages of its own in the page cache. `None`: it is not what it was.
+    pub(crate) fn copy_layer(
+        &self,
+        from: &LayerRecord,
+        id: Digest,
+        below: Option<Digest>,
+    ) -> Result<Option<LayerRecord>, StoreError> {
+        let path = self.layer_path(&from.id);
+        let (ingest, mut file) = self.ingest()?;
+        let mut source = File::open(&path).map_err(StoreError::io("open", &path))?;
+        std::io::copy(&mut source, &mut file).map_err(StoreError::io("copy", &path))?;
+        failpoint!(LayerCopied);
+        if FileDigest::of_file(&file).map_err(StoreError::io("read", ingest.path()))? != from.digest {
+            return Ok(None);
+        }
+        self.commit_layer(ingest, &file, &LayerRecord { id, below, ..from.clone() }).map(Some)
+    }
+
+    /// Removes a layer that nobody leases; false: somebody does. `unless_leased` is given what takes the layer out of the store, which takes
+    /// no time to speak of; it must either call that, with no lease possible meanwhile, and say true; or say false. What does take time (a
+    /// sync, the blocks of a large file) comes after it.
+    pub(crate) fn remove_layer(
+        &self,
+        id: &Digest,
+        unless_leased: impl FnOnce(&mut dyn FnMut() -> Result<(), StoreError>) -> Result<bool, StoreError>,
+    ) -> Result<bool, StoreError> {
+        let mut aside = None;
+        let free = unless_leased(&mut || {
+            aside = self.set_aside(&self.layer_path(id))?;
+            Ok(())
+        })?;
+        failpoint!(LayerSetAside);
+        if free {
+            self.forget_layer(id)?;
+        }
+        if let Some(aside) = aside {
+            files::remove(&aside)?;
+            failpoint!(AsideRemoved);
+        }
+        Ok(free)
+    }
+
+    /// Removes the record of a layer whose file is gone, if nobody has brought it anew.
+    fn forget_layer(&self, id: &Digest) -> Result<(), StoreError> {
+        let _nobody_brings_it = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.layer(id)?.is_some() {
+            return Ok(());
+        }
+        let record = self.layer_record_path(id);
+        // The layer goes before its record, also after a power cut.
+        files::sync_dir(&record)?;
+        failpoint!(UnlinkSynced);
+        files::remove(&record)?;
+        failpoint!(RecordUnlinked);
         Ok(())
     }
 
@@ -124,7 +193,12 @@ impl Store {
             Err(e) => return Err(StoreError::io("open", &path)(e)),
         };
         let found = FileDigest::of_file(&file).map_err(StoreError::io("read", &path))?;
-        Ok(if found == record.digest { Verdict::Sound } else { Verdict::Damaged })
+        failpoint!(LayerRead);
+        if found == record.digest {
+            return Ok(Verdict::Sound);
+        }
+        failpoint!(DamageFound);
+        Ok(Verdict::Damaged)
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -158,7 +232,9 @@ impl Store {
     }
 
     pub(super) fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
-        files::remove(&self.blob_path(digest)).map(|_| ())
+        files::remove(&self.blob_path(digest))?;
+        failpoint!(BlobUnlinked);
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@
 //!   layers/sha256/CHAINID.json       record of a layer: size, digest of its file, diff id, layer below
 //!   layers/sha256/CHAINID.erofs      the layer
 //!   blobs/sha256/DIGEST              manifests and configurations, byte for byte
-//!   refs/sha256-OF-NAME.json         name -> manifest, and who may use it without asking the registry
+//!   refs/sha256-OF-NAME.json         name -> manifest, and who may use it without asking the registry; one for each trust domain
 //! ```
 //!
 //! **Crash safety.** Every file is written in `ingest/`, synced, renamed into place, and its directory synced; nothing is ever changed in
@@ -24,6 +24,7 @@
 //! and a lease may read it without any lock.
 
 mod collect;
+pub mod faults;
 mod files;
 mod layers;
 mod refs;
@@ -31,11 +32,13 @@ mod refs;
 use std::{
     fs::File,
     path::{Path, PathBuf},
+    sync::Mutex,
 };
 
 use crate::ErrorKind;
 
 pub use collect::Removed;
+use faults::failpoint;
 pub(crate) use files::Ingest;
 pub use layers::{LayerRecord, Verdict};
 pub(crate) use refs::{Access, RefRecord};
@@ -112,6 +115,8 @@ impl StoreError {
 pub struct Store {
     root: PathBuf,
     salt: String,
+    /// Held while a layer gets its name.
+    commits: Mutex<()>,
     /// Held for as long as the store is open.
     _lock: File,
 }
@@ -122,12 +127,17 @@ impl Store {
         for dir in ["", "ingest", "layers/sha256", "layers/sha512", "blobs/sha256", "blobs/sha512", "refs"] {
             files::make_dir(&root.join(dir))?;
         }
+        failpoint!(DirectoriesMade);
         let lock = files::lock(root)?;
-        let store = Self { root: root.to_owned(), salt: String::new(), _lock: lock };
+        failpoint!(Locked);
+        let store = Self { root: root.to_owned(), salt: String::new(), commits: Mutex::default(), _lock: lock };
         // First of all: what another format's owner keeps would look damaged.
         store.check_format()?;
+        failpoint!(FormatChecked);
         store.sweep()?;
+        failpoint!(Swept);
         let salt = store.read_or_make_salt()?;
+        failpoint!(SaltReady);
         Ok(Self { salt, ..store })
     }
 
@@ -157,6 +167,7 @@ impl Store {
         let path = self.root.join("salt");
         if let Some(salt) = files::read(&path)?
             && salt.len() == 64
+            && salt.iter().all(u8::is_ascii_hexdigit)
         {
             return Ok(String::from_utf8_lossy(&salt).into_owned());
         }
@@ -168,28 +179,32 @@ impl Store {
         Ok(salt)
     }
 
-    /// Empties `ingest/` and drops records whose layer never arrived, layers without a record, and both where the record is damaged.
+    /// Empties `ingest/` and drops layers of which not both parts are there, whole as far as record and size tell, and names whose record is damaged.
     fn sweep(&self) -> Result<(), StoreError> {
         for path in files::list(&self.root.join("ingest"))? {
             files::remove(&path)?;
+            failpoint!(IngestSwept);
         }
         for algorithm in ["sha256", "sha512"] {
             for path in files::list(&self.root.join("layers").join(algorithm))? {
-                let other = match path.extension().and_then(|e| e.to_str()) {
-                    Some("json") => path.with_extension("erofs"),
-                    Some("erofs") => path.with_extension("json"),
-                    _ => continue,
+                let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+                let part = matches!(path.extension().and_then(|e| e.to_str()), Some("json" | "erofs"));
+                let Some(id) = format!("{algorithm}:{stem}").parse::<crate::Digest>().ok().filter(|_| part) else {
+                    continue;
                 };
-                let is_record = path.extension().is_some_and(|e| e == "json");
-                let damaged =
-                    is_record && files::read(&path)?.is_some_and(|json| layers::parse(&path, &json).is_none());
-                if damaged {
-                    files::remove(&other)?;
-                }
-                if damaged || !other.exists() {
-                    tracing::info!(path = %path.display(), "removed a half-made layer");
+                if self.layer(&id)?.is_none() {
+                    tracing::info!(path = %path.display(), "removed a half-made or damaged layer");
                     files::remove(&path)?;
+                    failpoint!(HalfRemoved);
                 }
+            }
+        }
+        for path in files::list(&self.root.join("refs"))? {
+            let named = |record: refs::RefRecord| self.ref_path(&record.reference, &record.domain) == path;
+            if !files::read(&path)?.and_then(|json| refs::parse(&path, &json)).is_some_and(named) {
+                tracing::warn!(path = %path.display(), "removed a damaged name");
+                files::remove(&path)?;
+                failpoint!(HalfRemoved);
             }
         }
         Ok(())

@@ -25,6 +25,7 @@ fn put(store: &Store, content: &[u8]) -> LayerRecord {
 fn reference(name: &str, layers: Vec<Digest>) -> RefRecord {
     RefRecord {
         reference: name.into(),
+        domain: String::new(),
         target: Digest::sha256(name.as_bytes()),
         manifest: Digest::sha256(name.as_bytes()),
         config: Digest::sha256(b"config"),
@@ -137,9 +138,9 @@ fn names_come_back_sorted_and_damaged_ones_not_at_all() {
     std::fs::write(store.root.join("refs").join(format!("{}.json", Digest::sha256(b"c").hex())), b"{").unwrap();
     let names: Vec<_> = store.refs().unwrap().into_iter().map(|r| r.reference).collect();
     assert_eq!(names, ["a", "b"]);
-    assert_eq!(store.get_ref("c").unwrap(), None);
-    assert!(store.remove_ref("a").unwrap());
-    assert!(!store.remove_ref("a").unwrap());
+    assert_eq!(store.get_ref("c", "").unwrap(), None);
+    assert!(store.remove_ref("a", "").unwrap());
+    assert!(!store.remove_ref("a", "").unwrap());
 }
 
 #[test]
@@ -176,4 +177,40 @@ fn the_digest_of_a_layer_is_the_same_wherever_it_is_made() {
     let stack = Stack::of(&[Tar::new().file("f", b"same").end()]);
     let digest = crate::erofs::FileDigest::of_file(&stack.layers[0]).unwrap();
     assert_eq!(record.digest, digest);
+}
+
+#[test]
+fn what_takes_long_when_a_layer_goes_is_done_after_leases_may_be_taken_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let record = put(&store, b"hello");
+    let aside = || std::fs::read_dir(dir.path().join("ingest")).unwrap().count();
+    let removed = store.remove_layer(&record.id, |remove| {
+        remove().unwrap();
+        // Out of the store, and whoever looks now finds nothing; the blocks and the record are still to go.
+        assert_eq!(store.layer(&record.id).unwrap(), None);
+        assert!(store.layer_record_path(&record.id).exists());
+        assert_eq!(aside(), 1);
+        Ok(true)
+    });
+    assert!(removed.unwrap());
+    assert!(!store.layer_record_path(&record.id).exists());
+    assert_eq!(aside(), 0);
+    assert!(!store.remove_layer(&record.id, |_| Ok(false)).unwrap());
+    assert!(store.remove_layer(&record.id, |remove| remove().map(|()| true)).unwrap(), "it is gone already");
+}
+
+#[test]
+fn a_layer_that_is_brought_anew_while_the_old_one_goes_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let record = put(&store, b"hello");
+    let removed = store.remove_layer(&record.id, |remove| {
+        remove().unwrap();
+        assert_eq!(put(&store, b"hello"), record);
+        Ok(true)
+    });
+    assert!(removed.unwrap());
+    assert_eq!(store.layer(&record.id).unwrap(), Some(record.clone()));
+    assert_eq!(store.verify(&record.id).unwrap(), Verdict::Sound);
 }

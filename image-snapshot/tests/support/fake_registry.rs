@@ -3,12 +3,16 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
     net::TcpListener,
+    sync::Semaphore,
 };
 
 use super::images::Made;
@@ -34,6 +38,45 @@ pub(crate) struct Reply {
     pub(crate) hang: Option<usize>,
     /// Send byte by byte with this pause in milliseconds.
     pub(crate) drip: Option<u64>,
+    /// Say nothing before somebody opens these.
+    pub(crate) gates: Vec<Arc<Gate>>,
+}
+
+/// Holds answers back, and knows how many.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    waiting: AtomicUsize,
+    most: AtomicUsize,
+    passes: Semaphore,
+}
+
+impl Gate {
+    pub(crate) fn shut() -> Arc<Self> {
+        Arc::new(Self { waiting: AtomicUsize::new(0), most: AtomicUsize::new(0), passes: Semaphore::new(0) })
+    }
+
+    /// Lets so many through.
+    pub(crate) fn open(&self, answers: usize) {
+        self.passes.add_permits(answers);
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// The most that ever waited at once.
+    pub(crate) fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
+    fn enter(&self) {
+        self.most.fetch_max(self.waiting.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+    }
+
+    async fn pass(&self) {
+        self.passes.acquire().await.expect("never closed").forget();
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Reply {
@@ -75,6 +118,15 @@ impl FakeRegistry {
 
     /// Over TLS, with a certificate for 127.0.0.1 of a CA of its own, given as PEM.
     pub(crate) async fn over_tls() -> (Self, Vec<u8>) {
+        Self::certified(Box::new(|_| None)).await
+    }
+
+    /// The same, and `hook` may answer instead.
+    pub(crate) async fn over_tls_with(hook: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> Self {
+        Self::certified(Box::new(hook)).await.0
+    }
+
+    async fn certified(hook: Box<Hook>) -> (Self, Vec<u8>) {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("certificate");
         let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("key");
@@ -83,7 +135,7 @@ impl FakeRegistry {
             .with_single_cert(vec![made.cert.der().clone()], key)
             .expect("server config");
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-        (Self::listen(Box::new(|_| None), Some(acceptor)).await, made.cert.pem().into_bytes())
+        (Self::listen(hook, Some(acceptor)).await, made.cert.pem().into_bytes())
     }
 
     async fn listen(hook: Box<Hook>, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
@@ -160,6 +212,10 @@ async fn serve(state: Arc<State>, stream: impl AsyncRead + AsyncWrite) {
 }
 
 async fn send(write: &mut (impl AsyncWriteExt + Unpin), request: &Request, reply: &Reply) -> std::io::Result<()> {
+    reply.gates.iter().for_each(|gate| gate.enter());
+    for gate in &reply.gates {
+        gate.pass().await;
+    }
     let mut head = format!("HTTP/1.1 {} x\r\n", reply.status);
     for (name, value) in &reply.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -195,6 +251,8 @@ async fn send(write: &mut (impl AsyncWriteExt + Unpin), request: &Request, reply
 
 fn answer(state: &State, request: &Request) -> Reply {
     let path = request.path.split('?').next().unwrap_or_default();
+    // As a proxy is asked.
+    let path = path.strip_prefix("http://").and_then(|rest| rest.find('/').map(|at| &rest[at..])).unwrap_or(path);
     let Some(rest) = path.strip_prefix("/v2/") else { return Reply::status(404) };
     let unknown =
         || Reply::status(404).body(r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#);

@@ -26,6 +26,8 @@ struct Wanted {
     device_programs: bool,
     huge_pages: bool,
     cpusets: bool,
+    /// Every hierarchy that an agent or a keeper may have made a directory in.
+    all: bool,
 }
 
 /// One v1 hierarchy.
@@ -35,6 +37,13 @@ pub struct Hierarchy {
     pub controllers: Vec<String>,
     /// Mount point.
     pub path: PathBuf,
+}
+
+impl Hierarchy {
+    /// Whether it is this controller's.
+    pub fn has(&self, controller: Controller) -> bool {
+        self.controllers.iter().any(|name| name == controller.name())
+    }
 }
 
 impl Layout {
@@ -48,10 +57,20 @@ impl Layout {
         Self::detect_under(Path::new("/sys/fs/cgroup"), true)
     }
 
+    /// Finds every hierarchy that pods may have a directory in, whatever this host's agent uses: for those who show them, or
+    /// remove what is left in them.
+    pub fn detect_all() -> Result<Self, CgroupError> {
+        Self::detect_wanted(Path::new("/sys/fs/cgroup"), Wanted { cpusets: true, all: true, ..Wanted::default() })
+    }
+
     /// Finds the hierarchies mounted at or below `root` in the caller's mount namespace.
     pub fn detect_under(root: &Path, cpusets: bool) -> Result<Self, CgroupError> {
+        Self::detect_wanted(root, Wanted { cpusets, ..Wanted::default() })
+    }
+
+    fn detect_wanted(root: &Path, wanted: Wanted) -> Result<Self, CgroupError> {
         if is_cgroup2(root) {
-            return Ok(Self { unified: Some(root.to_owned()), v1: Vec::new(), cpusets });
+            return Ok(Self { unified: Some(root.to_owned()), v1: Vec::new(), cpusets: wanted.cpusets });
         }
         let unified = Some(root.join("unified")).filter(|path| is_cgroup2(path));
         let mounts = mountinfo_self()
@@ -60,7 +79,7 @@ impl Layout {
             .map(|mount| (mount.mount_point, mount.super_opts));
         let device_programs = unified.is_some() && matches!(DeviceProgram::usual(), Ok(Some(_)));
         let layout =
-            Self::of_mounts(unified, mounts, &Wanted { device_programs, huge_pages: huge_pages::any(), cpusets });
+            Self::of_mounts(unified, mounts, &Wanted { device_programs, huge_pages: huge_pages::any(), ..wanted });
         if layout.v1.is_empty() && layout.unified.is_none() {
             return Err(CgroupError::NoHierarchy { root: root.to_owned() });
         }
@@ -76,6 +95,7 @@ impl Layout {
         wanted: &Wanted,
     ) -> Self {
         let useful = |controller: Controller, together: usize| match controller {
+            _ if wanted.all => true,
             Controller::Freezer => unified.is_none(),
             Controller::Devices => !wanted.device_programs,
             Controller::Cpuacct => unified.is_none() || together > 1,
@@ -189,6 +209,22 @@ mod tests {
         assert_eq!(Layout::of_mounts(None, found.clone().into_iter(), &Wanted::default()).v1.len(), 1);
         let layout = Layout::of_mounts(None, found.into_iter(), &Wanted { cpusets: true, ..Wanted::default() });
         assert_eq!(layout.v1.iter().map(|h| h.controllers.join(",")).collect::<Vec<_>>(), ["cpuset", "memory"]);
+    }
+
+    #[test]
+    fn all_hierarchies_are_all_that_pods_may_be_in() {
+        let found = mounts(&[
+            ("/c/cpuacct", "rw,cpuacct"),
+            ("/c/cpuset", "rw,cpuset"),
+            ("/c/freezer", "rw,freezer"),
+            ("/c/net_cls", "rw,net_cls"),
+        ]);
+        let all = Wanted { cpusets: true, all: true, ..Wanted::default() };
+        let layout = Layout::of_mounts(Some("/u".into()), found.into_iter(), &all);
+        assert_eq!(
+            layout.v1.iter().map(|h| h.controllers.join(",")).collect::<Vec<_>>(),
+            ["cpuacct", "cpuset", "freezer"]
+        );
     }
 
     #[test]

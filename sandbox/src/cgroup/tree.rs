@@ -9,7 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 
 use super::driver::{Controller, Dirs, UnifiedDir, V1Dir};
 use super::group::{Group, is_name};
-use super::layout::Layout;
+use super::layout::{Hierarchy, Layout};
 use super::{CgroupError, files, huge_pages, remove};
 use crate::spec::SandboxId;
 
@@ -24,22 +24,11 @@ impl Tree {
     /// where needed. `parent` is a relative path such as `nodeless`, or, for a delegated subtree,
     /// `system.slice/nodeless.service/pods`; only what is missing is written to.
     pub fn open(layout: &Layout, parent: &str) -> Result<Self, CgroupError> {
-        let components: Vec<&str> = parent.split('/').filter(|part| !part.is_empty()).collect();
-        if components.is_empty() || !components.iter().all(|part| is_name(part)) {
-            return Err(CgroupError::BadName { name: parent.to_owned() });
-        }
+        let components = components_of(parent)?;
         let mut v1 = Vec::with_capacity(layout.v1.len());
         for hierarchy in &layout.v1 {
-            let mut fd = open_root(&hierarchy.path)?;
-            let has_cpus = hierarchy.controllers.iter().any(|name| name == Controller::Cpuset.name());
-            for component in &components {
-                let child = make_child(fd.as_fd(), component)?;
-                if has_cpus {
-                    hand_down_cpus(fd.as_fd(), child.as_fd())?;
-                }
-                fd = child;
-            }
-            if has_cpus {
+            let fd = make_parent(hierarchy, &components)?;
+            if hierarchy.has(Controller::Cpuset) {
                 // Pods begin with what it has.
                 files::write(fd.as_fd(), "cgroup.clone_children", "1")?;
             }
@@ -62,6 +51,13 @@ impl Tree {
         let tree = Self { parent: Group::new(parent.to_owned(), Dirs { unified, v1 }) };
         tree.warn_of_missing_controllers();
         Ok(tree)
+    }
+
+    /// Makes PARENT in one v1 hierarchy and moves the calling process in, for the sake of what it forks afterwards. Of one
+    /// whose controllers change nothing for who is in a group, and of which pods need no group of their own.
+    pub fn join(hierarchy: &Hierarchy, parent: &str) -> Result<(), CgroupError> {
+        let fd = make_parent(hierarchy, &components_of(parent)?)?;
+        files::write(fd.as_fd(), "cgroup.procs", "0")
     }
 
     fn warn_of_missing_controllers(&self) {
@@ -151,6 +147,27 @@ impl Tree {
     pub fn remove_pod(&self, id: &SandboxId, deadline: Duration) -> Result<(), CgroupError> {
         self.parent.remove_leaf(&id.0, deadline)
     }
+}
+
+fn components_of(parent: &str) -> Result<Vec<&str>, CgroupError> {
+    let components: Vec<&str> = parent.split('/').filter(|part| !part.is_empty()).collect();
+    if components.is_empty() || !components.iter().all(|part| is_name(part)) {
+        return Err(CgroupError::BadName { name: parent.to_owned() });
+    }
+    Ok(components)
+}
+
+/// PARENT in a v1 hierarchy, made where it is missing.
+fn make_parent(hierarchy: &Hierarchy, components: &[&str]) -> Result<OwnedFd, CgroupError> {
+    let mut fd = open_root(&hierarchy.path)?;
+    for component in components {
+        let child = make_child(fd.as_fd(), component)?;
+        if hierarchy.has(Controller::Cpuset) {
+            hand_down_cpus(fd.as_fd(), child.as_fd())?;
+        }
+        fd = child;
+    }
+    Ok(fd)
 }
 
 fn open_root(path: &Path) -> Result<OwnedFd, CgroupError> {

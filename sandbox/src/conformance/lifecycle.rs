@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use super::harness::{check, configured, exit_of, spec};
 use super::{Failed, Harness, Program};
 use crate::contract::{SandboxError, Stdio};
-use crate::spec::{ExecSpec, Resources, SandboxId};
+use crate::spec::{ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 
 pub(super) async fn preparing_is_repeatable_and_gives_a_network_namespace(harness: &dyn Harness) -> Result<(), Failed> {
     let id = SandboxId("prepared".to_owned());
@@ -46,6 +46,31 @@ pub(super) async fn a_sandbox_is_configured_once_and_for_one_pod(harness: &dyn H
     let early = harness.sandboxes().start(&bare, &harness.container("web", 0, &Program::Sleep)).await;
     check(matches!(early, Err(SandboxError::Invalid { .. })), "a container starts before the sandbox is configured")?;
     harness.sandboxes().destroy(&bare).await?;
+    Ok(())
+}
+
+pub(super) async fn a_container_may_be_asked_for_before_the_sandbox_has_answered(
+    harness: &dyn Harness,
+) -> Result<(), Failed> {
+    let id = SandboxId("at-once".to_owned());
+    harness.sandboxes().prepare(&id).await?;
+    let wanted = spec(harness, "at-once");
+    let container = harness.container("web", 0, &Program::Sleep);
+    let configured = harness.sandboxes().configure(&id, &wanted);
+    let (configured, started) = tokio::join!(biased; configured, harness.sandboxes().start(&id, &container));
+    configured?;
+    started?;
+    harness.sandboxes().destroy(&id).await?;
+
+    // Refused is the one as the other.
+    let other = SandboxId("at-once-other".to_owned());
+    harness.sandboxes().prepare(&other).await?;
+    let wrong = SandboxSpec { namespaces: Namespaces { user: false, ..Namespaces::default() }, ..wanted };
+    let configured = harness.sandboxes().configure(&other, &wrong);
+    let (configured, started) = tokio::join!(biased; configured, harness.sandboxes().start(&other, &container));
+    check(matches!(configured, Err(SandboxError::Invalid { .. })), format_args!("other namespaces: {configured:?}"))?;
+    check(matches!(started, Err(SandboxError::Invalid { .. })), format_args!("started all the same: {started:?}"))?;
+    harness.sandboxes().destroy(&other).await?;
     Ok(())
 }
 

@@ -34,6 +34,7 @@ cases![
     lifecycle::preparing_is_repeatable_and_gives_a_network_namespace,
     lifecycle::bad_names_are_refused,
     lifecycle::a_sandbox_is_configured_once_and_for_one_pod,
+    lifecycle::a_container_may_be_asked_for_before_the_sandbox_has_answered,
     lifecycle::what_does_not_exist_is_said_not_to,
     lifecycle::listed_sandboxes_carry_their_labels,
     lifecycle::destroying_ends_everything_and_may_be_repeated,

@@ -3,7 +3,7 @@
 //! ```text
 //!  host's mount namespace          the keeper's (private)              the shims' template (private)
 //!    RUN_DIR/keeper.sock  <──bound──  tmpfs /                            tmpfs /
-//!    layer directories    <──by fd──  /proc                              /proc
+//!    layer directories    <──by fd──  /proc
 //!                                     /layers/0, /layers/1 … EROFS
 //!                                        │ open_tree(CLONE), by fd          │ fork, setns + unshare
 //!                                        ▼                                  ▼
@@ -155,10 +155,10 @@ pub fn run(config: &Config) -> Result<(), KeeperError> {
     let loop_devices = layers::LoopDevices::open(config.force_loop);
     let null =
         openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open of the null device")?;
-    let template = namespace::enter(config.cgroup_parent.as_deref())?;
+    let spaces = namespace::enter(config.cgroup_parent.as_deref())?;
     crate::sys::failpoint::failpoint!(KeeperIsolated);
     let title = Title::own().step("place of the own command line")?;
-    let spawner = spawn::Spawner::new(template, null, title);
+    let spawner = spawn::Spawner::new(spaces, null, title);
     // Every shim has it from here.
     let usual = Security::default();
     let _ = seccomp::program(&usual.seccomp, &usual.capabilities);

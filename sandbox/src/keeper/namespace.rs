@@ -6,7 +6,7 @@
 //! ```text
 //!  the template: what a shim starts from, and its root afterwards ([`crate::shim::own_root`])
 //!    /        tmpfs, read-only: empty directories and a null device, for all shims of the host
-//!    /proc    of the keeper's PID namespace, until the shim replaces it
+//!    /proc    empty: each shim mounts its own
 //!    /parts   the same tmpfs once more, without devices
 //!    /cgroups the pods' directory of each v1 hierarchy, read-only
 //! ```
@@ -26,11 +26,20 @@ use crate::sys::mount;
 /// Where layers are mounted in the keeper's namespace.
 pub(super) const LAYERS: &str = "/layers";
 
-/// Moves the process into a namespace of its own and gives the shims' template. Paths of the host are gone afterwards;
+/// What a shim is made with.
+#[derive(Debug)]
+pub(super) struct Spaces {
+    /// The mount namespace that it starts from.
+    pub(super) template: OwnedFd,
+    /// A /proc of the keeper's PID namespace, attached nowhere: from below it nothing else is to be reached.
+    pub(super) proc: OwnedFd,
+}
+
+/// Moves the process into a namespace of its own and gives what shims are made with. Paths of the host are gone afterwards;
 /// descriptors opened before go on working.
 ///
 /// `cgroup_parent`: below which control group pods are.
-pub(super) fn enter(cgroup_parent: Option<&str>) -> Result<OwnedFd, KeeperError> {
+pub(super) fn enter(cgroup_parent: Option<&str>) -> Result<Spaces, KeeperError> {
     unshare()?;
     let cgroups = cgroup_parent.map(cgroups::clones).transpose()?.unwrap_or_default();
     let directory = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH;
@@ -47,7 +56,8 @@ pub(super) fn enter(cgroup_parent: Option<&str>) -> Result<OwnedFd, KeeperError>
         other => other.step("pivot_root of the keeper")?,
     }
     chdir("/").step("change to /")?;
-    attach(&mount::create("proc", &[], strict).step("proc for the keeper")?, own_root::PROC)?;
+    let make_proc = || mount::create("proc", &[], strict).step("proc for the keeper");
+    let (own, proc) = (make_proc()?, make_proc()?);
     let parts = mount::clone_tree(&root, own_root::PARTS_PATH.trim_start_matches('/'), false)
         .step("clone of the shims' directories")?;
     mount::set(&parts, strict, false).step("attributes of the shims' directories")?;
@@ -55,13 +65,14 @@ pub(super) fn enter(cgroup_parent: Option<&str>) -> Result<OwnedFd, KeeperError>
     for Cgroups { name, mounted } in &cgroups {
         attach(mounted, &format!("{}/{name}", own_root::CGROUPS))?;
     }
-    let template = openat(CWD, "/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .step("open of the template")?;
+    let template =
+        openat(&proc, "self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step("open of the template")?;
     unshare()?;
+    attach(&own, own_root::PROC)?;
     let layers = mount::create("tmpfs", &[("mode", Some("0700")), ("size", Some("16m"))], strict)
         .step("tmpfs for the layers' mount points")?;
     attach(&layers, LAYERS)?;
-    Ok(template)
+    Ok(Spaces { template, proc })
 }
 
 /// The root of all shims, detached.

@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{Mode, OFlags, openat};
 
+use super::namespace::Spaces;
 use crate::protocol::Refusal;
 use crate::protocol::keeper::{FdRole, Spawn};
 use crate::shim;
@@ -13,13 +15,15 @@ use crate::sys::title::Title;
 
 /// The first number that a kept descriptor gets.
 const FIRST_KEPT: i32 = 3;
+/// Of the process that opens it.
+const FDINFO: &str = "self/fdinfo";
 /// Exit status of a child that could not become a shim.
 const NO_SHIM: i32 = 71;
 
 /// Starts shims.
 #[derive(Debug)]
 pub(super) struct Spawner {
-    template: OwnedFd,
+    spaces: Spaces,
     null: OwnedFd,
     title: Title,
 }
@@ -33,9 +37,9 @@ struct Roles {
 }
 
 impl Spawner {
-    /// `template`: the mount namespace to copy. `null`: the null device. `title`: the keeper's own.
-    pub(super) fn new(template: OwnedFd, null: OwnedFd, title: Title) -> Self {
-        Self { template, null, title }
+    /// `null`: the null device. `title`: the keeper's own.
+    pub(super) fn new(spaces: Spaces, null: OwnedFd, title: Title) -> Self {
+        Self { spaces, null, title }
     }
 
     /// Clones a child that becomes a shim. The child's end is told by SIGCHLD, whether or not it got that far.
@@ -45,7 +49,7 @@ impl Spawner {
         let cgroup = roles.directory.as_ref().map(AsFd::as_fd);
         let spaces = if request.host_pid { 0 } else { clone::NEWPID };
         clone::fork_with(spaces, cgroup, || match self.become_shim(&roles, argument) {
-            Ok(()) => shim::main(argument),
+            Ok(host_fdinfo) => shim::main(argument, host_fdinfo),
             Err((step, error)) => {
                 crate::sys::say::say!("nodeless-shim: {step} failed: {error}");
                 NO_SHIM
@@ -54,8 +58,9 @@ impl Spawner {
         .map_err(|error| Refusal::failed("clone of a shim", &error))
     }
 
-    /// In the child: nothing of the keeper's is open afterwards.
-    fn become_shim(&self, roles: &Roles, argument: &str) -> Result<(), (&'static str, std::io::Error)> {
+    /// In the child: nothing of the keeper's is open afterwards but what this gives: the child's `fdinfo` in a /proc of the keeper's
+    /// PID namespace, where it has one. Its number is the next after the kept ones.
+    fn become_shim(&self, roles: &Roles, argument: &str) -> Result<Option<OwnedFd>, (&'static str, std::io::Error)> {
         let io = |step: &'static str| move |errno: rustix::io::Errno| (step, std::io::Error::from(errno));
         let nix = |step: &'static str| move |errno: nix::errno::Errno| (step, std::io::Error::from(errno));
         for procs in &roles.procs {
@@ -63,16 +68,19 @@ impl Spawner {
         }
         let _ = rustix::process::setsid();
         crate::sys::failpoint::failpoint!(ChildGrouped);
-        setns(&self.template, CloneFlags::CLONE_NEWNS).map_err(nix("entry into the template namespace"))?;
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let host_fdinfo = openat(&self.spaces.proc, FDINFO, flags, Mode::empty()).ok();
+        setns(&self.spaces.template, CloneFlags::CLONE_NEWNS).map_err(nix("entry into the template namespace"))?;
         unshare(CloneFlags::CLONE_NEWNS).map_err(nix("private mount namespace"))?;
         crate::sys::failpoint::failpoint!(ChildIsolated);
         rustix::stdio::dup2_stdin(&self.null).map_err(io("standard input"))?;
         rustix::stdio::dup2_stdout(&self.null).map_err(io("standard output"))?;
 
         // First above everything that will be in use, so that no target number is another's source.
-        let last = FIRST_KEPT + i32::try_from(roles.keep.len()).unwrap_or(i32::MAX - FIRST_KEPT - 1);
+        let count = roles.keep.len() + usize::from(host_fdinfo.is_some());
+        let last = FIRST_KEPT + i32::try_from(count).unwrap_or(i32::MAX - FIRST_KEPT - 1);
         let raised = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, last + 1).map_err(io("move of descriptors"));
-        let sources = roles.keep.iter().map(raised).collect::<Result<Vec<_>, _>>()?;
+        let sources = roles.keep.iter().chain(&host_fdinfo).map(raised).collect::<Result<Vec<_>, _>>()?;
         for (number, source) in (FIRST_KEPT..).zip(&sources) {
             let mut target = process::adopt(number);
             rustix::io::dup2(source, &mut target).map_err(io("move of descriptors"))?;
@@ -81,11 +89,15 @@ impl Spawner {
         process::close_from(last.unsigned_abs()).map_err(|error| ("closing of descriptors", error))?;
         // Their numbers are closed: nothing may drop them.
         std::mem::forget(sources);
+        let host_fdinfo = host_fdinfo.map(|fd| {
+            std::mem::forget(fd);
+            process::adopt(last - 1)
+        });
         process::restore_signals().map_err(|error| ("reset of signals", error))?;
         process::ignore_broken_pipes();
         self.title.show(&["nodeless-shim", "shim", argument]);
         crate::sys::failpoint::failpoint!(ChildExecuting);
-        Ok(())
+        Ok(host_fdinfo)
     }
 }
 

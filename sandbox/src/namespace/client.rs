@@ -68,14 +68,14 @@ impl<W: Wire> Default for Open<W> {
     }
 }
 
-/// Connects to the socket `name` in the directory at `path` (which may be longer than a socket address).
+/// Connects to the socket `name` in the directory at `path` (which may be longer than a socket address). Waits for nobody:
+/// where as many wait to be taken as may, that is the error `WouldBlock`.
 pub(crate) fn connect_in(path: &Path, name: &str) -> io::Result<Connection> {
     let directory = super::layout::open_directory(path)?;
     let address = super::socket_address(&directory, name)?;
-    let flags = SocketFlags::CLOEXEC;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(&socket, &address)?;
-    rustix::io::ioctl_fionbio(&socket, true)?;
     Ok(Connection::new(socket))
 }
 

@@ -1,6 +1,7 @@
 //! A sandbox's events: the shim's, and what is left of them when it is dead.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -14,6 +15,9 @@ use crate::protocol::shim::Request;
 use crate::shim::history;
 use crate::spec::SandboxId;
 use crate::sys::clock;
+
+/// The pause before a shim that has no room for a connection is asked again.
+const FULL: Duration = Duration::from_millis(500);
 
 /// Events that may wait for a slow reader.
 pub(crate) const BUFFER: usize = 256;
@@ -77,7 +81,13 @@ impl Inner {
         told: &mut usize,
     ) -> Result<(), SandboxError> {
         let unavailable = |source| SandboxError::Unavailable { operation: "connection to a shim".to_owned(), source };
-        let connection = connect_in(&self.layout.sandbox(id), SHIM_SOCKET).map_err(unavailable)?;
+        let connection = loop {
+            match connect_in(&self.layout.sandbox(id), SHIM_SOCKET) {
+                // It lives, and takes nobody in: what happened meanwhile it will tell.
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => tokio::time::sleep(FULL).await,
+                other => break other.map_err(unavailable)?,
+            }
+        };
         let (sender, received) = mpsc::channel(BUFFER);
         let client: Client<ShimWire> = Client::new(connection, Listener::Subscriber(sender)).map_err(unavailable)?;
         hello(&client).await?;

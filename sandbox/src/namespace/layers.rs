@@ -132,7 +132,8 @@ impl Inner {
     }
 
     /// Lets go of layers: no clone of theirs is here afterwards, and the keeper unmounts them.
-    pub(super) async fn release(&self, ids: &[String]) -> Result<(), SandboxError> {
+    pub(super) async fn release(self: &Arc<Self>, ids: &[String]) -> Result<(), SandboxError> {
+        self.forget_ahead(ids).await;
         let _no_refill = self.layers.refilling.lock().await;
         {
             let mut piles = self.layers.piles();

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!  NamespaceSandboxes ── keeper.rs ──> keeper: layer clones, new shims
-//!        │   └── slots.rs: making and clearing; pool.rs: some are kept warm; layout.rs: what is written down
-//!        └────── client.rs ──> shims: everything about one sandbox; events.rs, exec.rs, attach.rs: what comes back
+//!        │   └── slots.rs: making and clearing; pool.rs: some are kept warm, take.rs: and taken; layout.rs: what is written down
+//!        └────── client.rs ──> shims: everything about one sandbox; start.rs: a container, with the root that was made ahead or
+//!                without (ahead.rs); events.rs, exec.rs, attach.rs: what comes back
 //! ```
 //!
 //! It opens what a container is made of on the host ([`sources`]) and hands descriptors on; it mounts nothing itself and
 //! never forks. All it knows that matters after its own death is in the run directory and in the shims.
 
+mod ahead;
 mod attach;
 mod client;
 mod events;
@@ -16,6 +18,7 @@ mod exec;
 mod keeper;
 mod layers;
 mod layout;
+mod leftovers;
 mod pool;
 mod program;
 mod protection;
@@ -23,6 +26,8 @@ mod reset;
 mod shims;
 mod slots;
 mod sources;
+mod start;
+mod take;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +37,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::net::SocketAddrUnix;
@@ -41,19 +47,22 @@ use self::client::Delivered;
 use self::keeper::{Keeper, unexpected};
 use self::layers::Layers;
 use self::layout::Layout;
+use self::leftovers::Leftovers;
 use self::shims::Shims;
-use self::slots::{Pool, blocking, cgroup_failed, greet, io_failed};
+use self::slots::{Pool, blocking, cgroup_failed, io_failed};
 use crate::cgroup::{DeviceProgram, Tree};
 use crate::contract::{
     Attachment, ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
 };
-use crate::protocol::shim::{Reply, Request, StartFds};
+use crate::protocol::shim::{Reply, Request};
 use crate::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 
 /// A shim's socket in its sandbox's directory.
 const SHIM_SOCKET: &str = "shim.sock";
 /// The directory of its event record there.
 const RECORD: &str = "record";
+/// How long a shim may take to say what runs, before figures are told without it.
+const STATUS: Duration = Duration::from_secs(2);
 
 /// How the backend is set up.
 #[derive(Debug, Clone)]
@@ -68,6 +77,9 @@ pub struct Config {
     pub layer_dirs: Vec<PathBuf>,
     /// Warm sandboxes to keep.
     pub pool_size: usize,
+    /// A directory of the backend's own on the file system of the containers' writable directories, in which those that are
+    /// made ahead wait; `None`: none are, and no roots either.
+    pub ahead_dir: Option<PathBuf>,
 }
 
 /// The namespace backend.
@@ -90,9 +102,11 @@ struct Inner {
     refilling: Mutex<()>,
     pool_wanted: AtomicBool,
     pool_changes: mpsc::Sender<pool::Change>,
+    leftovers: Leftovers,
     /// The protection of all pods together is about to be summed up.
     summing: AtomicBool,
     layers: Layers,
+    roots: ahead::Roots,
     shims: Shims,
     /// Sandboxes that are being destroyed: their shims' ends are no loss.
     dying: std::sync::Mutex<BTreeSet<SandboxId>>,
@@ -128,7 +142,10 @@ impl NamespaceSandboxes {
         crate::sys::failpoint::failpoint!(LockTaken);
         let found = detect().and_then(|found| Tree::open(&found, &config.cgroup_parent));
         let tree = found.map_err(|error| cgroup_failed("search for control groups", &error))?;
+        let roots = ahead::Roots::open(config.ahead_dir.as_deref())
+            .map_err(|error| io_failed("clearing of the directory for roots made ahead", error))?;
         let (pool_changes, changes) = mpsc::channel(1);
+        let (leftovers, left) = Leftovers::new();
         let inner = Arc::new(Inner {
             keeper: Keeper::new(config.clone()),
             config,
@@ -140,14 +157,17 @@ impl NamespaceSandboxes {
             refilling: Mutex::default(),
             pool_wanted: AtomicBool::new(true),
             pool_changes,
+            leftovers,
             summing: AtomicBool::default(),
             layers: Layers::default(),
+            roots,
             shims: Shims::default(),
             dying: std::sync::Mutex::default(),
         });
         inner.recover().await?;
         crate::sys::failpoint::failpoint!(Recovered);
         tokio::spawn(pool::tend(Arc::downgrade(&inner), changes));
+        tokio::spawn(leftovers::tend(Arc::downgrade(&inner), left));
         Ok(Self { inner })
     }
 
@@ -162,7 +182,8 @@ impl NamespaceSandboxes {
         self.inner.release(ids).await
     }
 
-    /// Clears the warm pool, for a host that is taken out of service.
+    /// Clears the warm pool, for a host that is taken out of service, and whatever could not be cleared before. Afterwards
+    /// nothing of either is left, or the error names each slot that is, and why.
     pub async fn drain_pool(&self) -> Result<(), SandboxError> {
         self.inner.drain().await
     }
@@ -185,34 +206,7 @@ impl Sandboxes for NamespaceSandboxes {
     async fn prepare_as(&self, id: &SandboxId, namespaces: &Namespaces) -> Result<Prepared, SandboxError> {
         check_name(id)?;
         namespaces.check().map_err(|message| SandboxError::Invalid { message })?;
-        let inner = &self.inner;
-        let failed = |error: io::Error| io_failed("taking of a sandbox", error);
-        if let Some(slot) = inner.layout.slot(id).map_err(failed)? {
-            if slot.namespaces != *namespaces {
-                return Err(SandboxError::Invalid { message: format!("sandbox {id} has other namespaces") });
-            }
-            let (_, _, netns) = greet(&inner.layout.sandbox(id)).await?;
-            return Ok(Prepared { id: id.clone(), netns });
-        }
-        let warm = loop {
-            if *namespaces != Namespaces::default() {
-                break inner.make_slot(namespaces).await?;
-            }
-            let waiting = inner.pool.lock().await.pop_front();
-            match waiting {
-                Some(warm) if warm.client.is_closed() => {
-                    inner.clear_slot(&warm.slot, &inner.layout.warm(&warm.slot), None).await?;
-                }
-                Some(warm) => break warm,
-                None => break inner.make_slot(namespaces).await?,
-            }
-        };
-        crate::sys::failpoint::failpoint!(SlotChosen);
-        std::fs::rename(inner.layout.warm(&warm.slot), inner.layout.sandbox(id)).map_err(failed)?;
-        crate::sys::failpoint::failpoint!(SlotTaken);
-        inner.shims.add(id, warm.client, Some((warm.slot, warm.events)));
-        inner.taken();
-        Ok(Prepared { id: id.clone(), netns: warm.netns })
+        self.inner.take(id, namespaces).await
     }
 
     async fn configure(&self, id: &SandboxId, spec: &SandboxSpec) -> Result<(), SandboxError> {
@@ -222,7 +216,7 @@ impl Sandboxes for NamespaceSandboxes {
         std::fs::create_dir_all(&spec.log_dir).map_err(failed)?;
         let logs = layout::open_directory(&spec.log_dir).map_err(failed)?;
         crate::sys::failpoint::failpoint!(LogDirectoryMade);
-        layout::write_json(&self.inner.layout.sandbox(id).join("spec.json"), spec).map_err(failed)?;
+        layout::fill_json(&self.inner.layout.sandbox(id).join("spec.json"), spec).map_err(failed)?;
         crate::sys::failpoint::failpoint!(SpecRecorded);
         let request = Request::Configure { spec: spec.clone() };
         self.inner.ask(id, "configuration of a sandbox", request, vec![logs]).await?;
@@ -231,26 +225,7 @@ impl Sandboxes for NamespaceSandboxes {
     }
 
     async fn start(&self, id: &SandboxId, container: &ContainerSpec) -> Result<Started, SandboxError> {
-        let shim = self.inner.shim(id).await?;
-        let mut fds = self.inner.mount(&container.rootfs.layers).await?;
-        crate::sys::failpoint::failpoint!(LayersReceived);
-        let writable = container.rootfs.writable.as_deref().map(sources::writable).transpose()?;
-        let volumes = match container.mounts.clone() {
-            none if none.is_empty() => Vec::new(),
-            // A host path may be on a file system that does not answer.
-            mounts => blocking(move || mounts.iter().map(sources::volume).collect::<Result<Vec<_>, _>>()).await??,
-        };
-        crate::sys::failpoint::failpoint!(SourcesOpened);
-        let counts = StartFds { layers: fds.len(), writable: usize::from(writable.is_some()), mounts: volumes.len() };
-        fds.extend(writable.into_iter().chain(volumes));
-        let request = Request::Start { spec: container.clone(), fds: counts };
-        let answer = shim.call("start of a container", request, fds).await?.reply;
-        self.inner.pile_layers();
-        crate::sys::failpoint::failpoint!(StartAnswered);
-        match answer {
-            Reply::Started(started) => Ok(started),
-            _ => Err(unexpected("start of a container")),
-        }
+        self.inner.start(id, container).await
     }
 
     async fn exec(&self, id: &SandboxId, exec: &ExecSpec, stdio: Stdio) -> Result<Box<dyn ExecProcess>, SandboxError> {
@@ -305,9 +280,10 @@ impl Sandboxes for NamespaceSandboxes {
     async fn stats(&self, id: &SandboxId) -> Result<SandboxStats, SandboxError> {
         let slot = self.inner.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
         let slot = slot.ok_or_else(|| not_found(id))?;
-        let running = match self.inner.ask(id, "status of a shim", Request::Status, vec![]).await {
-            Ok(Delivered { reply: Reply::Status(status), .. }) => status.running,
-            // A dead shim has no containers; the pod's own figures are still true.
+        let asked = self.inner.ask(id, "status of a shim", Request::Status, vec![]);
+        let running = match tokio::time::timeout(STATUS, asked).await {
+            Ok(Ok(Delivered { reply: Reply::Status(status), .. })) => status.running,
+            // A dead shim has no containers, and one that waits for a disk cannot name them; the pod's own figures are true.
             _ => BTreeMap::new(),
         };
         let failed = |error| match error {
@@ -348,13 +324,23 @@ impl Sandboxes for NamespaceSandboxes {
 
     async fn list(&self) -> Result<Vec<Listed>, SandboxError> {
         let failed = |error: io::Error| io_failed("reading of the run directory", error);
-        let mut listed = Vec::new();
+        let mut found = Vec::new();
         for id in self.inner.layout.sandboxes().map_err(failed)? {
             let spec: Option<SandboxSpec> =
                 layout::read_json(&self.inner.layout.sandbox(&id).join("spec.json")).map_err(failed)?;
-            let alive = self.inner.shim(&id).await.is_ok();
-            listed.push(Listed { id, labels: spec.map(|spec| spec.labels).unwrap_or_default(), alive });
+            found.push((id, spec.map(|spec| spec.labels).unwrap_or_default()));
         }
+        // All at once: those that do not answer take no longer than one of them.
+        let mut asked = tokio::task::JoinSet::new();
+        for (id, labels) in found {
+            let inner = Arc::clone(&self.inner);
+            asked.spawn(async move {
+                let alive = inner.is_alive(&id).await;
+                Listed { id, labels, alive }
+            });
+        }
+        let mut listed = asked.join_all().await;
+        listed.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(listed)
     }
 }

@@ -51,14 +51,14 @@ impl Drop for Ending {
     }
 }
 
-/// How long to leave the pool alone after trouble.
+/// How long to leave alone what had trouble.
 #[derive(Debug, Default)]
-struct Backoff {
+pub(super) struct Backoff {
     last: Option<(Instant, Duration)>,
 }
 
 impl Backoff {
-    fn after_trouble(&mut self, now: Instant) -> Duration {
+    pub(super) fn after_trouble(&mut self, now: Instant) -> Duration {
         let pause = match self.last {
             Some((at, pause)) if now.saturating_duration_since(at) < QUIET => (pause * 2).min(LONGEST),
             _ => SHORTEST,
@@ -106,7 +106,7 @@ impl Inner {
         let _ = self.pool_changes.try_send(Change::Taken);
     }
 
-    /// Brings the pool to its size, at leisure as long as it is half full; false when there was trouble.
+    /// Brings the pool to its size, at leisure once half of it, rounded down, is there; false when there was trouble.
     async fn restore(self: &Arc<Self>) -> bool {
         let _one = self.refilling.lock().await;
         if self.clear_dead().await {
@@ -117,15 +117,18 @@ impl Inner {
             if waiting >= self.config.pool_size {
                 break;
             }
-            let at_leisure = waiting * 2 >= self.config.pool_size;
+            // A pool of one always: nobody waits for it, and in a hurry nothing would ever be made ahead.
+            let at_leisure = waiting >= self.config.pool_size / 2;
             if at_leisure {
                 tokio::time::sleep(REST).await;
             }
-            match self.make_slot(&Namespaces::default()).await {
-                Ok(warm) => {
+            match self.make_slot(&Namespaces::default(), false).await {
+                Ok(mut warm) => {
                     if at_leisure {
                         // What it has yet to do would be done while somebody's container starts. One that cannot say is as good.
-                        let _ = warm.client.call("preparation of a sandbox", Request::Settle, vec![]).await;
+                        if warm.client.call("preparation of a sandbox", Request::Settle, vec![]).await.is_ok() {
+                            self.make_ahead(&mut warm).await;
+                        }
                     }
                     self.pool.lock().await.push_back(warm);
                 }
@@ -150,9 +153,8 @@ impl Inner {
             let Some(dead) = dead else { return found };
             found = true;
             tracing::warn!(slot = dead.slot.name, "the shim of a warm sandbox has died");
-            if let Err(left) = self.clear_slot(&dead.slot, &self.layout.warm(&dead.slot), None).await {
-                tracing::warn!(slot = dead.slot.name, error = %left, "a dead slot stays until the next start");
-            }
+            // One that cannot be cleared is left over.
+            let _ = self.discard(dead.slot, None).await;
         }
     }
 
@@ -161,9 +163,11 @@ impl Inner {
         self.pool_wanted.store(false, Ordering::Relaxed);
         let _no_refill = self.refilling.lock().await;
         loop {
-            let Some(warm) = self.pool.lock().await.pop_front() else { return Ok(()) };
-            self.clear_slot(&warm.slot, &self.layout.warm(&warm.slot), Some(warm.client)).await?;
+            let Some(warm) = self.pool.lock().await.pop_front() else { break };
+            // One that cannot be cleared is left over, and no reason to keep the others.
+            let _ = self.discard(warm.slot, Some(warm.client)).await;
         }
+        self.clear_leftovers().await
     }
 }
 

@@ -28,8 +28,7 @@ impl NamespaceSandboxes {
         inner.drain().await?;
         inner.keeper.stop().await?;
         // With every hierarchy that an agent may have used.
-        let found =
-            Layout::detect_with_cpusets().map_err(|error| cgroup_failed("search for control groups", &error))?;
+        let found = Layout::detect_all().map_err(|error| cgroup_failed("search for control groups", &error))?;
         Tree::remove(&found, &inner.config.cgroup_parent)
             .map_err(|error| cgroup_failed("removal of the pods' control group", &error))?;
         let run = &inner.config.run_dir;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 use tokio::sync::mpsc;
 
+use super::ahead::Ahead;
 use super::client::{Client, Listener, connect_in};
 use super::keeper::unexpected;
 use super::layout::{self, Slot};
@@ -27,6 +28,9 @@ use crate::spec::{Namespaces, SandboxId};
 
 /// How long a shim may take to end by itself, and then its processes to be gone.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long a shim may take to say who it is. One that waits for a disk lives, and answers when it can; nobody else waits for
+/// it meanwhile.
+pub(crate) const GREETING: Duration = Duration::from_secs(10);
 const REMOVAL: Duration = Duration::from_secs(10);
 
 /// A slot with a living shim.
@@ -37,6 +41,8 @@ pub(crate) struct Warm {
     pub(crate) netns: OwnedFd,
     /// What happens in it, for its first subscriber.
     pub(crate) events: mpsc::Receiver<SandboxEvent>,
+    /// The root that it has made ahead.
+    pub(crate) ahead: Option<Ahead>,
 }
 
 /// Slots that wait.
@@ -44,42 +50,62 @@ pub(crate) type Pool = VecDeque<Warm>;
 
 impl Inner {
     /// Makes a slot in `pool/`: claim, directory, cgroup, shim. What fails half-way is taken apart again; a keeper that was
-    /// found gone is asked once more, for another slot.
-    pub(crate) async fn make_slot(self: &Arc<Self>, namespaces: &Namespaces) -> Result<Warm, SandboxError> {
-        match self.try_slot(namespaces).await {
+    /// found gone is asked once more, for another slot. `awaited`: somebody's container is to start in it at once.
+    pub(crate) async fn make_slot(
+        self: &Arc<Self>,
+        namespaces: &Namespaces,
+        awaited: bool,
+    ) -> Result<Warm, SandboxError> {
+        match self.try_slot(namespaces, awaited).await {
             Err(SandboxError::Unavailable { .. }) => {
                 // Finds the new keeper, or starts it.
                 self.keeper.search().await?;
-                self.try_slot(namespaces).await
+                self.try_slot(namespaces, awaited).await
             }
             other => other,
         }
     }
 
-    async fn try_slot(self: &Arc<Self>, namespaces: &Namespaces) -> Result<Warm, SandboxError> {
+    async fn try_slot(self: &Arc<Self>, namespaces: &Namespaces, awaited: bool) -> Result<Warm, SandboxError> {
         let claimed = self.layout.claim(namespaces).map_err(|error| io_failed("claim of a range of ids", error))?;
         crate::sys::failpoint::failpoint!(SlotClaimed);
         let slot = Slot { namespaces: namespaces.clone(), ..claimed };
-        match self.fill_slot(&slot).await {
+        match self.fill_slot(&slot, awaited).await {
             Ok(warm) => Ok(warm),
             Err(error) => {
-                if let Err(left) = self.clear_slot(&slot, &self.layout.warm(&slot), None).await {
-                    tracing::warn!(slot = slot.name, error = %left, "a half-made slot stays until the next start");
-                }
+                // One that cannot be cleared is left over.
+                let _ = self.discard(slot, None).await;
                 Err(error)
             }
         }
     }
 
-    async fn fill_slot(self: &Arc<Self>, slot: &Slot) -> Result<Warm, SandboxError> {
+    async fn fill_slot(self: &Arc<Self>, slot: &Slot, awaited: bool) -> Result<Warm, SandboxError> {
         let directory = self.layout.warm(slot);
         let inner = Arc::clone(self);
         let (named, made) = (slot.clone(), directory.clone());
         let parts = blocking(move || inner.make_parts(&named, &made)).await??;
-        self.spawn_shim(slot, &parts).await?;
-        crate::sys::failpoint::failpoint!(ShimSpawned);
-        drop(parts);
-        let (warm, _) = self.adopt(slot, &directory).await?;
+        // Its socket is there before it: what it is asked waits for it in there.
+        let spawned = async move {
+            self.spawn_shim(slot, &parts, awaited).await?;
+            crate::sys::failpoint::failpoint!(ShimSpawned);
+            // From here on the socket is the shim's alone: with it ends what waits there.
+            drop(parts);
+            Ok::<(), SandboxError>(())
+        };
+        let (mut spawned, mut adopted) = (std::pin::pin!(spawned), std::pin::pin!(self.adopt(slot, &directory)));
+        let (warm, _) = tokio::select! {
+            biased;
+            spawned = &mut spawned => {
+                spawned?;
+                adopted.await?
+            }
+            // A keeper that was asked is heard to the end: it may have a child that nobody else knows of, or the reason.
+            adopted = &mut adopted => {
+                spawned.await?;
+                adopted?
+            }
+        };
         crate::sys::failpoint::failpoint!(ShimGreeted);
         Ok(warm)
     }
@@ -92,6 +118,7 @@ impl Inner {
         layout::make_directory(directory).map_err(failed("directory"))?;
         crate::sys::failpoint::failpoint!(SlotDirectoryMade);
         layout::write_json(&directory.join("slot.json"), slot).map_err(failed("record"))?;
+        layout::reserve(&directory.join("spec.json")).map_err(failed("record"))?;
         crate::sys::failpoint::failpoint!(SlotRecorded);
         let record = directory.join(RECORD);
         layout::make_directory(&record).map_err(failed("record directory"))?;
@@ -110,7 +137,7 @@ impl Inner {
         Ok(Parts { pod, leaf, record, listener })
     }
 
-    async fn spawn_shim(&self, slot: &Slot, parts: &Parts) -> Result<(), SandboxError> {
+    async fn spawn_shim(&self, slot: &Slot, parts: &Parts, awaited: bool) -> Result<(), SandboxError> {
         let (handle, pod_fds) = parts.pod.lend();
         let arguments = Arguments {
             slot: slot.name.clone(),
@@ -119,6 +146,7 @@ impl Inner {
             namespaces: slot.namespaces.clone(),
             program: self.keeper.program().await?,
             device_program: self.device_program.is_some(),
+            awaited,
         };
         let argument = serde_json::to_string(&arguments)
             .map_err(|error| io_failed("arguments of a shim", io::Error::other(error)))?;
@@ -158,7 +186,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes a slot apart, wherever its directory is; every step may have been done before.
+    /// Takes a slot apart, wherever its directory is; every step may have been done before. One that is nobody's when that
+    /// fails is left over ([`super::leftovers`]).
     /// `known`: its shim, when it is connected.
     pub(crate) async fn clear_slot(
         self: &Arc<Self>,
@@ -182,7 +211,17 @@ impl Inner {
         crate::sys::failpoint::failpoint!(ShutdownAnswered);
         let inner = Arc::clone(self);
         let (slot, directory) = (slot.clone(), directory.to_owned());
-        blocking(move || inner.remove_parts(&slot, &directory)).await?
+        blocking(move || {
+            let removed = inner.remove_parts(&slot, &directory);
+            if let Err(why) = &removed
+                && (directory == inner.layout.warm(&slot) || !directory.exists())
+            {
+                // No pod's, or no longer: nobody else will ask for this again.
+                inner.leftovers.keep(&slot, why);
+            }
+            removed
+        })
+        .await?
     }
 
     fn remove_parts(&self, slot: &Slot, directory: &Path) -> Result<(), SandboxError> {
@@ -191,6 +230,7 @@ impl Inner {
             .remove_pod(&SandboxId(slot.name.clone()), REMOVAL)
             .map_err(|error| cgroup_failed("removal of a sandbox's control groups", &error))?;
         crate::sys::failpoint::failpoint!(GroupsRemoved);
+        self.roots.remove(&slot.name).map_err(failed("removal of a writable directory"))?;
         let trash = self.layout.trash(slot);
         layout::unless_absent(fs::remove_dir_all(&trash)).map_err(failed("emptying of the trash"))?;
         layout::unless_absent(fs::rename(directory, &trash)).map_err(failed("removal of a sandbox's directory"))?;
@@ -206,9 +246,11 @@ impl Inner {
     async fn adopt(&self, slot: &Slot, directory: &Path) -> Result<(Warm, Status), SandboxError> {
         let (events, receiver) = mpsc::channel(events::BUFFER);
         let ending = Ending(self.pool_changes.downgrade());
-        let (client, status, netns) = greet_with(directory, Listener::Aside { events: Some(events), ending }).await?;
-        client.call("subscription to a shim", Request::Subscribe, vec![]).await?;
-        Ok((Warm { slot: slot.clone(), client, netns, events: receiver }, status))
+        let (client, greeted) = approach(directory, Listener::Aside { events: Some(events), ending })?;
+        let subscribed = client.call("subscription to a shim", Request::Subscribe, vec![]);
+        let (status, netns) = greeted.await?;
+        subscribed.await?;
+        Ok((Warm { slot: slot.clone(), client, netns, events: receiver, ahead: None }, status))
     }
 
     /// After a start: warm slots that live are kept, every other claim that is no sandbox's is cleared.
@@ -231,17 +273,21 @@ impl Inner {
             // One of other namespaces was made for a pod that did not get it.
             let recorded: Option<Slot> = layout::read_json(&directory.join("slot.json")).map_err(failed)?;
             let usual = recorded.is_some_and(|recorded| recorded == slot);
-            match self.adopt(&slot, &directory).await {
-                // Nor is one of an older program for a new pod.
+            match in_time(self.adopt(&slot, &directory)).await {
+                // Nor is one of an older program for a new pod; and what one has made ahead is forgotten.
                 Ok((warm, status))
-                    if usual && !status.configured && status.program == self.keeper.program().await? =>
+                    if usual
+                        && !status.configured
+                        && !status.assembled
+                        && status.program == self.keeper.program().await? =>
                 {
                     self.pool.lock().await.push_back(warm);
                     crate::sys::failpoint::failpoint!(WarmAdopted);
                 }
                 _ => {
                     crate::sys::failpoint::failpoint!(OrphanFound);
-                    self.clear_slot(&slot, &directory, None).await?;
+                    // One that cannot be cleared is left over: a host starts with what it can.
+                    let _ = self.discard(slot, None).await;
                 }
             }
         }
@@ -273,31 +319,59 @@ fn listen_in(directory: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Connects to the shim whose directory this is, and learns how it is.
-pub(crate) async fn greet(directory: &Path) -> Result<(Client<ShimWire>, Status, OwnedFd), SandboxError> {
-    greet_with(directory, Listener::Nobody).await
+/// What a shim says within [`GREETING`].
+pub(crate) async fn in_time<T>(asked: impl Future<Output = Result<T, SandboxError>>) -> Result<T, SandboxError> {
+    let late = |_| SandboxError::Unavailable {
+        operation: "connection to a shim".to_owned(),
+        source: io::Error::new(io::ErrorKind::TimedOut, "it does not answer"),
+    };
+    tokio::time::timeout(GREETING, asked).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
 }
 
-async fn greet_with(directory: &Path, events: Listener) -> Result<(Client<ShimWire>, Status, OwnedFd), SandboxError> {
+/// Connects to the shim whose directory this is, and learns how it is.
+pub(crate) async fn greet(directory: &Path) -> Result<(Client<ShimWire>, Status, OwnedFd), SandboxError> {
+    let (client, greeted) = approach(directory, Listener::Nobody)?;
+    let (status, netns) = greeted.await?;
+    Ok((client, status, netns))
+}
+
+/// The connection, and how its shim is. It is asked in one breath, as each answer would be waited for anew.
+#[allow(clippy::type_complexity, reason = "a pair, and what it will be")]
+fn approach(
+    directory: &Path,
+    events: Listener,
+) -> Result<
+    (Client<ShimWire>, impl Future<Output = Result<(Status, OwnedFd), SandboxError>> + Send + use<>),
+    SandboxError,
+> {
     let unavailable = |source| SandboxError::Unavailable { operation: "connection to a shim".to_owned(), source };
     let connection = connect_in(directory, SHIM_SOCKET).map_err(unavailable)?;
     let client = Client::new(connection, events).map_err(unavailable)?;
-    hello(&client).await?;
-    let delivered = client.call("status of a shim", Request::Status, vec![]).await?;
-    match (delivered.reply, delivered.fds.into_iter().next()) {
-        (Reply::Status(status), Some(netns)) => Ok((client, status, netns)),
-        _ => Err(unexpected("status of a shim")),
-    }
+    let greeted = hello(&client);
+    let told = client.call("status of a shim", Request::Status, vec![]);
+    let answered = async move {
+        greeted.await?;
+        let delivered = told.await?;
+        match (delivered.reply, delivered.fds.into_iter().next()) {
+            (Reply::Status(status), Some(netns)) => Ok((status, netns)),
+            _ => Err(unexpected("status of a shim")),
+        }
+    };
+    Ok((client, answered))
 }
 
 /// The first words on a connection.
-pub(crate) async fn hello(client: &Client<ShimWire>) -> Result<(), SandboxError> {
-    match client.call("greeting of a shim", Request::Hello { versions: VERSIONS }, vec![]).await?.reply {
-        Reply::Hello { version } => {
-            client.agreed(version);
-            Ok(())
+pub(crate) fn hello(client: &Client<ShimWire>) -> impl Future<Output = Result<(), SandboxError>> + Send + use<> {
+    let asked = client.call("greeting of a shim", Request::Hello { versions: VERSIONS }, vec![]);
+    let client = client.clone();
+    async move {
+        match asked.await?.reply {
+            Reply::Hello { version } => {
+                client.agreed(version);
+                Ok(())
+            }
+            _ => Err(unexpected("greeting of a shim")),
         }
-        _ => Err(unexpected("greeting of a shim")),
     }
 }
 

@@ -3,9 +3,11 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+use super::{Inner, blocking};
 use crate::contract::SandboxError;
 use crate::spec::Mount;
 use crate::sys::{mount, paths};
@@ -20,6 +22,26 @@ pub(crate) fn writable(path: &Path) -> Result<OwnedFd, SandboxError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = openat(CWD, path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
     mount::clone_tree(directory, "", false).map_err(failed)
+}
+
+impl Inner {
+    /// The clones that volumes are made of, in their order.
+    pub(super) async fn volumes(self: &Arc<Self>, mounts: &[Mount]) -> Result<Vec<OwnedFd>, SandboxError> {
+        let on_host: Vec<Mount> = mounts.iter().filter(|mount| mount.layers.is_empty()).cloned().collect();
+        let opened = match on_host {
+            none if none.is_empty() => Vec::new(),
+            // A host path may be on a file system that does not answer.
+            some => blocking(move || some.iter().map(volume).collect::<Result<Vec<_>, _>>()).await??,
+        };
+        let (mut opened, mut out) = (opened.into_iter(), Vec::with_capacity(mounts.len()));
+        for mount in mounts {
+            match mount.layers.as_slice() {
+                [] => out.extend(opened.next()),
+                layers => out.extend(self.mount(layers).await?),
+            }
+        }
+        Ok(out)
+    }
 }
 
 /// The clone of a volume: its source, and below that its sub path, resolved inside the source whatever links the pod has
@@ -74,6 +96,7 @@ mod tests {
             no_exec: false,
             idmap: true,
             exclusive: false,
+            layers: Vec::new(),
         }
     }
 

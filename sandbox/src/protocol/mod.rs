@@ -24,7 +24,9 @@
 //! | --- | --- |
 //! | 1 | everything up to here |
 //! | 2 | attach, resize, pause, resume; `ContainerSpec::target`; refusals of unknown requests by name; which program runs |
+//! | 3 | images as mounts: [`Mount::layers`](crate::spec::Mount::layers) |
 
+pub(crate) mod asking;
 pub mod connection;
 pub mod frame;
 pub mod keeper;
@@ -36,7 +38,7 @@ pub use connection::{Connection, Fill};
 pub use frame::ProtocolError;
 
 /// The protocol versions that this build speaks, lowest and highest.
-pub const VERSIONS: Versions = Versions { lowest: 1, highest: 2 };
+pub const VERSIONS: Versions = Versions { lowest: 1, highest: 3 };
 
 /// A range of protocol versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

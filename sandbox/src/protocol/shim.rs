@@ -24,6 +24,9 @@ pub enum Request {
     Status,
     /// Is everything made that can be made before an order? Answer: [`Reply::Done`], when it is. Since version 2.
     Settle,
+    /// Make the root of the first container ahead, of these descriptors: detached clones of the layers' mounts, lowest first, and
+    /// last one of the writable directory's. Answer: [`Reply::Done`]; or a refusal, and all is as it was. Since version 2.
+    Assemble,
     /// Become this pod's. One descriptor: the pod's log directory. Answer: [`Reply::Done`].
     Configure {
         /// The pod.
@@ -107,8 +110,15 @@ impl Request {
     /// The version that added it, or what it asks for.
     pub fn since(&self) -> u32 {
         match self {
-            Self::Settle | Self::Attach { .. } | Self::Resize { .. } | Self::Pause { .. } | Self::Resume { .. } => 2,
-            Self::Start { spec, .. } if spec.target.is_some() => 2,
+            Self::Settle
+            | Self::Assemble
+            | Self::Attach { .. }
+            | Self::Resize { .. }
+            | Self::Pause { .. }
+            | Self::Resume { .. } => 2,
+            // Who does not know of these mounts the first layer alone.
+            Self::Start { spec, .. } if spec.has_images() => 3,
+            Self::Start { spec, fds } if spec.target.is_some() || fds.assembled => 2,
             _ => 1,
         }
     }
@@ -119,7 +129,9 @@ impl Request {
             Self::Hello { .. } => "hello",
             Self::Status => "status",
             Self::Settle => "settle",
+            Self::Assemble => "assemble",
             Self::Configure { .. } => "configure",
+            Self::Start { spec, .. } if spec.has_images() => "start with an image as a volume",
             Self::Start { spec, .. } if spec.target.is_some() => "start with a target",
             Self::Start { .. } => "start",
             Self::Exec { .. } => "exec",
@@ -136,10 +148,11 @@ impl Request {
     }
 
     /// Names of all requests, as they are on the wire.
-    pub const NAMES: [&str; 15] = [
+    pub const NAMES: [&str; 16] = [
         "hello",
         "status",
         "settle",
+        "assemble",
         "configure",
         "start",
         "exec",
@@ -163,8 +176,11 @@ pub struct StartFds {
     pub layers: usize,
     /// 1 when a detached clone of the writable directory's mount is among them.
     pub writable: usize,
-    /// Detached clones of the volumes' mounts, in the order of `ContainerSpec::mounts`.
+    /// Detached clones of the volumes' mounts, in the order of `ContainerSpec::mounts`; for an image those of its layers.
     pub mounts: usize,
+    /// The root is the one that was made ahead; then there are neither layers nor a writable directory among them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub assembled: bool,
 }
 
 impl StartFds {
@@ -217,6 +233,9 @@ pub struct Status {
     pub program: Option<String>,
     /// Those of them that are paused.
     pub paused: BTreeSet<String>,
+    /// It has a root made ahead. Since version 2.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub assembled: bool,
 }
 
 /// What a shim tells unasked.

@@ -12,6 +12,7 @@ use crate::cgroup::Group;
 use crate::contract::Started;
 use crate::protocol::{Connection, Refusal};
 use crate::spec::{ContainerSpec, ExecSpec};
+use crate::sys::lend::Lender;
 
 /// Who waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +87,8 @@ pub(crate) struct Process {
 pub(crate) struct Container {
     pub(crate) spec: Rc<ContainerSpec>,
     pub(crate) leaf: Group,
+    /// Whose memory its stub has, until its program runs.
+    pub(crate) lender: Option<Lender>,
     pub(crate) started: Option<Started>,
     pub(crate) outputs: Vec<Output>,
     pub(crate) stdin: Option<Stdin>,

@@ -5,10 +5,11 @@ use std::os::fd::OwnedFd;
 use rustix::process::{Signal, WaitStatus, pidfd_send_signal};
 
 use super::container::{Container, Launch, OomKills, Process, Role, Waiter};
-use super::launch::{in_pid_namespace, open_pid_namespace, report_channel};
 use super::own_root;
+use super::plumbing::report_channel;
 use super::poller::Key;
 use super::server::Shim;
+use super::shared_pids::{in_pid_namespace, open_pid_namespace};
 use super::stub::join::{Further, join};
 use super::stub::report::Step;
 use super::stub::{own_pipe, owner_of};
@@ -22,8 +23,6 @@ pub(super) struct Wanted {
     pub(super) waiter: Waiter,
     pub(super) container: Key,
     spec: ExecSpec,
-    /// Where the process will report.
-    report: OwnedFd,
     /// What the container's leaf had counted before there was the process: it may be killed before it is known.
     oom_kills: u64,
 }
@@ -64,46 +63,66 @@ impl Shim {
             env,
             terminal: spec.tty,
         };
-        let (report, theirs) = report_channel()?;
-        let fds: Vec<OwnedFd> = std::iter::once(theirs).chain(streams).collect();
         let oom_kills = container.leaf.oom_kills().unwrap_or(0);
-        self.fork_beside(Wanted { waiter, container: joined, spec, report, oom_kills }, further, fds);
+        self.fork_beside(Wanted { waiter, container: joined, spec, oom_kills }, further, streams);
         Ok(())
     }
 
     /// Has a process join the container by itself.
-    pub(super) fn fork_joining(&mut self, wanted: Wanted, further: &Further, fds: Vec<OwnedFd>) {
-        match self.fork_joined(wanted.container, further, fds) {
-            Ok(child) => self.forked(wanted, child, None),
-            Err(refusal) => self.refuse(wanted.waiter, refusal),
+    pub(super) fn fork_joining(&mut self, wanted: Wanted, further: &Further, streams: Vec<OwnedFd>) {
+        let waiter = wanted.waiter;
+        let enrolled = self.fork_joined(wanted.container, further, streams).and_then(|(child, report)| {
+            crate::sys::failpoint::failpoint!(ExecForked);
+            let role = self.new_exec(wanted);
+            self.enrol(child, Connection::new(report), waiter, role)
+        });
+        if let Err(refusal) = enrolled {
+            self.refuse(waiter, refusal);
         }
     }
 
-    fn fork_joined(&self, container: Key, further: &Further, fds: Vec<OwnedFd>) -> Result<Child, Refusal> {
+    /// The child, and where it reports.
+    fn fork_joined(
+        &self,
+        container: Key,
+        further: &Further,
+        streams: Vec<OwnedFd>,
+    ) -> Result<(Child, OwnedFd), Refusal> {
         let (init, container) = self.joined(container)?;
         let shared = self.shared(&container.spec.security);
         let namespace = open_pid_namespace(init.pid)?;
         let leaf = &container.leaf;
+        let (report, theirs) = report_channel()?;
+        let fds = std::iter::once(theirs).chain(streams).collect();
         let stub = || join(&shared, &init.pidfd, &container.spec, further, fds, leaf);
-        in_pid_namespace(&namespace, || fork_with(0, leaf.clone_into(), stub))?.step("fork of the process")
+        let forked = in_pid_namespace(&namespace, || fork_with(0, leaf.clone_into(), stub))?;
+        Ok((forked.step("fork of the process")?, report))
     }
 
-    /// Its process is there. `ended`: how it has ended, if it was collected before it was known.
-    pub(super) fn forked(&mut self, wanted: Wanted, child: Child, ended: Option<WaitStatus>) {
+    /// Its program has been executed. `ended`: how it has ended, if it was collected before it was known.
+    pub(super) fn executed(
+        &mut self,
+        wanted: Wanted,
+        child: Child,
+        terminal: Option<OwnedFd>,
+        ended: Option<WaitStatus>,
+    ) {
         crate::sys::failpoint::failpoint!(ExecForked);
-        let Wanted { waiter, container, spec, report, oom_kills } = wanted;
-        if let Err(refusal) = self.joined(container) {
+        let waiter = wanted.waiter;
+        if let Err(refusal) = self.joined(wanted.container) {
             let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
             return self.refuse(waiter, refusal);
         }
-        let oom_kills = OomKills { before: oom_kills, at_end: None };
-        let exec = self.new_key();
-        let role = Role::Exec { exec, spec, client: waiter.client, oom_kills };
-        match (self.enrol(child, Connection::new(report), waiter, role), ended) {
-            (Ok(key), Some(status)) => self.ended(key, status),
-            (Ok(_), None) => {}
-            (Err(refusal), _) => self.refuse(waiter, refusal),
+        let role = self.new_exec(wanted);
+        let key = self.enrol_running(child, waiter, role, terminal);
+        if let Some(status) = ended {
+            self.ended(key, status);
         }
+    }
+
+    fn new_exec(&mut self, wanted: Wanted) -> Role {
+        let oom_kills = OomKills { before: wanted.oom_kills, at_end: None };
+        Role::Exec { exec: self.new_key(), spec: wanted.spec, client: wanted.waiter.client, oom_kills }
     }
 
     /// The container that is joined, if it still runs.

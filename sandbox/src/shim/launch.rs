@@ -1,32 +1,28 @@
-//! Starting containers: fork a stub, follow its report until its program has taken over.
+//! Starting containers: what is asked is checked, a stub forked or the spare one ordered, its log made.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
 use super::attach::Stdin;
-use super::container::{Container, Launch, Output, Process, Role, Waiter};
+use super::container::{Container, Launch, Role, Waiter};
 use super::log::rate::Rate;
-use super::log::{Limits, LogWriter, Stream};
-use super::own_root;
+use super::log::{Limits, LogWriter};
+use super::plumbing::{Plumbing, plumb, report_channel};
 use super::poller::Key;
 use super::requests::{cgroup_refusal, described};
-use super::server::{PodInit, Shim, Source};
+use super::server::Shim;
+use super::shared_pids::{in_pid_namespace, open_pid_namespace};
 use super::spare::{Spare, furnish};
-use super::stub::report::{Proceed, Report, Step};
+use super::stub::report::{Proceed, Step};
 use super::stub::{self, Order, Shared, devices, host_devices, identity, mounts};
 use crate::cgroup::EVERY_DEVICE;
 use crate::contract::{SandboxEvent, Started};
 use crate::ids::Ids;
 use crate::protocol::shim::{Reply, StartFds};
-use crate::protocol::{Connection, Fill, Refusal};
+use crate::protocol::{Connection, Refusal};
 use crate::seccomp;
-use crate::spec::{ContainerSpec, Security, User};
-use crate::sys::clone::{self, Child, fork_with};
-use crate::sys::{clock, process};
+use crate::spec::{ContainerSpec, Mount, Security, User};
+use crate::sys::clone::{self, fork_with};
 
 impl Shim {
     pub(super) fn start(&mut self, waiter: Waiter, spec: ContainerSpec, counts: StartFds, fds: Vec<OwnedFd>) {
@@ -106,13 +102,25 @@ impl Shim {
         };
         let mut spare = match ordered {
             Some(spare) => spare,
+            None if counts.assembled => {
+                self.ahead = None;
+                return Err(Refusal::NotFound { what: "the root that was made ahead".into() });
+            }
             None => self.fork_stub(&order, all().step("copies of descriptors")?, namespace.as_ref())?,
         };
-        let log = self.let_proceed(&mut spare, &order.spec).inspect_err(|_| self.dismiss(&spare))?;
-        let Spare { child, leaf, channel, .. } = spare;
+        let log = match self.let_proceed(&mut spare, &order.spec) {
+            Ok(log) => log,
+            Err(refusal) => {
+                self.dismiss(spare);
+                return Err(refusal);
+            }
+        };
+        let Spare { child, lender, leaf, channel, .. } = spare;
+        let ahead = self.ahead.take_if(|_| counts.assembled);
         let container = Container {
             spec: Rc::new(order.spec),
             leaf,
+            lender,
             started: None,
             outputs: Vec::new(),
             stdin,
@@ -122,7 +130,7 @@ impl Shim {
             attached: Vec::new(),
             paused: false,
             joiner: None,
-            mounts: fds,
+            mounts: fds.into_iter().chain(ahead.into_iter().flatten()).collect(),
         };
         let key = self.enrol(child, channel, waiter, Role::Init(Box::new(container)))?;
         for (fd, stream) in outputs {
@@ -183,7 +191,7 @@ impl Shim {
         }
         .step("fork of the container's first process")?;
         crate::sys::failpoint::failpoint!(StubForked);
-        Ok(Spare { child, leaf, channel: Connection::new(ours), ready: false })
+        Ok(Spare { child, lender: None, leaf, channel: Connection::new(ours), ready: false, forwarded: false })
     }
 
     pub(super) fn shared(&self, security: &Security) -> Shared<'_> {
@@ -192,139 +200,6 @@ impl Shim {
             ids: &self.slot.ids,
             filter: seccomp::program(&security.seccomp, &security.capabilities),
         }
-    }
-
-    /// From here on the child is known, whatever else fails.
-    pub(super) fn enrol(
-        &mut self,
-        child: Child,
-        report: Connection,
-        waiter: Waiter,
-        role: Role,
-    ) -> Result<Key, Refusal> {
-        let (process, key) = (self.new_key(), self.new_key());
-        let watched =
-            rustix::io::ioctl_fionbio(report.socket(), true).and_then(|()| self.poller.add_end(report.socket(), key));
-        let watched = watched.step("epoll of a report");
-        let launch = Launch::Stub { report, key, executing: false, master: None, refusal: None };
-        self.processes
-            .insert(process, Process { pid: child.pid, pidfd: child.pidfd, launch, waiters: vec![waiter], role });
-        watched?;
-        self.sources.insert(key, Source::Report { process });
-        Ok(process)
-    }
-
-    pub(super) fn watch_output(&mut self, process: Key, fd: OwnedFd, stream: Stream) -> Result<(), Refusal> {
-        rustix::io::ioctl_fionbio(&fd, true).step("non-blocking output")?;
-        let key = self.new_key();
-        self.poller.add(&fd, key).step("epoll of an output")?;
-        self.sources.insert(key, Source::Output { process });
-        if let Some(Process { role: Role::Init(container), .. }) = self.processes.get_mut(&process) {
-            container.outputs.push(Output { key, fd, stream });
-        }
-        Ok(())
-    }
-
-    /// Reads what a stub has to say; true when it has said all.
-    pub(super) fn follow_report(&mut self, key: Key) -> bool {
-        loop {
-            let Some(Process { launch: Launch::Stub { report, executing, master, refusal, .. }, .. }) =
-                self.processes.get_mut(&key)
-            else {
-                return true;
-            };
-            while let Ok(Some((message, mut fds))) = report.next_message::<Report>() {
-                match message {
-                    Report::Terminal => *master = fds.pop(),
-                    Report::Ready => {}
-                    Report::Degraded { what } => crate::sys::say::say!("{what}"),
-                    Report::Executing => *executing = true,
-                    Report::Failed { refusal: why } => *refusal = Some(why),
-                }
-            }
-            match report.fill() {
-                Ok(Fill::Data) => {}
-                Ok(Fill::WouldBlock) => return false,
-                Ok(Fill::Closed) | Err(_) => break,
-            }
-        }
-        self.conclude_launch(key);
-        true
-    }
-
-    /// The report has ended: the program runs, or never will.
-    fn conclude_launch(&mut self, key: Key) {
-        let Some(process) = self.processes.get_mut(&key) else { return };
-        let launch = std::mem::replace(&mut process.launch, Launch::Running);
-        let Launch::Stub { report, key: report_key, executing, master, refusal } = launch else {
-            process.launch = launch;
-            return;
-        };
-        self.poller.remove(report.socket());
-        self.sources.remove(&report_key);
-        let refusal = match refusal {
-            Some(refusal) => Some(refusal),
-            None if !executing => Some(Refusal::Failed {
-                operation: "start of the process".into(),
-                message: "it was killed before its program ran".into(),
-                errno: None,
-            }),
-            None => None,
-        };
-        if let Some(refusal) = refusal {
-            process.launch = Launch::Refused(refusal);
-            return;
-        }
-        crate::sys::failpoint::failpoint!(ReportRead);
-        let waiters = std::mem::take(&mut process.waiters);
-        let started = Started {
-            pid: self.own_root.host_pid(&process.pidfd).unwrap_or(process.pid.as_raw_nonzero().get() as u32),
-            boottime_ns: self.woken_ns,
-            wall_ns: clock::wall_ns().saturating_sub(clock::boottime_ns().saturating_sub(self.woken_ns)),
-        };
-        self.announce(key, started, master, waiters);
-    }
-
-    fn announce(&mut self, key: Key, started: Started, master: Option<OwnedFd>, waiters: Vec<Waiter>) {
-        let Some(process) = self.processes.get_mut(&key) else { return };
-        match &mut process.role {
-            Role::Init(container) => {
-                container.started = Some(started.clone());
-                let event = SandboxEvent::Started {
-                    container: container.spec.name.clone(),
-                    attempt: container.spec.attempt,
-                    started: started.clone(),
-                };
-                if let Some(master) = master {
-                    if container.spec.stdin {
-                        container.stdin = master.try_clone().ok().and_then(|master| Stdin::new(master).ok());
-                    }
-                    if let Err(refusal) = self.watch_output(key, master, Stream::Stdout) {
-                        crate::sys::say::say!("the terminal's output is lost: {refusal:?}");
-                    }
-                }
-                self.record(event);
-                crate::sys::failpoint::failpoint!(StartRecorded);
-                for waiter in waiters {
-                    self.clients.answer(&self.poller, waiter, Ok(Reply::Started(started.clone())), vec![]);
-                }
-                crate::sys::failpoint::failpoint!(StartTold);
-            }
-            Role::Exec { exec, .. } => {
-                let reply = Reply::ExecStarted { exec: *exec, pid: started.pid };
-                let mut master: Vec<OwnedFd> = master.into_iter().collect();
-                for waiter in waiters {
-                    self.clients.answer(&self.poller, waiter, Ok(reply.clone()), std::mem::take(&mut master));
-                }
-            }
-        }
-    }
-
-    /// The first process of a PID namespace that all of the pod's containers share.
-    pub(super) fn make_pod_init(&mut self) -> Result<PodInit, Refusal> {
-        let user = self.slot.user.as_ref();
-        let child = fork_with(clone::NEWPID, None, || pod_init(user)).step("fork of the pod's first process")?;
-        Ok(PodInit { pid: child.pid, namespace: open_pid_namespace(child.pid)? })
     }
 }
 
@@ -346,83 +221,14 @@ fn check_ids(user: &User, ids: &Ids) -> Result<(), Refusal> {
 }
 
 fn check_descriptors(spec: &ContainerSpec, counts: StartFds, fds: &[OwnedFd]) -> Result<(), Refusal> {
-    if fds.len() != counts.total() || counts.writable > 1 || counts.mounts != spec.mounts.len() || counts.layers == 0 {
+    let root = match counts.assembled {
+        true => counts.layers == 0 && counts.writable == 0,
+        false => counts.layers > 0 && counts.writable <= 1,
+    };
+    let mounts: usize = spec.mounts.iter().map(Mount::parts).sum();
+    if fds.len() != counts.total() || counts.mounts != mounts || !root {
         let message = "the descriptors that came along are not those of the specification".into();
         return Err(Refusal::Invalid { message });
     }
     Ok(())
-}
-
-struct Plumbing {
-    /// What the program gets, unless it gets a terminal.
-    streams: Vec<OwnedFd>,
-    stdin: Option<OwnedFd>,
-    outputs: Vec<(OwnedFd, Stream)>,
-}
-
-fn plumb(tty: bool, open_stdin: bool) -> Result<Plumbing, Refusal> {
-    if tty {
-        return Ok(Plumbing { streams: Vec::new(), stdin: None, outputs: Vec::new() });
-    }
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).step("pipe");
-    let (stdin_read, stdin) = if open_stdin {
-        let (read, write) = pipe()?;
-        (read, Some(write))
-    } else {
-        (own_root::null()?, None)
-    };
-    let (out_read, out) = pipe()?;
-    let (err_read, err) = pipe()?;
-    let outputs = vec![(out_read, Stream::Stdout), (err_read, Stream::Stderr)];
-    Ok(Plumbing { streams: vec![stdin_read, out, err], stdin, outputs })
-}
-
-pub(super) fn report_channel() -> Result<(OwnedFd, OwnedFd), Refusal> {
-    let flags = SocketFlags::CLOEXEC;
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).step("report channel")?;
-    Ok((ours, theirs))
-}
-
-pub(super) fn open_pid_namespace(pid: rustix::process::Pid) -> Result<OwnedFd, Refusal> {
-    let file = std::fs::File::open(format!("/proc/{}/ns/pid", pid.as_raw_nonzero())).step("open of a PID namespace")?;
-    Ok(file.into())
-}
-
-/// Runs `fork` so that its child is in `namespace`.
-pub(super) fn in_pid_namespace<T>(namespace: &OwnedFd, fork: impl FnOnce() -> T) -> Result<T, Refusal> {
-    let own = std::fs::File::open("/proc/self/ns/pid").step("open of the own PID namespace")?;
-    let kind = Some(LinkNameSpaceType::ProcessID);
-    move_into_link_name_space(namespace.as_fd(), kind).step("entering a PID namespace")?;
-    let result = fork();
-    move_into_link_name_space(own.as_fd(), kind).step("leaving a PID namespace")?;
-    Ok(result)
-}
-
-/// PID 1 of a shared PID namespace: powerless, in an empty root, reaps orphans for ever. Without a user namespace a container
-/// with CAP_SYS_PTRACE may look into it; the shim's root is then not to be seen by way of it.
-fn pod_init(user: Option<&OwnedFd>) -> i32 {
-    let root = User::default();
-    let nothing = Security { capabilities: vec![], no_new_privileges: true, ..Default::default() };
-    let give_up = || {
-        let wanted = identity::assume(&root, &nothing)?;
-        identity::confine(&root, &nothing, wanted, None)
-    };
-    let powerless = process::restore_signals().is_ok()
-        && rustix::process::chroot(own_root::EMPTY).is_ok()
-        && rustix::process::chdir("/").is_ok()
-        && identity::enter_user_namespace(user).is_ok()
-        && give_up().is_ok()
-        // It has the shim's memory and root. A change of ids sets this anew, by a setting of the host's.
-        && rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).is_ok()
-        && process::close_from(0).is_ok();
-    if !powerless {
-        process::exit_now(1);
-    }
-    loop {
-        match rustix::process::wait(rustix::process::WaitOptions::empty()) {
-            Ok(_) => {}
-            // No child now; one may come to it later. A stop is what any signal-less wait is.
-            Err(_) => process::wait_for_child(),
-        }
-    }
 }

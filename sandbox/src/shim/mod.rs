@@ -6,8 +6,9 @@
 //!                   ▼             │ notices         ▼
 //!  server.rs     one epoll loop, one thread ────────────────
 //!  requests.rs   what each request does
-//!  launch.rs     start: fork a stub, follow its report; exec.rs: further processes
-//!  spare.rs      a stub that stands by for the first container; joiner.rs: who forks what joins one
+//!  launch.rs     start: check, fork a stub; follow.rs: its report, until its program runs; plumbing.rs: pipes and channels
+//!  exec.rs       further processes; joiner: who forks what joins a container; shared_pids.rs: PID namespaces that are joined
+//!  spare.rs      a stub that stands by for the first container
 //!  output.rs     what containers write: to the log, at a bounded rate, and to who is attached
 //!  attach.rs     who is attached, and what they send to a container's standard input
 //!  pause.rs      stopping containers and letting them go on
@@ -26,6 +27,7 @@ mod attach;
 mod clients;
 mod container;
 mod exec;
+mod follow;
 pub(crate) mod history;
 mod joiner;
 mod launch;
@@ -33,11 +35,13 @@ pub mod log;
 mod output;
 pub(crate) mod own_root;
 mod pause;
+mod plumbing;
 mod poller;
 mod reaper;
 mod rehearsal;
 mod requests;
 mod server;
+mod shared_pids;
 mod slot;
 mod spare;
 pub(crate) mod stub;
@@ -52,10 +56,14 @@ use crate::protocol::Refusal;
 use crate::spec::Namespaces;
 use crate::sys::process::adopt;
 
+/// A container's root as its first process makes it, for the benchmark of that.
+pub use self::stub::rootfs::{Tree, assemble, furnish};
+
 /// What a shim is started with, as its only argument, in JSON.
 ///
 /// Descriptors: 3 its listening socket, 4 its record directory, 5 … the pod's cgroup ([`Group::lend`]), then, where
-/// [`Namespaces::host_ipc`] is chosen, a detached clone of the host's shared memory, and last the usual device program.
+/// [`Namespaces::host_ipc`] is chosen, a detached clone of the host's shared memory, and the usual device program. What the keeper
+/// adds of its own comes after them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arguments {
     /// The slot's name, for messages.
@@ -73,6 +81,9 @@ pub struct Arguments {
     /// The usual device program comes along ([`DeviceProgram::usual`]).
     #[serde(default)]
     pub device_program: bool,
+    /// A container is to start in it at once: what costs time now and saves it at a start is left out.
+    #[serde(default)]
+    pub awaited: bool,
 }
 
 /// Why a shim could not run.
@@ -104,8 +115,10 @@ impl From<Refusal> for ShimError {
 }
 
 /// The whole of a shim; gives its exit status.
-pub(crate) fn main(argument: &str) -> i32 {
-    match run(argument) {
+///
+/// `host_fdinfo`: its own `fdinfo` in a /proc of the keeper's PID namespace.
+pub(crate) fn main(argument: &str, host_fdinfo: Option<OwnedFd>) -> i32 {
+    match run(argument, host_fdinfo) {
         Ok(()) => 0,
         Err(error) => {
             crate::sys::say::say!("nodeless-shim: {}", crate::sys::say::chain(&error));
@@ -115,7 +128,7 @@ pub(crate) fn main(argument: &str) -> i32 {
 }
 
 /// Runs a shim until it is told to shut down.
-fn run(argument: &str) -> Result<(), ShimError> {
+fn run(argument: &str, host_fdinfo: Option<OwnedFd>) -> Result<(), ShimError> {
     let arguments: Arguments = serde_json::from_str(argument).map_err(ShimError::Arguments)?;
     let (listener, record) = (adopt(3), adopt(4));
     let hierarchies = usize::from(arguments.cgroup.unified.is_some()) + arguments.cgroup.v1.len();
@@ -123,13 +136,13 @@ fn run(argument: &str) -> Result<(), ShimError> {
     let fds: Vec<OwnedFd> = numbers.by_ref().take(hierarchies).map(adopt).collect();
     let shm = arguments.namespaces.host_ipc.then(|| numbers.next().map(adopt)).flatten();
     let devices = arguments.device_program.then(|| numbers.next().map(adopt)).flatten();
-    for fd in [&listener, &record].into_iter().chain(&fds).chain(&shm).chain(&devices) {
+    for fd in [&listener, &record].into_iter().chain(&fds).chain(&shm).chain(&devices).chain(&host_fdinfo) {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).map_err(|errno| ShimError::Wait(errno.into()))?;
     }
     crate::sys::failpoint::join_beside(&record, &arguments.slot);
-    let view = cgroup_view(&arguments.cgroup);
     crate::sys::failpoint::failpoint!(ShimBegun);
-    let pod = Group::receive(arguments.cgroup, fds)
+    let handle = arguments.cgroup;
+    let pod = Group::receive(handle.clone(), fds)
         .ok_or_else(|| ShimError::SetUp { operation: "cgroup hand-over".into(), message: "wrong count".into() })?;
     if arguments.namespaces.host_pid && rustix::process::getpid().is_init() {
         // A keeper that does not know of the choice: in this namespace its containers would see their shim only.
@@ -137,17 +150,24 @@ fn run(argument: &str) -> Result<(), ShimError> {
         return Err(ShimError::SetUp { operation: "the host's PID namespace".into(), message });
     }
     isolate()?;
-    let own_root = own_root::set_up()?;
+    let own_root = own_root::set_up(host_fdinfo)?;
     crate::sys::failpoint::failpoint!(ShimRooted);
-    let slot = slot::make(arguments.uid_base, arguments.namespaces, shm)?;
-    crate::sys::failpoint::failpoint!(NamespacesEntered);
+    let making = slot::begin(arguments.uid_base, arguments.namespaces)?;
+    let view = cgroup_view(&handle)?;
+    slot::keep_shared(making.base(), shm)?;
     let history =
         history::History::open(&record).map_err(|error| Refusal::failed("open of the event record", &error))?;
     crate::sys::failpoint::failpoint!(HistoryOpened);
-    let mut shim = server::Shim::new(listener, pod, slot, own_root, view?, history)?;
+    let usual_devices = devices.map(DeviceProgram::adopt);
+    let berth = spare::prepare(&pod, making.base(), usual_devices.as_ref(), arguments.awaited);
+    let slot = making.finish()?;
+    crate::sys::failpoint::failpoint!(NamespacesEntered);
+    let mut shim = server::Shim::new(listener, pod, slot, own_root, view, history)?;
     shim.program = arguments.program;
-    shim.usual_devices = devices.map(DeviceProgram::adopt);
-    shim.stand_by();
+    shim.usual_devices = usual_devices;
+    shim.stand_by(berth, arguments.awaited);
+    // Whoever has ended before anybody listened for that.
+    shim.reap();
     crate::sys::failpoint::failpoint!(StubReady);
     shim.serve()
 }
@@ -171,7 +191,19 @@ fn cgroup_view(handle: &Handle) -> Result<CgroupView, Refusal> {
     }
     let text = std::fs::read_to_string("/proc/self/cgroup").step("read of /proc/self/cgroup")?;
     let hierarchies = legacy_hierarchies(&text, &handle.v1);
-    Ok(CgroupView::Legacy { hierarchies, pod: handle.name.clone() })
+    let shared = shared_hierarchies(&text, &hierarchies);
+    Ok(CgroupView::Legacy { hierarchies, shared, pod: handle.name.clone() })
+}
+
+/// Of the lines of /proc/self/cgroup, the lists of controllers of which the process is in a group that it shares with all
+/// pods, because it limits nothing: see `keeper::cgroups`.
+fn shared_hierarchies(text: &str, own: &[String]) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| line.split_once(':')?.1.split_once(':'))
+        .filter(|(list, group)| *group != "/" && list.split(',').any(|name| matches!(name, "cpuset" | "cpuacct")))
+        .map(|(list, _)| list.to_owned())
+        .filter(|list| !own.contains(list))
+        .collect()
 }
 
 /// Of the lines of /proc/self/cgroup, the lists of controllers that are used.
@@ -192,5 +224,15 @@ mod tests {
         let text = "12:pids:/x\n11:cpu,cpuacct:/x\n3:net_cls:/\n1:name=systemd:/\n0::/x\n";
         let used = vec![vec!["pids".to_owned()], vec!["cpu".to_owned(), "cpuacct".to_owned()]];
         assert_eq!(legacy_hierarchies(text, &used), ["pids", "cpu,cpuacct"]);
+    }
+
+    #[test]
+    fn hierarchies_are_shared_where_the_shim_is_in_a_group_that_no_pod_has_of_its_own() {
+        let text = "9:cpuset:/x\n8:cpuacct:/x\n7:cpu:/x/pod\n6:memory:/y\n0::/x\n";
+        let used = vec!["cpu".to_owned(), "memory".to_owned()];
+        assert_eq!(shared_hierarchies(text, &used), ["cpuset", "cpuacct"]);
+        assert_eq!(shared_hierarchies("9:cpuset:/\n8:cpuacct:/\n", &used), [""; 0]);
+        assert_eq!(shared_hierarchies("9:cpuset:/x/pod\n", &["cpuset".to_owned()]), [""; 0]);
+        assert_eq!(shared_hierarchies("7:cpu,cpuacct:/x/pod\n", &["cpu,cpuacct".to_owned()]), [""; 0]);
     }
 }

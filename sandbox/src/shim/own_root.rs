@@ -1,4 +1,4 @@
-//! The shim's own root, in which stubs assemble containers: the keeper's template with a /proc of its own.
+//! The shim's own root, in which stubs assemble containers: the keeper's template and a /proc of its own.
 //!
 //! Nothing of the host's paths is reachable from it but the pods' control groups. It is read-only, and one file system for all
 //! shims of the host: one costs its own slabs, and in each memory control group of the host a place for what its shrinker
@@ -8,7 +8,7 @@
 //! ```text
 //!  /           tmpfs, read-only
 //!  /null       a null device
-//!  /proc       of the shim's PID namespace (in the template: of the keeper's)
+//!  /proc       of the shim's PID namespace (in the template: empty)
 //!  /pod        tmpfs, the pod's own: /pod/shm its shared memory, /pod/dev the first container's /dev
 //!  /root       where a stub makes its own root
 //!  /parts      directories that stubs mount on or show as empty
@@ -33,7 +33,7 @@ pub(crate) const SHM: &str = "/pod/shm";
 pub(crate) const FIRST_DEV: &str = "/pod/dev";
 /// Where a stub makes its own root.
 pub(crate) const STUB_ROOT: &str = "/root";
-/// What of the keeper's the shim replaces by its own.
+/// Where each shim mounts its own, and the keeper its own.
 pub(crate) const PROC: &str = "/proc";
 /// Below it each v1 hierarchy's directory of pods, by the list of its controllers.
 pub(crate) const CGROUPS: &str = "/cgroups";
@@ -66,15 +66,12 @@ pub(crate) const STAGE: &str = "/parts/stage";
 /// What setting up gave.
 #[derive(Debug)]
 pub(crate) struct OwnRoot {
-    /// `fdinfo` of this process in the /proc that the keeper left: there, PIDs are the host's.
+    /// `fdinfo` of this process in a /proc of the keeper's PID namespace: there, PIDs are the host's.
     pub(crate) host_fdinfo: Option<OwnedFd>,
 }
 
 /// Makes the copy of the template the shim's own. The process must be in a mount namespace of its own.
-pub(crate) fn set_up() -> Result<OwnRoot, Refusal> {
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-    let host_fdinfo = openat(CWD, "/proc/self/fdinfo", flags, Mode::empty()).ok();
-    rustix::mount::unmount(PROC, rustix::mount::UnmountFlags::DETACH).step("unmount of the keeper's /proc")?;
+pub(crate) fn set_up(host_fdinfo: Option<OwnedFd>) -> Result<OwnRoot, Refusal> {
     let proc = mount::create("proc", &[], mount::NOSUID | mount::NODEV | mount::NOEXEC).step("mount of /proc")?;
     keep(&proc, PROC)?;
     Ok(OwnRoot { host_fdinfo })
@@ -97,7 +94,7 @@ pub(crate) fn null() -> Result<OwnedFd, Refusal> {
 }
 
 impl OwnRoot {
-    /// The host's number of the process behind `pidfd`, where the keeper left a /proc that tells.
+    /// The host's number of the process behind `pidfd`, where the keeper had a /proc that tells.
     pub(crate) fn host_pid(&self, pidfd: &OwnedFd) -> Option<u32> {
         let directory = self.host_fdinfo.as_ref()?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;

@@ -22,7 +22,9 @@ impl Shim {
             let found = self.processes.iter().find(|(_, process)| process.pid == pid).map(|(key, _)| *key);
             if let Some(key) = found {
                 self.ended(key, status);
-            } else if !self.spare_ended(pid) {
+            } else if let Some(maker) = self.slot.maker.take_if(|maker| maker.child.pid == pid) {
+                maker.collected();
+            } else if !self.spare_ended(pid) && !self.joiner_ended(pid) {
                 self.pod_init_ended(pid);
                 self.joiners.keep(pid, status);
             }
@@ -35,6 +37,8 @@ impl Shim {
         if let Some(container) = init_of(&mut self.processes, key) {
             crate::sys::failpoint::failpoint!(EndSeen);
             let _ = container.leaf.kill();
+            // Of one that was refused; on v2 it is in the leaf too.
+            container.lender = None;
             self.drain(key);
             crate::sys::failpoint::failpoint!(LogDrained);
         }
@@ -44,7 +48,7 @@ impl Shim {
         match &mut process.role {
             Role::Init(container) => {
                 if let Some(joiner) = container.joiner {
-                    self.dismiss_joiner(joiner);
+                    self.lose_joiner(joiner);
                 }
                 let oom_kills = container.leaf.oom_kills().unwrap_or(0);
                 exit.oom_killed = oom_kills > 0;

@@ -5,24 +5,24 @@
 
 use std::hint::black_box;
 
-use super::stub::Order;
+use super::stub::standing::{Heard, Telling};
 use crate::protocol::Call;
+use crate::protocol::asking::Asking;
 use crate::protocol::shim::{Request, StartFds};
 use crate::spec::{ContainerSpec, Layer, Resources, Rootfs, Security, User};
 
 /// What a shim does with a request.
 pub(super) fn of_request() {
     let body = Request::Start { spec: spec(), fds: StartFds::default() };
-    let heard =
-        serde_json::to_vec(&Call { id: 0, body }).and_then(|text| serde_json::from_slice::<Call<Request>>(&text));
-    drop(black_box(heard));
+    let Ok(text) = serde_json::to_vec(&Call { id: 0, body }) else { return };
+    drop(black_box(Asking::of(&text).and_then(|asking| asking.call())));
 }
 
 /// What a stub does with its order.
 pub(super) fn of_order() {
-    let order = Order { spec: spec(), counts: StartFds::default() };
-    let heard = serde_json::to_vec(&order).and_then(|text| serde_json::from_slice::<Order>(&text));
-    drop(black_box(heard));
+    let start = Request::Start { spec: spec(), fds: StartFds::default() };
+    let told = serde_json::value::to_raw_value(&start).and_then(|start| serde_json::to_vec(&Telling::Asked(&start)));
+    drop(black_box(told.and_then(|text| serde_json::from_slice::<Heard>(&text))));
 }
 
 /// About as long as usual ones are.

@@ -35,6 +35,7 @@ impl Shim {
             Request::Hello { versions } => self.hello(client, versions),
             Request::Status => return self.status(waiter),
             Request::Settle => self.settle(),
+            Request::Assemble => self.assemble(fds),
             Request::Configure { spec } => self.configure(spec, fds),
             Request::Start { spec, fds: counts } => return self.start(waiter, spec, counts, fds),
             Request::Exec { spec, stdio } => return self.exec(waiter, spec, stdio, fds),
@@ -77,7 +78,8 @@ impl Shim {
     }
 
     fn status(&mut self, waiter: Waiter) {
-        let mut status = Status { program: self.program.clone(), ..Status::default() };
+        let assembled = self.ahead.is_some();
+        let mut status = Status { program: self.program.clone(), assembled, ..Status::default() };
         if let Some(configured) = &self.configured {
             status.configured = true;
             status.labels = configured.spec.labels.clone();

@@ -20,7 +20,9 @@ use super::stub::cgroups::CgroupView;
 use super::stub::report::Step;
 use crate::cgroup::{DeviceProgram, Group};
 use crate::contract::SandboxEvent;
-use crate::protocol::{Fill, Refusal};
+use crate::protocol::asking::Asking;
+use crate::protocol::shim::Request;
+use crate::protocol::{Call, Fill, Refusal};
 use crate::spec::SandboxSpec;
 use crate::sys::clock;
 
@@ -91,6 +93,8 @@ pub(crate) struct Shim {
     pub(super) joiners: Joiners,
     /// For the first container.
     pub(super) spare: Option<Spare>,
+    /// The mounts of a root that the spare has made ahead, and the root's own, which is in its hands too.
+    pub(super) ahead: Option<Vec<OwnedFd>>,
     /// What decides about the devices of containers that ask for nothing special, where the host has loaded it.
     pub(super) usual_devices: Option<DeviceProgram>,
     /// Digest of the program that it runs, where it was told.
@@ -136,6 +140,7 @@ impl Shim {
             configured: None,
             joiners: Joiners::default(),
             spare: None,
+            ahead: None,
             usual_devices: None,
             program: None,
             leaving: None,
@@ -211,7 +216,7 @@ impl Shim {
         for _ in 0..TURN * 64 {
             let Some(client) = self.clients.map.get_mut(&key) else { return };
             match client.connection.next_body() {
-                Ok(Some((body, fds))) => match serde_json::from_slice(&body) {
+                Ok(Some((body, fds))) => match self.read(key, &body) {
                     Ok(call) => self.request(key, call, fds),
                     Err(error) if !self.refuse_unparsed(key, &body, &error) => return self.forget_client(key),
                     Err(_) => {}
@@ -223,6 +228,17 @@ impl Shim {
         if !self.clients.flush(&self.poller, key) {
             self.forget_client(key);
         }
+    }
+
+    /// Reads a request. The stub that stands by reads a start at the same time.
+    fn read(&mut self, client: Key, body: &[u8]) -> Result<Call<Request>, serde_json::Error> {
+        let asking = Asking::of(body)?;
+        if let Some(start) = asking.start()
+            && self.clients.map.get(&client).is_some_and(|client| client.version.is_some())
+        {
+            self.forward_start(start);
+        }
+        asking.call()
     }
 
     pub(super) fn forget_client(&mut self, key: Key) {

@@ -19,6 +19,7 @@ use crate::ids::Ids;
 use crate::protocol::Refusal;
 use crate::spec::Namespaces;
 use crate::sys::clone::{self, Child};
+use crate::sys::hold::{self, Holder, Maker};
 use crate::sys::{link, mount};
 
 /// Size of the pod's shared memory.
@@ -35,6 +36,8 @@ pub(crate) struct Slot {
     pub(crate) ids: Ids,
     /// Which namespaces it has of its own.
     pub(crate) namespaces: Namespaces,
+    /// Who made them, until its end is known.
+    pub(crate) maker: Option<Holder>,
 }
 
 impl Slot {
@@ -44,22 +47,55 @@ impl Slot {
     }
 }
 
-/// Makes the namespaces and moves the calling process into network, IPC and UTS.
-/// `shm`: the host's shared memory, for a sandbox that is to have it.
-pub(crate) fn make(base: u32, namespaces: Namespaces, shm: Option<OwnedFd>) -> Result<Slot, Refusal> {
+/// A slot on its way: the kernel takes half a millisecond for its namespaces, in which the shim has other things to do.
+#[derive(Debug)]
+pub(crate) struct Making {
+    ids: Ids,
+    namespaces: Namespaces,
+    /// Who makes those that the sandbox owns.
+    maker: Option<Maker>,
+}
+
+/// Begins to make the namespaces. The shim has a /proc of its PID namespace.
+pub(crate) fn begin(base: u32, namespaces: Namespaces) -> Result<Making, Refusal> {
     namespaces.check().map_err(|message| Refusal::Invalid { message })?;
     let ids = Ids::of(base, &namespaces).map_err(|message| Refusal::Invalid { message })?;
-    let (user, net) = if namespaces.user {
-        let (user, net) = make_owned(&ids)?;
-        (Some(user), net)
+    let maker = if namespaces.user {
+        let maker = hold::maker().step("user namespace of the sandbox")?;
+        crate::sys::failpoint::failpoint!(MakerForked);
+        // The kernel gives what it makes to root inside, where there is one by then.
+        map_ids(maker.child(), &ids)?;
+        crate::sys::failpoint::failpoint!(IdsMapped);
+        maker.go().step("word to who makes namespaces")?;
+        Some(maker)
     } else {
-        (None, make_unowned(&namespaces)?)
+        None
     };
-    if !namespaces.host_network {
-        link::loopback_up().step("loopback interface")?;
+    Ok(Making { ids, namespaces, maker })
+}
+
+impl Making {
+    /// The host's id of the sandbox's root.
+    pub(crate) fn base(&self) -> u32 {
+        self.ids.base()
     }
-    keep_shared(ids.base(), shm)?;
-    Ok(Slot { user, net, ids, namespaces })
+
+    /// Moves the calling process into network, IPC and UTS namespaces.
+    pub(crate) fn finish(self) -> Result<Slot, Refusal> {
+        let Self { ids, namespaces, maker } = self;
+        let (user, net, maker) = match maker {
+            Some(maker) => {
+                let maker =
+                    maker.made().map_err(|(what, error)| Refusal::failed(format!("{what} of the sandbox"), &error))?;
+                let (user, net) = adopt(&maker.child)?;
+                // It has done its work: the namespaces live on in our descriptors.
+                maker.kill();
+                (Some(user), net, Some(maker))
+            }
+            None => (None, make_unowned(&namespaces)?, None),
+        };
+        Ok(Slot { user, net, ids, namespaces, maker })
+    }
 }
 
 /// Network, IPC and UTS namespaces of the host's user namespace, as far as the sandbox has its own; the network's.
@@ -68,23 +104,17 @@ fn make_unowned(namespaces: &Namespaces) -> Result<OwnedFd, Refusal> {
     spaces.set(CloneFlags::CLONE_NEWNET, !namespaces.host_network);
     spaces.set(CloneFlags::CLONE_NEWIPC, !namespaces.host_ipc);
     nix::sched::unshare(spaces).step("network, IPC and UTS namespaces")?;
+    if !namespaces.host_network {
+        link::loopback_up().step("loopback interface")?;
+    }
     openat(CWD, "/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .step("open of the network namespace")
 }
 
-/// A user namespace and those that it owns.
-fn make_owned(ids: &Ids) -> Result<(OwnedFd, OwnedFd), Refusal> {
-    let spaces = clone::NEWUSER | clone::NEWNET | clone::NEWIPC | clone::NEWUTS;
-    // The kernel makes the user namespace first, and then the others as its own.
-    let maker = clone::hold(spaces).step("namespaces of the sandbox")?;
-    crate::sys::failpoint::failpoint!(MakerForked);
-    // Then it has done its work: the namespaces live on in our descriptors.
-    adopt(&maker.child, ids)
-}
-
 /// The pod's file system in memory: what its containers share, and its first container's /dev, which is as large. Each file
-/// system more costs all pods of the host.
-fn keep_shared(base: u32, shm: Option<OwnedFd>) -> Result<(), Refusal> {
+/// system more costs all pods of the host. `base`: the host's id of its owner. `shm`: the host's shared memory, for a sandbox that is
+/// to have it.
+pub(crate) fn keep_shared(base: u32, shm: Option<OwnedFd>) -> Result<(), Refusal> {
     let id = base.to_string();
     let options =
         [("uid", Some(id.as_str())), ("gid", Some(id.as_str())), ("mode", Some("0755")), ("size", Some(SHM_SIZE))];
@@ -103,16 +133,19 @@ fn keep_shared(base: u32, shm: Option<OwnedFd>) -> Result<(), Refusal> {
     }
 }
 
-/// Maps the ids of the child's user namespace, and enters the namespaces that this one owns.
-fn adopt(maker: &Child, ids: &Ids) -> Result<(OwnedFd, OwnedFd), Refusal> {
+/// Maps the ids of a process's user namespace.
+fn map_ids(maker: &Child, ids: &Ids) -> Result<(), Refusal> {
     let process = format!("/proc/{}", maker.pid.as_raw_nonzero());
     let mapping = ids.mapping();
     std::fs::write(format!("{process}/uid_map"), &mapping).step("user id mapping")?;
-    std::fs::write(format!("{process}/gid_map"), &mapping).step("group id mapping")?;
-    crate::sys::failpoint::failpoint!(IdsMapped);
+    std::fs::write(format!("{process}/gid_map"), &mapping).step("group id mapping")
+}
+
+/// Enters the namespaces that the maker's user namespace owns.
+fn adopt(maker: &Child) -> Result<(OwnedFd, OwnedFd), Refusal> {
     let open = |name: &str| {
-        openat(CWD, format!("{process}/ns/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .step(format!("open of the {name} namespace"))
+        let path = format!("/proc/{}/ns/{name}", maker.pid.as_raw_nonzero());
+        openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step(format!("open of the {name} namespace"))
     };
     let (user, net) = (open("user")?, open("net")?);
     let spaces = ThreadNameSpaceType::NETWORK

@@ -9,20 +9,22 @@ use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
+use serde_json::value::RawValue;
 
-use super::launch::report_channel;
+use super::plumbing::report_channel;
 use super::reaper::LEAF_DEADLINE;
 use super::rehearsal;
 use super::requests::cgroup_refusal;
 use super::server::Shim;
 use super::stub::report::{Report, Step};
-use super::stub::{self, Order, mounts};
+use super::stub::standing::{self, Telling};
+use super::stub::{Order, mounts};
 use crate::cgroup::{CgroupError, DEFAULT_DEVICES, DeviceProgram, DeviceRule, Enforcement, Group};
 use crate::protocol::shim::Reply;
 use crate::protocol::{Connection, Refusal};
-use crate::seccomp;
-use crate::spec::{Resources, Security};
+use crate::spec::Resources;
 use crate::sys::clone::{Child, fork_with};
+use crate::sys::lend::{Lender, fork_lent};
 
 /// The leaf's name; a container's own leaf has a dot in its name.
 const LEAF: &str = "first";
@@ -34,21 +36,45 @@ const SETTLING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 #[derive(Debug)]
 pub(super) struct Spare {
     pub(super) child: Child,
+    /// Whose memory it has, where it is not its own.
+    pub(super) lender: Option<Lender>,
     pub(super) leaf: Group,
     /// Blocking, until the order is sent.
     pub(super) channel: Connection,
     /// It has said that it is.
     pub(super) ready: bool,
+    /// It has been sent the text of the last start that was asked for.
+    pub(super) forwarded: bool,
+}
+
+/// What a spare needs that has nothing to do with the sandbox's namespaces.
+#[derive(Debug)]
+pub(super) struct Berth {
+    dev: OwnedFd,
+    leaf: Group,
+}
+
+/// Makes what can be made while the sandbox's namespaces are. `base`: the host's id of its root. `awaited`: the start that would be
+/// rehearsed is there already, or nearly.
+pub(super) fn prepare(
+    pod: &Group,
+    base: u32,
+    usual_devices: Option<&DeviceProgram>,
+    awaited: bool,
+) -> Result<Berth, Refusal> {
+    if !awaited {
+        rehearsal::of_request();
+    }
+    let dev = mounts::make_first_dev(base)?;
+    let leaf = pod.create_leaf(LEAF).map_err(|error| cgroup_refusal("control group of a stub", &error))?;
+    furnish(&leaf, &DEFAULT_DEVICES, usual_devices)?;
+    Ok(Berth { dev, leaf })
 }
 
 impl Shim {
     /// Makes the sandbox's spare stub. Without one everything works, later.
-    pub(super) fn stand_by(&mut self) {
-        rehearsal::of_request();
-        // The usual filter, compiled before there is a hurry: its stubs have it from here.
-        let usual = Security::default();
-        let _ = seccomp::program(&usual.seccomp, &usual.capabilities);
-        match self.make_spare() {
+    pub(super) fn stand_by(&mut self, berth: Result<Berth, Refusal>, awaited: bool) {
+        match berth.and_then(|berth| self.make_spare(berth, awaited)) {
             Ok(spare) => self.spare = Some(spare),
             Err(refusal) => {
                 let _ = self.pod.remove_leaf(LEAF, LEAF_DEADLINE);
@@ -57,15 +83,19 @@ impl Shim {
         }
     }
 
-    fn make_spare(&self) -> Result<Spare, Refusal> {
-        let dev = mounts::make_first_dev(self.slot.ids.base())?;
-        let leaf = self.pod.create_leaf(LEAF).map_err(|error| cgroup_refusal("control group of a stub", &error))?;
-        furnish(&leaf, &DEFAULT_DEVICES, self.usual_devices.as_ref())?;
+    fn make_spare(&self, Berth { dev, leaf }: Berth, awaited: bool) -> Result<Spare, Refusal> {
         let (ours, theirs) = report_channel()?;
         let (slot, view) = (&self.slot, &self.view);
-        let body = || stub::stand_by(slot.user.as_ref(), &slot.ids, (&leaf, view), &dev, theirs);
-        let child = fork_with(slot.container_spaces(), leaf.clone_into(), body).step("fork of a stub")?;
-        Ok(Spare { child, leaf, channel: Connection::new(ours), ready: false })
+        let (spaces, cgroup) = (slot.container_spaces(), leaf.clone_into());
+        let body = || standing::stand_by(slot.user.as_ref(), &slot.ids, (&leaf, view), &dev, theirs);
+        let (child, lender) = if awaited {
+            // A lender takes longer to make than it saves.
+            (fork_with(spaces, cgroup, body).step("fork of a stub")?, None)
+        } else {
+            let (child, lender) = fork_lent(spaces, cgroup, body).step("fork of a stub that borrows its memory")?;
+            (child, Some(lender))
+        };
+        Ok(Spare { child, lender, leaf, channel: Connection::new(ours), ready: false, forwarded: false })
     }
 
     /// Waits until the spare has made what it can. The shim is nobody's yet, so there is nobody to keep waiting.
@@ -82,20 +112,68 @@ impl Shim {
         Ok(Reply::Done)
     }
 
+    /// Has the spare make the root of the first container ahead. As [`Shim::settle`], nobody is kept waiting.
+    pub(super) fn assemble(&mut self, fds: Vec<OwnedFd>) -> Result<Reply, Refusal> {
+        let not_now = || Refusal::Invalid { message: "no root can be made ahead now".into() };
+        if self.ahead.is_some() || self.configured.is_some() || fds.len() < 2 {
+            return Err(not_now());
+        }
+        let copies = fds.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>().step("copies of descriptors")?;
+        let mut spare = self.spare.take_if(|spare| spare.ready).ok_or_else(not_now)?;
+        let ask = || {
+            spare.channel.send(&Telling::Assemble, copies).ok()?;
+            let mut ends = [PollFd::from_borrowed_fd(spare.channel.socket(), PollFlags::IN)];
+            poll(&mut ends, Some(&SETTLING)).ok().filter(|ready| *ready > 0)?;
+            match spare.channel.receive::<Report>() {
+                Ok((Report::Assembled, root)) => Some(Ok(root.into_iter().next())),
+                Ok((Report::Failed { refusal }, _)) => Some(Err(refusal)),
+                _ => None,
+            }
+        };
+        let Some(answer) = ask() else {
+            // What it would say now would be taken for something else.
+            self.dismiss(spare);
+            return Err(Refusal::Failed {
+                operation: "making of a root ahead".into(),
+                message: "the stub that stood by did not answer".into(),
+                errno: None,
+            });
+        };
+        crate::sys::failpoint::failpoint!(AheadAssembled);
+        self.spare = Some(spare);
+        let root = answer?.ok_or_else(|| Refusal::Unsupported { what: "a root made ahead".into() })?;
+        self.ahead = Some(fds.into_iter().chain([root]).collect());
+        Ok(Reply::Done)
+    }
+
+    /// Has the spare read the start that was just asked for, so that it knows it when it is ordered. Whether it will be is decided
+    /// meanwhile.
+    pub(super) fn forward_start(&mut self, start: &RawValue) {
+        if self.configured.is_some()
+            && let Some(spare) = &mut self.spare
+        {
+            spare.forwarded = spare.channel.send(&Telling::Asked(start), vec![]).is_ok();
+        }
+    }
+
     /// The spare with these limits and this order given, if there is one that can take them.
     pub(super) fn order(&mut self, resources: &Resources, order: &Order, fds: Vec<OwnedFd>) -> Option<Spare> {
         if order.spec.security.host_devices || !order.spec.security.devices.is_empty() {
             // Its /dev and its device rules are the usual ones.
             return None;
         }
-        let mut spare = self.spare.take()?;
-        // The stub lives on memory of the leaf already: a limit below that is for a fresh leaf to take.
-        if spare.leaf.apply(resources).is_err() {
-            self.dismiss(&spare);
+        if order.counts.assembled && self.ahead.is_none() {
             return None;
         }
-        if spare.channel.send(order, fds).is_err() {
-            self.dismiss(&spare);
+        let mut spare = self.spare.take()?;
+        // On v2 the stub lives on memory of the leaf already: a limit below that is for a fresh leaf to take.
+        if spare.leaf.apply(resources).is_err() {
+            self.dismiss(spare);
+            return None;
+        }
+        let telling = if spare.forwarded { Telling::AsAsked(order.counts) } else { Telling::Order(order) };
+        if spare.channel.send(&telling, fds).is_err() {
+            self.dismiss(spare);
             return None;
         }
         crate::sys::failpoint::failpoint!(StubOrdered);
@@ -104,13 +182,14 @@ impl Shim {
 
     /// Ends the spare, for a sandbox that will not need it.
     pub(super) fn dismiss_spare(&mut self) {
+        self.ahead = None;
         if let Some(spare) = self.spare.take() {
-            self.dismiss(&spare);
+            self.dismiss(spare);
         }
     }
 
     /// Ends a stub and removes its leaf.
-    pub(super) fn dismiss(&self, spare: &Spare) {
+    pub(super) fn dismiss(&self, spare: Spare) {
         let _ = pidfd_send_signal(&spare.child.pidfd, Signal::KILL);
         let _ = waitpid(Some(spare.child.pid), WaitOptions::empty());
         self.remove_spare_leaf(spare);
@@ -118,15 +197,16 @@ impl Shim {
 
     /// Whether this child was the spare; then it is forgotten.
     pub(super) fn spare_ended(&mut self, pid: Pid) -> bool {
-        let ended = self.spare.take_if(|spare| spare.child.pid == pid);
-        if let Some(spare) = &ended {
-            crate::sys::say::say!("the stub that stood by has ended");
-            self.remove_spare_leaf(spare);
-        }
-        ended.is_some()
+        let Some(spare) = self.spare.take_if(|spare| spare.child.pid == pid) else { return false };
+        self.ahead = None;
+        crate::sys::say::say!("the stub that stood by has ended");
+        self.remove_spare_leaf(spare);
+        true
     }
 
-    fn remove_spare_leaf(&self, spare: &Spare) {
+    fn remove_spare_leaf(&self, mut spare: Spare) {
+        // On v2 it is in the leaf too.
+        spare.lender = None;
         if let Err(error) = self.pod.remove_leaf(spare.leaf.name(), LEAF_DEADLINE) {
             crate::sys::say::say!("control group of a stub stays for now: {error}");
         }

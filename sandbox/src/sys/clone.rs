@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use rustix::process::Pid;
 
 /// `CLONE_NEWNS`.
@@ -67,66 +68,83 @@ pub fn fork_with(flags: u64, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce()
     after(result, &pidfd, body)
 }
 
-/// As [`fork_with`], but the child is the caller's sibling: its parent is the caller's. The caller has no signal handlers.
-/// By `clone`, as the default seccomp filter allows no `clone3`.
-pub fn fork_beside(body: impl FnOnce() -> i32) -> io::Result<Child> {
-    if !single_threaded() {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "fork from a process with several threads"));
-    }
-    let mut pidfd: RawFd = -1;
-    // The signal at the child's end is the one at the caller's own.
-    let flags = libc::CLONE_PARENT | libc::CLONE_PIDFD;
-    // SAFETY: without CLONE_VM and with no stack given this is a fork, as in `fork_with`; CLONE_PIDFD stores the descriptor
-    // where the third argument points, and `pidfd` outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) };
-    after(result, &pidfd, body)
-}
-
-/// Namespaces that a process holds which does nothing else; it ends when this is dropped.
+/// What a child runs on that borrows its parent's memory: one at a time. Below it is a page that nobody may touch.
 #[derive(Debug)]
-pub struct Holder {
-    /// The process.
-    pub child: Child,
-    /// What it runs on.
-    _stack: Box<[u8]>,
+pub struct Stack {
+    start: std::ptr::NonNull<libc::c_void>,
+    /// Without the guard.
+    bytes: usize,
 }
 
-impl Drop for Holder {
+impl Stack {
+    /// The deepest calls are those of a system call's wrapper with a path on the stack; pages that nobody touches do not exist.
+    const BYTES: usize = 64 << 10;
+    const GUARD: usize = 4 << 10;
+
+    /// Maps one for [`vfork_beside`].
+    pub fn new() -> io::Result<Self> {
+        Self::of(Self::BYTES)
+    }
+
+    /// Maps one of `bytes`, a multiple of a page.
+    pub(crate) fn of(bytes: usize) -> io::Result<Self> {
+        // SAFETY: new memory at a place of the kernel's choice.
+        let start = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), Self::GUARD + bytes, ProtFlags::empty(), MapFlags::PRIVATE)
+        }?;
+        let stack = Self { start: std::ptr::NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?, bytes };
+        // SAFETY: all but the first page of what was just mapped, and nobody uses it yet.
+        unsafe { mprotect(start.byte_add(Self::GUARD), bytes, MprotectFlags::READ | MprotectFlags::WRITE) }?;
+        Ok(stack)
+    }
+
+    /// Its end, where it begins.
+    pub(crate) fn top(&mut self) -> *mut libc::c_void {
+        // SAFETY: the end of the mapping.
+        unsafe { self.start.as_ptr().byte_add(Self::GUARD + self.bytes) }
+    }
+}
+
+impl Drop for Stack {
     fn drop(&mut self) {
-        use rustix::process::{Signal, WaitOptions, pidfd_send_signal, waitpid};
-        // Of what is a child of ours and not waited for yet neither can fail.
-        let _ = pidfd_send_signal(&self.child.pidfd, Signal::KILL);
-        let _ = waitpid(Some(self.child.pid), WaitOptions::empty());
+        // SAFETY: mapped by `new`, and no child runs on it: `vfork_beside` waits for each.
+        let _ = unsafe { munmap(self.start.as_ptr(), Self::GUARD + self.bytes) };
     }
 }
 
-/// Makes namespaces (`flags`) by a process that has the caller's memory, not a copy, as copying it takes longer than making
-/// the namespaces of some.
-pub fn hold(flags: u64) -> io::Result<Holder> {
-    /// The kernel needs none of it; a page for the C library's frames, and one to spare.
-    const STACK: usize = 16 << 10;
-    extern "C" fn wait(_: *mut libc::c_void) -> libc::c_int {
-        loop {
-            // SAFETY: no argument, and it comes back after a signal only: the process has no handlers.
-            unsafe { libc::pause() };
-        }
+/// Runs `body` in a child that is the caller's sibling (its parent is the caller's) and borrows the caller's memory, until it has
+/// executed a program or ended; for as long the caller waits. To copy the memory would take longer than all of that. The child
+/// exits with 1 when `body` returns.
+///
+/// What `body` allocates and has not dropped when it executes is lost to the caller. The caller has no signal handlers.
+/// By `clone`, as the default seccomp filter allows no `clone3`.
+pub fn vfork_beside<F: FnMut()>(stack: &mut Stack, body: &mut F) -> io::Result<Child> {
+    extern "C" fn run<F: FnMut()>(body: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: what is passed below, borrowed for the whole call; the caller does not touch it until the child is done. A
+        // panic ends the child: it cannot leave an extern "C" function.
+        unsafe { (*body.cast::<F>())() };
+        1
     }
-    let mut stack = vec![0u8; STACK].into_boxed_slice();
     let mut pidfd: RawFd = -1;
-    let flags = flags | libc::CLONE_VM as u64 | CLONE_PIDFD;
-    let flags = libc::c_int::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)? | libc::SIGCHLD;
-    let top = stack.as_mut_ptr_range().end;
-    // SAFETY: the stack is `STACK` bytes that live until the process has ended (`Holder`'s drop waits for it), aligned by the C
-    // library; `wait` touches nothing but it; CLONE_PIDFD stores the descriptor in `pidfd`, which outlives the call.
-    let result = unsafe { libc::clone(wait, top.cast(), flags, std::ptr::null_mut(), &raw mut pidfd) };
+    let top = stack.top();
+    let body = std::ptr::from_mut(body).cast();
+    // The signal at the child's end is the one at the caller's own.
+    let flags = i32::try_from(BESIDE).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the stack is the child's alone, aligned to a page, and outlives it: CLONE_VFORK has the caller wait until
+    // the child has left this memory. CLONE_PIDFD stores the descriptor in `pidfd`, which outlives the call.
+    let result = unsafe { libc::clone(run::<F>, top, flags, body, &raw mut pidfd) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: as it succeeded, this is a fresh descriptor that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let pid = Pid::from_raw(result).ok_or_else(|| io::Error::other("clone returned no process id"))?;
-    Ok(Holder { child: Child { pid, pidfd }, _stack: stack })
+    Ok(Child { pid, pidfd })
 }
+
+/// What [`vfork_beside`] asks of `clone`.
+pub(crate) const BESIDE: u64 =
+    libc::CLONE_VM as u64 | libc::CLONE_VFORK as u64 | libc::CLONE_PARENT as u64 | libc::CLONE_PIDFD as u64;
 
 /// What a fork goes on with, in either process. `pidfd`: where the kernel has stored the child's descriptor.
 fn after(result: libc::c_long, pidfd: &RawFd, body: impl FnOnce() -> i32) -> io::Result<Child> {

@@ -1,13 +1,12 @@
 //! The loopback interface.
 #![allow(unsafe_code)] // an ioctl that rustix lacks
 
-use std::io;
-use std::os::fd::AsRawFd;
-
+use rustix::ioctl::{Opcode, Setter, ioctl};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-/// Brings `lo` of the caller's network namespace up.
-pub fn loopback_up() -> io::Result<()> {
+/// Brings `lo` of the caller's network namespace up. Allocates nothing and has no `errno`: see [`super::hold`].
+pub fn loopback_up() -> rustix::io::Result<()> {
+    const SET_FLAGS: Opcode = libc::SIOCSIFFLAGS as Opcode;
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     // SAFETY: ifreq is plain data, for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -15,7 +14,6 @@ pub fn loopback_up() -> io::Result<()> {
         *to = *from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads one ifreq, which outlives the call; the name is terminated by the zeroes after it.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    // SAFETY: SIOCSIFFLAGS reads one ifreq; the name is terminated by the zeroes after it.
+    unsafe { ioctl(&socket, Setter::<SET_FLAGS, libc::ifreq>::new(request)) }
 }

@@ -8,6 +8,8 @@
 //! * [`paths`]: opening and making paths inside a root that a hostile image or container controls.
 //! * [`device_filter`]: eBPF device programs of control groups.
 //! * [`filter`]: installing a seccomp filter without also setting `no_new_privs`.
+//! * [`hold`]: namespaces made and held by a process that does nothing else.
+//! * [`lend`]: a child on memory that another child lends it.
 //! * [`keyring`]: leaving the session keyring behind.
 //! * `loop_device`: binding a file to a block device.
 //! * [`link`]: bringing the loopback interface up.
@@ -23,7 +25,10 @@ pub mod clone;
 pub mod device_filter;
 pub mod failpoint;
 pub mod filter;
+pub mod hold;
+pub mod image;
 pub mod keyring;
+pub mod lend;
 pub mod link;
 pub(crate) mod loop_device;
 pub mod mount;

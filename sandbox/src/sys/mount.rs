@@ -54,6 +54,17 @@ impl Overlay {
         }
     }
 
+    /// Makes it of its layers alone, at least two, detached and read-only.
+    pub fn mount_read_only(&self, attributes: u64) -> io::Result<OwnedFd> {
+        let context = self.0.as_fd();
+        fsconfig_set_string(context, "index", "off")?;
+        fsconfig_set_string(context, "metacopy", "off")?;
+        fsconfig_set_flag(context, "ro")?;
+        fsconfig_create(context)?;
+        let attributes = MountAttrFlags::from_bits_retain(u32::try_from(attributes | RDONLY).unwrap_or(0));
+        Ok(fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+    }
+
     /// Makes it with these directories on top, detached. Volatile: what is written to it does not outlive its mount, so it
     /// is never worth a sync.
     pub fn mount(&self, upper: impl AsFd, work: impl AsFd) -> io::Result<OwnedFd> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -43,6 +44,16 @@ pub fn group_parents(set_up: &SetUp) -> Vec<PathBuf> {
     distinct.into_iter().collect()
 }
 
+/// Whether pods have groups of their own in the hierarchy of this one; in others all are in one, to be shown it.
+fn has_pods(parent: &Path) -> bool {
+    static ROOTS: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    let roots = ROOTS.get_or_init(|| {
+        let layout = sandbox::cgroup::Layout::detect().unwrap();
+        layout.v1.into_iter().map(|hierarchy| hierarchy.path).chain(layout.unified).collect()
+    });
+    roots.iter().any(|root| parent.starts_with(root))
+}
+
 impl Place {
     pub fn look(set_up: &SetUp) -> Self {
         let run = &set_up.run_dir;
@@ -63,9 +74,12 @@ impl Place {
         for parent in group_parents(set_up) {
             let children = std::fs::read_dir(&parent).into_iter().flatten().flatten();
             let children = children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-            place
-                .groups
-                .insert(parent, children.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect());
+            let children: BTreeSet<String> =
+                children.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+            // Where pods have no groups of their own, none may be.
+            if has_pods(&parent) || !children.is_empty() {
+                place.groups.insert(parent, children);
+            }
         }
         let run = run.display().to_string();
         let mark = format!("/{}/", set_up.cgroup_parent);
@@ -158,28 +172,34 @@ pub fn stub_leaf(set_up: &SetUp, slot: &str) -> Option<PathBuf> {
     leaves.find(|leaf| leaf.is_dir())
 }
 
-/// Kills a slot's stub that stands by.
+/// Kills a slot's stub that stands by. On v2 who lends it memory is in its leaf too, but has no PID namespace of its own.
 pub fn kill_stub(set_up: &SetUp, slot: &str) -> bool {
     let Some(leaf) = stub_leaf(set_up, slot) else { return false };
     let members = std::fs::read_to_string(leaf.join("cgroup.procs")).unwrap_or_default();
-    let stub = members.lines().find_map(|pid| Pid::from_raw(pid.parse().ok()?));
+    let members = members.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+    let stub = members.max_by_key(|pid| numbers(*pid).len());
     stub.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
+}
+
+/// A process's numbers: the host's, then that of each PID namespace within.
+fn numbers(pid: Pid) -> Vec<String> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    numbers.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Kills a slot's shim: the first process of its PID namespace, one below the host's.
 pub fn kill_shim(set_up: &SetUp, slot: &str) -> bool {
     let (name, mark) = (format!("\"slot\":\"{slot}\""), format!("/{}/{slot}", set_up.cgroup_parent));
     for (pid, command) in commands() {
-        let read =
-            |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", pid.as_raw_nonzero())).unwrap_or_default();
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).unwrap_or_default();
         // On v2 in a leaf of it.
         let within =
             |line: &str| line.split_once(&mark).is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with('/'));
-        if !command.contains(&name) || !read("cgroup").lines().any(within) {
+        if !command.contains(&name) || !groups.lines().any(within) {
             continue;
         }
-        let numbers = read("status").lines().find_map(|line| line.strip_prefix("NSpid:").map(str::to_owned));
-        let numbers: Vec<String> = numbers.unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+        let numbers = numbers(pid);
         if numbers.len() == 2 && numbers[1] == "1" {
             return kill_process(pid, Signal::KILL).is_ok();
         }

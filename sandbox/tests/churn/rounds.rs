@@ -86,6 +86,7 @@ impl Rounds {
             cgroup_parent: format!("nodeless-churn-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)),
             layer_dirs: vec![image::directory()],
             pool_size: 2,
+            ahead_dir: Some(directory.path().join("ahead")),
         };
         std::fs::create_dir_all(&set_up.run_dir).unwrap();
         let plan = Arc::new(Plan::create(&set_up.run_dir));
@@ -188,16 +189,26 @@ impl Rounds {
             Arc::clone(&over),
         ));
         let mut complaints = Vec::new();
-        if is_recovery(point) {
+        if point == Point::AheadMoved {
+            // What waits has a directory.
+            self.pool_is_full().await;
+        }
+        if point == Point::WarmAdopted {
+            complaints = self.work(true).await;
+            self.pool_is_full().await;
+            self.agent.kill().await;
+        } else if is_recovery(point) {
             let pause = Duration::from_millis(self.random.below(60) as u64);
             let agent = Arc::clone(&self.agent);
             let killer = tokio::spawn(async move {
                 tokio::time::sleep(pause).await;
                 agent.kill().await;
             });
-            complaints = self.work().await;
+            complaints = self.work(true).await;
             killer.await.unwrap();
             self.kill_warm_shim();
+        }
+        if is_recovery(point) {
             self.plan.arm(point, nth, action);
             self.agent = Arc::new(Agent::start(&self.set_up, &log_of(&self.set_up)));
             *current.lock().unwrap() = Arc::clone(&self.agent);
@@ -211,14 +222,16 @@ impl Rounds {
                 kill_keeper(&self.set_up);
             }
             self.plan.arm(point, nth, action);
-            complaints.extend(self.work().await);
+            // Layers that are let go of take the roots with them that were made ahead.
+            complaints.extend(self.work(point != Point::AheadMoved).await);
         }
         over.store(true, Ordering::Relaxed);
         watcher.await.unwrap();
         complaints
     }
 
-    async fn work(&mut self) -> Vec<String> {
+    /// `release`: has the layer be let go of meanwhile.
+    async fn work(&mut self, release: bool) -> Vec<String> {
         let mut going = JoinSet::new();
         let old = self.pods.len().min(OLD);
         let mut at_work: Vec<Pod> = self.pods.drain(..old).collect();
@@ -228,7 +241,11 @@ impl Rounds {
             going.spawn(live(agent, maker, pod, self.random.fork()));
         }
         let agent = Arc::clone(&self.agent);
-        let release = tokio::spawn(async move { agent.ask(Question::Release(vec![LAYER.to_owned()])).await });
+        let release = tokio::spawn(async move {
+            if release {
+                agent.ask(Question::Release(vec![LAYER.to_owned()])).await;
+            }
+        });
         let mut complaints = Vec::new();
         while let Some(done) = going.join_next().await {
             let (pod, refused) = done.unwrap();
@@ -237,6 +254,19 @@ impl Rounds {
         }
         release.await.unwrap();
         complaints
+    }
+
+    /// This kernel mounts no overlay ahead: sandboxes were asked to, and none has.
+    pub fn roots_are_impossible(&self) -> bool {
+        self.plan.passed(Point::AheadAnswered) == 0 && self.plan.passed(Point::AheadAssembled) == 0
+    }
+
+    /// Waits until something is warm, however slow the machine is: all but the one that was begun last.
+    async fn pool_is_full(&self) {
+        let deadline = awake::now() + CROWDED_LIMIT;
+        while Place::look(&self.set_up).pool.len() < self.set_up.pool_size && awake::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Shims that nobody has begun to use die too.
@@ -329,7 +359,12 @@ impl Rounds {
 
 impl Drop for Rounds {
     fn drop(&mut self) {
-        // Also after a failed assertion: what was made is killed, then removed. The agent goes with its handle.
+        // Also after a failed assertion: what was made is killed, then removed; the agent first, or it would make more.
+        if self.agent.is_alive()
+            && let Some(pid) = i32::try_from(self.agent.pid).ok().and_then(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
         kill_keeper(&self.set_up);
         if let Ok(layout) = sandbox::cgroup::Layout::detect()
             && !place::group_parents(&self.set_up).is_empty()
@@ -338,7 +373,14 @@ impl Drop for Rounds {
             for pod in tree.pods().unwrap_or_default() {
                 let _ = tree.remove_pod(&pod, Duration::from_secs(5));
             }
-            let _ = sandbox::cgroup::Tree::remove(&layout, &self.set_up.cgroup_parent);
+            // The keeper is in some of them until it is gone.
+            let deadline = awake::now() + CROWDED_LIMIT;
+            while let Ok(all) = sandbox::cgroup::Layout::detect_all()
+                && sandbox::cgroup::Tree::remove(&all, &self.set_up.cgroup_parent).is_err()
+                && awake::now() < deadline
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
     }
 }

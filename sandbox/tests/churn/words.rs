@@ -15,6 +15,7 @@ pub struct SetUp {
     pub cgroup_parent: String,
     pub layer_dirs: Vec<PathBuf>,
     pub pool_size: usize,
+    pub ahead_dir: Option<PathBuf>,
 }
 
 /// A question with its number.

@@ -134,6 +134,7 @@ pub fn volume(source: &Path, sub_path: &str, destination: &str) -> Mount {
         no_exec: false,
         idmap: true,
         exclusive: false,
+        layers: Vec::new(),
     }
 }
 

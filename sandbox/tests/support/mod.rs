@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use sandbox::contract::{Exit, SandboxEvent, Sandboxes, Stdio};
+use sandbox::contract::{Exit, SandboxError, SandboxEvent, Sandboxes, Stdio};
 use sandbox::namespace::{Config, NamespaceSandboxes};
 use sandbox::protocol::{Answer, Call, Connection, VERSIONS, keeper};
 use sandbox::spec::{
@@ -23,6 +23,9 @@ use tokio::sync::mpsc::Receiver;
 
 /// Longest wait for what must happen: others may have most of the machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The same by looks: a machine that stands still, or lets nobody run, has not kept anybody waiting for what runs on it too.
+const LOOKS: u32 = 12_000;
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Why privileged tests cannot run here, if so.
 pub fn why_not() -> Option<String> {
@@ -69,6 +72,7 @@ impl Host {
             cgroup_parent: format!("nodeless-test-{}-{number}", std::process::id()),
             layer_dirs: vec![image::directory()],
             pool_size,
+            ahead_dir: Some(dir.path().join("ahead")),
         };
         let sandboxes = NamespaceSandboxes::open(config.clone()).await.unwrap();
         Self { dir, config, sandboxes: Some(sandboxes), next: AtomicU32::new(0) }
@@ -185,12 +189,28 @@ impl Host {
         (exit, out.await.unwrap(), err.await.unwrap())
     }
 
+    /// Waits until the pool is full.
+    pub async fn filled(&self) {
+        let full = async {
+            while self.sandboxes().warm().await < self.config.pool_size {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        in_time("the pool is full", full).await;
+    }
+
     /// Takes everything down and checks that nothing is left.
     pub async fn close(self) {
         for listed in self.sandboxes().list().await.unwrap() {
-            self.sandboxes().destroy(&listed.id).await.unwrap();
+            let deadline = Instant::now() + 4 * PATIENCE;
+            while let Err(error) = self.sandboxes().destroy(&listed.id).await {
+                ask_again(&error, deadline);
+            }
         }
-        self.sandboxes().drain_pool().await.unwrap();
+        let deadline = Instant::now() + 4 * PATIENCE;
+        while let Err(error) = self.sandboxes().drain_pool().await {
+            ask_again(&error, deadline);
+        }
         let left = self.leftovers();
         assert_eq!(left, Vec::<String>::new());
     }
@@ -233,6 +253,17 @@ impl Host {
         self.processes_with(&argument)[0]
     }
 
+    /// The stub that stands by for a sandbox's first container, if there is one. On v2 who lends it memory is in its group too.
+    pub fn stubs(&self, id: &SandboxId) -> Vec<rustix::process::Pid> {
+        let shim = self.shim_pid(id).as_raw_nonzero();
+        let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
+        let stubs = children.split_whitespace().filter(|pid| {
+            let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            groups.lines().any(|line| line.ends_with("/first"))
+        });
+        stubs.filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)).collect()
+    }
+
     /// This host's processes whose command line holds `text`, the oldest first. Other hosts' tests have slots of the same
     /// names.
     pub fn processes_with(&self, text: &str) -> Vec<rustix::process::Pid> {
@@ -273,10 +304,22 @@ impl Drop for Host {
         if let Some(pid) = self.keeper_pid() {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
+        // The keeper is in some of them until it is gone.
+        let deadline = Instant::now() + Duration::from_secs(5);
         for parent in self.cgroup_parents() {
-            let _ = std::fs::remove_dir(parent);
+            while std::fs::remove_dir(&parent).is_err_and(|error| error.kind() == std::io::ErrorKind::ResourceBusy)
+                && Instant::now() < deadline
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
     }
+}
+
+/// Processes that were killed may have no processor on which to end; an agent asks again then. Fails at anything else.
+#[track_caller]
+fn ask_again(error: &SandboxError, deadline: Instant) {
+    assert!(error.to_string().contains("still in use") && Instant::now() < deadline, "{error}");
 }
 
 /// Starts a container that runs on.
@@ -308,14 +351,29 @@ pub async fn exit_of(events: &mut Receiver<SandboxEvent>, name: &str, wanted: u3
         }
         panic!("the events ended");
     };
-    tokio::time::timeout(2 * PATIENCE, waiting).await.expect("the container ends in time")
+    in_time("the container ends", waiting).await
 }
 
 /// Polls until a condition holds.
 pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    for _ in 0..LOOKS {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
     }
+    panic!("{what}");
+}
+
+/// What comes of a future, within twice [`PATIENCE`].
+pub async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    for _ in 0..2 * LOOKS {
+        tokio::select! {
+            biased;
+            value = &mut future => return value,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+    panic!("{what}");
 }

@@ -20,6 +20,7 @@ fn volume(source: &Path) -> Mount {
         no_exec: false,
         idmap: true,
         exclusive: false,
+        layers: Vec::new(),
     }
 }
 

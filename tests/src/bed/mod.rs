@@ -25,6 +25,8 @@ use seen::Seen;
 
 /// The node's name, as the stack gives it.
 const NODE: &str = "test-node";
+/// What a script waits for that is to go on when the test says so.
+pub const GO: &str = "/go";
 /// Longest wait for what a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -132,6 +134,21 @@ impl Bed {
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "kubectl {arguments:?} ended with {}: {errors}", output.status);
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Waits until `kubectl logs` with these arguments says this: what runs may not have written yet.
+    pub fn until_logs(&self, arguments: &[&str], wanted: &str) -> Result<()> {
+        let mut says = String::new();
+        let waited = stack::wait("the log says it", || {
+            says = self.kubectl_says(&[&["logs"], arguments].concat())?;
+            Ok(says == wanted)
+        });
+        waited.with_context(|| format!("kubectl logs {arguments:?}: is {says:?}, not {wanted:?}"))
+    }
+
+    /// Has a script go on that waits for the file [`GO`] in its root.
+    pub fn go(&self, pod: &str) -> Result<()> {
+        self.kubectl_says(&["exec", pod, "--", "touch", GO]).map(drop)
     }
 
     /// The error text of a kubectl that must fail.

@@ -60,6 +60,11 @@ pub(super) struct Pod {
 }
 
 impl Host {
+    /// Where a benchmark may have a store of images.
+    pub(super) fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
     /// Opens the backend, measures on it when its pool is full, and takes it down again whatever came of it.
     pub(super) async fn with_backend<T>(
         &self,
@@ -79,6 +84,9 @@ impl Host {
 
     async fn open(&self, pool_size: usize) -> Result<Backend> {
         let layers = self.layer.parent().context("a layer lies in a directory")?.to_owned();
+        // The keeper opens it when it starts.
+        let store_layers = self.store().join("layers");
+        std::fs::create_dir_all(&store_layers).context("make the directory of a store's layers")?;
         leftovers::remove(&self.shim).await?;
         let pods = self.dir.join("pods");
         std::fs::create_dir_all(&pods).context("make the pods' directory")?;
@@ -90,8 +98,9 @@ impl Host {
             run_dir: leftovers::run_dir(&leftovers::own_name()),
             shim_program: self.shim.clone(),
             cgroup_parent: leftovers::own_name(),
-            layer_dirs: vec![layers],
+            layer_dirs: vec![layers, store_layers],
             pool_size,
+            ahead_dir: Some(self.dir.join("ahead")),
         };
         let sandboxes = NamespaceSandboxes::open(config.clone()).await.context("open the backend")?;
         Ok(Backend {
@@ -126,8 +135,19 @@ impl Backend {
         self.sandboxes.prepare(&id).await.context("prepare")
     }
 
+    /// Where the keeper listens.
+    pub(super) fn keeper_socket(&self) -> PathBuf {
+        self.config.run_dir.join("keeper.sock")
+    }
+
     /// Makes a prepared sandbox a pod of one container.
     pub(super) async fn start_in(&self, prepared: Prepared, args: &[&str]) -> Result<Pod> {
+        let layer = Layer { id: "sha256:bench".to_owned(), path: self.host.layer.clone() };
+        self.start_on(prepared, &[layer], args).await
+    }
+
+    /// The same on a root of these layers.
+    pub(super) async fn start_on(&self, prepared: Prepared, layers: &[Layer], args: &[&str]) -> Result<Pod> {
         let Prepared { id, .. } = prepared;
         let dir = self.dir_of(&id);
         self.spread.make(&id.0, 0o711).context("make the pod's directory")?;
@@ -141,7 +161,6 @@ impl Backend {
             labels: BTreeMap::new(),
             namespaces: Namespaces::default(),
         };
-        self.sandboxes.configure(&id, &spec).await.context("configure")?;
         let events = self.sandboxes.events(&id).await.context("subscribe")?;
         let container = ContainerSpec {
             name: "main".to_owned(),
@@ -150,10 +169,7 @@ impl Backend {
             env: vec![("PATH".to_owned(), "/bin".to_owned())],
             cwd: "/".to_owned(),
             user: User::default(),
-            rootfs: Rootfs {
-                layers: vec![Layer { id: "sha256:bench".to_owned(), path: self.host.layer.clone() }],
-                writable: Some(dir.join("writable")),
-            },
+            rootfs: Rootfs { layers: layers.to_vec(), writable: Some(dir.join("writable")) },
             readonly_rootfs: false,
             mounts: Vec::new(),
             resources: Resources::default(),
@@ -164,7 +180,10 @@ impl Backend {
             tty: false,
             target: None,
         };
-        self.sandboxes.start(&id, &container).await.context("start")?;
+        // All is known: nothing has to wait for an answer.
+        let configured = async { self.sandboxes.configure(&id, &spec).await.context("configure") };
+        let started = async { self.sandboxes.start(&id, &container).await.context("start") };
+        tokio::try_join!(biased; configured, started)?;
         Ok(Pod { id, events })
     }
 

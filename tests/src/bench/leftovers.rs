@@ -38,6 +38,7 @@ pub(super) async fn remove(shim: &Path) -> Result<()> {
             cgroup_parent: name.clone(),
             layer_dirs: Vec::new(),
             pool_size: 0,
+            ahead_dir: None,
         };
         let sandboxes =
             NamespaceSandboxes::open(config).await.with_context(|| format!("open the backend of {name}"))?;

@@ -1,7 +1,8 @@
 //! Benchmarks: each prints figures as JSON lines, one a figure and peer, beside its peer where one is measured.
 //!
 //! A benchmark is a module with `FIGURES` (what it can measure) and `run`; `hack/bench.d/NAME.sh` brings up what it needs.
-//! Those of sandboxes share [`host`] (our side), [`oci`] (crun and runc, asked for the same hardening) and [`containerd`]; those of images
+//! Those of sandboxes share [`host`] (our side), [`oci`] (crun and runc, asked for the same hardening), [`containerd`] and [`floor`]
+//! (the same by bare system calls); those of images
 //! [`snapshot`].
 
 pub mod containerd;
@@ -9,10 +10,13 @@ pub mod convert;
 pub mod density;
 pub mod exec;
 pub mod figure;
+pub mod floor;
 pub mod host;
 pub mod launch;
 mod leftovers;
+pub mod mount;
 pub mod oci;
+pub mod pull;
 pub mod rate;
 pub mod released;
 pub mod restart;
@@ -24,7 +28,7 @@ pub mod teardown;
 
 /// Every figure that can be asked for.
 pub fn figures() -> impl Iterator<Item = figure::Quantity> {
-    let all: [&[figure::Quantity]; 9] = [
+    let all: [&[figure::Quantity]; 11] = [
         &start::FIGURES,
         &launch::FIGURES,
         &rate::FIGURES,
@@ -34,6 +38,8 @@ pub fn figures() -> impl Iterator<Item = figure::Quantity> {
         &restart::FIGURES,
         &convert::FIGURES,
         &store::FIGURES,
+        &pull::FIGURES,
+        &mount::FIGURES,
     ];
     all.into_iter().flatten().copied()
 }

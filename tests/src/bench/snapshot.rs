@@ -44,6 +44,8 @@ pub(super) struct Snapshots(Images);
 impl Snapshots {
     /// Opens or makes it.
     pub(super) fn open(store: &Path, picture: &Picture) -> Result<Self> {
+        // As the agent's main does; another store of this process may have been first.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut config = ImagesConfig::new(store);
         config.local_sources = LocalSources::Under(vec![picture.dir.clone()]);
         config.converter = Converter::Program { program: this_program()?, args: vec![CONVERT.to_owned()] };

@@ -42,6 +42,10 @@ enum Command {
     Convert(Convert),
     /// What the snapshot of a real image takes on the disk.
     Store(Store),
+    /// An image of ten layers that is here -> its root, on this host.
+    Mount(Mount),
+    /// An image in a registry -> the first byte of its container, on this host.
+    Pull(Pull),
     /// Makes the root file system that the benchmarks of sandboxes run; their scripts call it.
     #[command(hide = true)]
     Rootfs {
@@ -54,6 +58,16 @@ enum Command {
         /// NAME=PROGRAM=DIR.
         #[arg(value_parser = peer)]
         peer: oci::Peer,
+    },
+    /// Carries out orders of standard input with as little as the kernel needs; the benchmarks call it.
+    #[command(hide = true)]
+    Floor {
+        /// An EROFS layer of what `rootfs` makes.
+        #[arg(long)]
+        layer: PathBuf,
+        /// An empty directory.
+        #[arg(long)]
+        dir: PathBuf,
     },
     /// A network namespace that is given up when standard input ends; the benchmarks call it.
     #[command(hide = true)]
@@ -236,6 +250,34 @@ struct Store {
     pictured: Pictured,
 }
 
+#[derive(Args)]
+struct Mount {
+    #[command(flatten)]
+    host: Host,
+    #[command(flatten)]
+    containerd: Containerd,
+    /// Layers above the lowest, which is `--layer`.
+    #[arg(long)]
+    upper: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+struct Pull {
+    #[command(flatten)]
+    host: Host,
+    #[command(flatten)]
+    containerd: Containerd,
+    /// The image, HOST:PORT/NAME:TAG.
+    #[arg(long)]
+    image: String,
+    /// An empty directory for skopeo, umoci and runc to be measured beside it.
+    #[arg(long)]
+    programs: Option<PathBuf>,
+    /// Turns.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
 impl Containerd {
     fn given(self) -> Option<bench::containerd::Containerd> {
         Some(bench::containerd::Containerd { dir: self.containerd?, image: self.containerd_image? })
@@ -261,7 +303,7 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).is_some_and(|argument| argument == bench::snapshot::CONVERT) {
         return image_snapshot::convert::run_converter();
     }
-    match measure() {
+    match obey_or_measure() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("Error: {error:?}");
@@ -270,9 +312,17 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
-async fn measure() -> Result<()> {
+fn obey_or_measure() -> Result<()> {
     match Cli::parse().command {
+        // In a process of one thread.
+        Command::Floor { layer, dir } => bench::floor::Floor { layer, dir }.obey(),
+        command => measure(command),
+    }
+}
+
+#[tokio::main]
+async fn measure(command: Command) -> Result<()> {
+    match command {
         Command::List => bench::figures().for_each(|figure| println!("{}", figure.name)),
         Command::Start(args) => start(args).await?,
         Command::Launch(Launch { host, singles, burst }) => {
@@ -310,8 +360,19 @@ async fn measure() -> Result<()> {
             let options = bench::store::Options { picture: Picture { dir: picture }, dir };
             print(bench::store::run(&options, wanted(&only)).await?)?;
         }
+        Command::Mount(Mount { host, containerd, upper }) => {
+            let (host, only) = host.split();
+            let options = bench::mount::Options { host, layers: upper, containerd: containerd.given() };
+            print(bench::mount::run(&options, wanted(&only)).await?)?;
+        }
+        Command::Pull(Pull { host, containerd, image, programs, rounds }) => {
+            let (host, only) = host.split();
+            let options = bench::pull::Options { host, image, containerd: containerd.given(), programs, rounds };
+            print(bench::pull::run(&options, wanted(&only)).await?)?;
+        }
         Command::Rootfs { dir } => bench::rootfs::write(&dir).context("make the benchmarks' root")?,
         Command::Peer { peer } => peer.obey()?,
+        Command::Floor { layer, dir } => bench::floor::Floor { layer, dir }.obey()?,
         Command::Fence => bench::released::fence::stand()?,
         Command::Containerd { dir, image } => bench::containerd::Containerd { dir, image }.obey()?,
     }

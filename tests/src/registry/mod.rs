@@ -4,6 +4,7 @@
 //! nothing that another pod pulled hides its faults.
 
 mod answer;
+mod debian;
 mod image;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use anyhow::{Context, Result};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
 
+pub use self::debian::DebianRegistry;
 use self::image::{Base, Image};
 
 /// How a repository misbehaves.

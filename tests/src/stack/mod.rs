@@ -180,8 +180,21 @@ impl Stack {
 
     /// What the client prints.
     pub fn client_text(&self, args: &[&str]) -> Result<String> {
+        run(&mut self.client_command(args))
+    }
+
+    /// All that the client prints, errors last, and its exit code, which is not 0.
+    pub fn client_fails(&self, args: &[&str]) -> Result<(i32, String)> {
+        let output = self.client_command(args).output().context("run the client")?;
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        ensure!(!output.status.success(), "nodeless {args:?} succeeded: {text}");
+        Ok((output.status.code().unwrap_or(-1), text))
+    }
+
+    fn client_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.programs.client);
-        run(command.arg("--socket").arg(self.dir.join("vk-run/vkubelet.sock")).args(args))
+        command.arg("--socket").arg(self.dir.join("vk-run/vkubelet.sock")).args(args);
+        command
     }
 
     /// Whether a host takes pods; an error says why not.

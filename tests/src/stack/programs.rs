@@ -18,6 +18,8 @@ pub struct Programs {
     pub shim: PathBuf,
     /// nodeless
     pub client: PathBuf,
+    /// The developer commands, where they have been built.
+    pub xtask: PathBuf,
 }
 
 impl Programs {
@@ -41,6 +43,7 @@ impl Programs {
             agent: program("nodeless-agent")?,
             shim: program("nodeless-shim")?,
             client: program("nodeless")?,
+            xtask: dir.join("xtask"),
         })
     }
 

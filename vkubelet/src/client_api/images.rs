@@ -45,6 +45,7 @@ pub(super) async fn list(
             last_used_unix: image.last_used_unix,
             in_use: image.in_use,
             pinned: image.pinned,
+            domain: image.domain,
         }));
     }
     Ok(Json(List { items }))
@@ -114,10 +115,11 @@ pub(super) async fn remove(
 ) -> Result<Json<List<RemovedItem>>, Problem> {
     let reference = query.get("reference").filter(|r| !r.is_empty());
     let reference = reference.ok_or_else(|| Problem::bad_request("reference: is missing"))?;
+    let domain = query.get("domain").map(String::as_str);
     let handles = chosen(&api, query.get("host").map_or("", String::as_str))?;
     let removed = handles.iter().map(|handle| async move {
         let host = handle.host_id().to_owned();
-        match handle.remove_image(reference).await {
+        match handle.remove_image(reference, domain).await {
             Ok(reply) => {
                 RemovedItem { host, removed: reply.removed, freed_bytes: reply.freed_bytes, error: String::new() }
             }

@@ -11,7 +11,7 @@
 //! | `POST /v1/pods/{ns}/{name}/exec` | upgrade to [`frames`]; query `command` (repeated), `container`, `stdin` |
 //! | `GET /v1/hosts` | the hosts |
 //! | `POST /v1/hosts/{id}/release` | confirms the removal of the pods that the host's mass-delete brake holds |
-//! | `GET /v1/images`, `POST /v1/images`, `DELETE /v1/images?reference=R` | snapshots; POST answers with progress, a JSON object a line |
+//! | `GET /v1/images`, `POST /v1/images`, `DELETE /v1/images?reference=R&domain=D` | snapshots (D: that domain's copy only); POST answers with progress, a JSON object a line |
 //! | `POST /v1/images/verify?repair=B` | reads every layer; what it found, a JSON object a line |
 //! | `POST /v1/images/gc?unused=S` | removes images that nobody uses or pins, and that have not been used for so many seconds |
 //! | `GET /v1/problems` | manifests that are not taken, and why |

@@ -162,6 +162,9 @@ pub struct ImageItem {
     /// An ImageSnapshot keeps it from collection.
     #[serde(default)]
     pub pinned: bool,
+    /// The trust domain (a namespace) whose own copy it is; empty: it is for all of the host's.
+    #[serde(default)]
+    pub domain: String,
 }
 
 /// A layer that was read and compared with what was written.

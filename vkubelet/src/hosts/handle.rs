@@ -236,9 +236,10 @@ impl HostHandle {
         within(ANSWER, self.client().watch_prepared(proto::WatchPreparedRequest {})).await
     }
 
-    /// Removes an image.
-    pub async fn remove_image(&self, reference: &str) -> Result<proto::RemoveImageReply, Status> {
-        let request = proto::RemoveImageRequest { epoch: self.inner.epoch, reference: reference.to_owned() };
+    /// Removes an image; of one domain only (empty: the host's own), or every copy.
+    pub async fn remove_image(&self, reference: &str, domain: Option<&str>) -> Result<proto::RemoveImageReply, Status> {
+        let (reference, domain) = (reference.to_owned(), domain.map(str::to_owned));
+        let request = proto::RemoveImageRequest { epoch: self.inner.epoch, reference, domain };
         within(REMOVE, self.client().remove_image(request)).await
     }
 }

@@ -18,6 +18,15 @@ pub enum StateError {
         #[source]
         source: PrivateFileError,
     },
+    /// It cannot be said whether it has changed.
+    #[error("look at {}", path.display())]
+    Look {
+        /// The state file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The content is not what we wrote. It is never replaced by an empty one.
     #[error("{} is damaged", path.display())]
     Damaged {

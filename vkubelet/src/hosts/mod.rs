@@ -100,7 +100,7 @@ pub struct Hosts {
     connections: Arc<Connections>,
     local_addr: SocketAddr,
     ca_hash: SpkiHash,
-    state_dir: Arc<Path>,
+    roster: Arc<roster::Watched>,
 }
 
 impl Hosts {
@@ -123,7 +123,7 @@ impl Hosts {
         let connections = Arc::new(Connections::new(epoch));
         listener::start(socket, &config, authority, Arc::clone(&connections), shutdown).map_err(HostsError::Tls)?;
         tracing::info!(address = %local_addr, epoch, ca_hash = %ca_hash, "agents may connect");
-        Ok(Hosts { connections, local_addr, ca_hash, state_dir: config.state_dir.into() })
+        Ok(Hosts { connections, local_addr, ca_hash, roster: Arc::new(roster::Watched::new(&config.state_dir)) })
     }
 
     /// The address that the port was bound to.
@@ -145,9 +145,8 @@ impl Hosts {
     ///
     /// # Errors
     /// When the list cannot be read.
-    pub fn enrolled(&self) -> Result<BTreeSet<String>, StateError> {
-        let roster = roster::read(&self.state_dir)?;
-        Ok(roster.into_iter().filter(|(_, host)| host.revoked_unix.is_none()).map(|(id, _)| id).collect())
+    pub fn enrolled(&self) -> Result<Arc<BTreeSet<String>>, StateError> {
+        self.roster.enrolled()
     }
 
     /// The handle of a connected host. `None`: not connected now, which says nothing about its pods.

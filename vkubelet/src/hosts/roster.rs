@@ -1,7 +1,9 @@
 //! The enrolled hosts: which key each host id belongs to, and which hosts were revoked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_api::identity::SpkiHash;
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,48 @@ fn file(state_dir: &Path) -> PathBuf {
 /// All enrolled hosts.
 pub fn read(state_dir: &Path) -> Result<Roster, StateError> {
     locked_file::read(&file(state_dir))
+}
+
+/// The hosts that belong to the node, read again only when their file is another: each pod that waits asks for them at every
+/// change of a host.
+#[derive(Debug)]
+pub(super) struct Watched {
+    state_dir: PathBuf,
+    read: Mutex<Option<(Version, Arc<BTreeSet<String>>)>>,
+}
+
+/// Which version of the file: it is replaced whole. `None`: there is none.
+type Version = Option<(u64, u64, i64, i64)>;
+
+impl Watched {
+    pub(super) fn new(state_dir: &Path) -> Self {
+        Self { state_dir: state_dir.to_owned(), read: Mutex::default() }
+    }
+
+    /// Ids of the hosts that have joined and are not revoked.
+    pub(super) fn enrolled(&self) -> Result<Arc<BTreeSet<String>>, StateError> {
+        // Before it is read: what comes in between is seen the next time.
+        let found = version(&file(&self.state_dir))?;
+        let mut known = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((version, hosts)) = &*known
+            && *version == found
+        {
+            return Ok(Arc::clone(hosts));
+        }
+        let roster = read(&self.state_dir)?;
+        let hosts = roster.into_iter().filter(|(_, host)| host.revoked_unix.is_none()).map(|(id, _)| id);
+        let hosts: Arc<BTreeSet<String>> = Arc::new(hosts.collect());
+        *known = Some((found, Arc::clone(&hosts)));
+        Ok(hosts)
+    }
+}
+
+fn version(path: &Path) -> Result<Version, StateError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(file) => Ok(Some((file.ino(), file.size(), file.mtime(), file.mtime_nsec()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StateError::Look { path: path.to_owned(), source }),
+    }
 }
 
 /// Revokes a host, for `vkubelet host revoke`: its certificate is refused from now on, by a running daemon within seconds.
@@ -104,5 +148,23 @@ mod tests {
         assert_eq!(enroll(two, false), Enrolled::Revoked);
         assert_eq!(enroll(two, true), Enrolled::Replaced);
         assert_eq!(read(dir.path()).expect("read")["edge-1"].revoked_unix, None);
+    }
+
+    #[test]
+    fn a_change_by_anybody_is_seen_and_an_unchanged_file_is_not_read() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let watched = Watched::new(dir.path());
+        let names = |watched: &Watched| watched.enrolled().expect("enrolled").iter().cloned().collect::<Vec<_>>();
+        assert!(names(&watched).is_empty());
+        for host in ["edge-1", "edge-2"] {
+            super::enroll(dir.path(), host, SpkiHash::of_spki(host.as_bytes()), false, 1).expect("enrol");
+        }
+        assert_eq!(names(&watched), ["edge-1", "edge-2"]);
+        let (one, two) = (watched.enrolled().expect("enrolled"), watched.enrolled().expect("enrolled"));
+        assert!(Arc::ptr_eq(&one, &two));
+        revoke(dir.path(), "edge-1", 5).expect("revoke");
+        assert_eq!(names(&watched), ["edge-2"]);
+        std::fs::write(file(dir.path()), "{").expect("write");
+        assert!(matches!(watched.enrolled(), Err(StateError::Damaged { .. })));
     }
 }

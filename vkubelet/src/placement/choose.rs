@@ -106,7 +106,7 @@ pub fn choose<'h>(
     let mut large_enough = 0u32;
     for host in hosts {
         total += 1;
-        large_enough += u32::from(misfits_of(request, &empty(host)).is_empty());
+        large_enough += u32::from(unfit(request, host, &Load::NONE).is_empty());
         let reasons = misfits_of(request, host);
         if reasons.is_empty() {
             let score = score(uid, request, host);
@@ -127,24 +127,27 @@ pub fn choose<'h>(
     })
 }
 
-/// The host as if nothing were wrong with it and nobody on it.
-fn empty(host: &HostView) -> HostView {
-    HostView {
-        ready: true,
-        pressed: false,
-        used: Amounts::default(),
-        used_scalars: BTreeMap::new(),
-        used_ports: Vec::new(),
-        ..host.clone()
-    }
-}
-
 fn explain(total: u32, misfits: &BTreeMap<Misfit, u32>) -> String {
     if total == 0 {
         return "no host has joined this node: run `nodeless-agent join` on one".to_owned();
     }
     let list: Vec<String> = misfits.iter().map(|(reason, n)| format!("{n} {}", reason.words())).collect();
     format!("0/{total} hosts are available: {}.", list.join(", "))
+}
+
+/// What is held of a host.
+struct Load<'h> {
+    used: Amounts,
+    scalars: Option<&'h BTreeMap<String, u64>>,
+    ports: &'h [HostPort],
+}
+
+impl Load<'static> {
+    const NONE: Self = Self {
+        used: Amounts { milli_cpu: 0, memory_bytes: 0, ephemeral_bytes: 0, pods: 0 },
+        scalars: None,
+        ports: &[],
+    };
 }
 
 fn misfits_of(request: &Request, host: &HostView) -> Vec<Misfit> {
@@ -154,6 +157,11 @@ fn misfits_of(request: &Request, host: &HostView) -> Vec<Misfit> {
     if host.pressed {
         return vec![Misfit::Pressed];
     }
+    unfit(request, host, &Load { used: host.used, scalars: Some(&host.used_scalars), ports: &host.used_ports })
+}
+
+/// Why a host that is well cannot take the pod beside this load.
+fn unfit(request: &Request, host: &HostView, load: &Load<'_>) -> Vec<Misfit> {
     if request.architecture.as_ref().is_some_and(|a| *a != host.architecture) {
         return vec![Misfit::Architecture];
     }
@@ -163,24 +171,25 @@ fn misfits_of(request: &Request, host: &HostView) -> Vec<Misfit> {
     let fits =
         |used: u64, asked: u64, capacity: u64| asked == 0 || used.checked_add(asked).is_some_and(|sum| sum <= capacity);
     let mut misfits = Vec::new();
-    if host.used.pods >= host.capacity.pods {
+    if load.used.pods >= host.capacity.pods {
         misfits.push(Misfit::TooManyPods);
     }
-    if !fits(host.used.milli_cpu, request.milli_cpu, host.capacity.milli_cpu) {
+    if !fits(load.used.milli_cpu, request.milli_cpu, host.capacity.milli_cpu) {
         misfits.push(Misfit::Cpu);
     }
-    if !fits(host.used.memory_bytes, request.memory_bytes, host.capacity.memory_bytes) {
+    if !fits(load.used.memory_bytes, request.memory_bytes, host.capacity.memory_bytes) {
         misfits.push(Misfit::Memory);
     }
-    if !fits(host.used.ephemeral_bytes, request.ephemeral_bytes, host.capacity.ephemeral_bytes) {
+    if !fits(load.used.ephemeral_bytes, request.ephemeral_bytes, host.capacity.ephemeral_bytes) {
         misfits.push(Misfit::Ephemeral);
     }
-    if request.host_ports.iter().any(|port| host.used_ports.iter().any(|used| used.excludes(port))) {
+    if request.host_ports.iter().any(|port| load.ports.iter().any(|used| used.excludes(port))) {
         misfits.push(Misfit::Ports);
     }
     let of = |map: &BTreeMap<String, u64>, name: &str| map.get(name).copied().unwrap_or(0);
+    let used = |name: &str| load.scalars.map_or(0, |scalars| of(scalars, name));
     for (name, asked) in &request.scalars {
-        if !fits(of(&host.used_scalars, name), *asked, of(&host.scalars, name)) {
+        if !fits(used(name), *asked, of(&host.scalars, name)) {
             misfits.push(Misfit::Scalar(name.clone()));
         }
     }

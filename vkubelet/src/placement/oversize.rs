@@ -16,8 +16,8 @@ pub struct Excess {
 /// The first resource of which the pod asks more than these hosts, all of the node's, have together: what the node publishes
 /// as allocatable.
 #[must_use]
-pub fn excess(request: &Request, hosts: &[HostView]) -> Option<Excess> {
-    let sum = |of: &dyn Fn(&HostView) -> u64| hosts.iter().map(of).fold(0_u64, u64::saturating_add);
+pub fn excess(request: &Request, hosts: &[&HostView]) -> Option<Excess> {
+    let sum = |of: &dyn Fn(&HostView) -> u64| hosts.iter().map(|host| of(host)).fold(0_u64, u64::saturating_add);
     let plain = [
         ("cpu", request.milli_cpu, sum(&|h| h.used.milli_cpu), sum(&|h| h.capacity.milli_cpu)),
         ("memory", request.memory_bytes, sum(&|h| h.used.memory_bytes), sum(&|h| h.capacity.memory_bytes)),
@@ -58,7 +58,7 @@ mod tests {
     }
 
     fn reason(request: &Request) -> Option<String> {
-        excess(request, &[host(4000, 1), host(2000, 0)]).map(|excess| excess.reason)
+        excess(request, &[&host(4000, 1), &host(2000, 0)]).map(|excess| excess.reason)
     }
 
     #[test]
@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(reason(&cpu(6000)), None, "no single host has it, the node does");
         assert_eq!(reason(&cpu(6001)).as_deref(), Some("OutOfcpu"));
         assert_eq!(
-            excess(&cpu(6001), &[host(4000, 1), host(2000, 0)]).map(|excess| excess.message).as_deref(),
+            excess(&cpu(6001), &[&host(4000, 1), &host(2000, 0)]).map(|excess| excess.message).as_deref(),
             Some(
                 "Pod was rejected: Node didn't have enough resource: cpu, requested: 6001, used: 1000, capacity: 6000"
             )

@@ -37,10 +37,38 @@ impl Held {
     }
 }
 
+/// A host, as it says and as it is with what is reserved there: kept, so that a pod that looks for a place copies nothing.
+#[derive(Debug)]
+struct Known {
+    said: HostView,
+    view: HostView,
+    /// It does not answer: what it has may be another thing when it does again.
+    away: bool,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    hosts: BTreeMap<String, HostView>,
+    hosts: BTreeMap<String, Known>,
     pods: HashMap<String, Held>,
+}
+
+impl State {
+    /// Counts anew what is reserved on a host.
+    fn count(&mut self, host: &str) {
+        if let Some(known) = self.hosts.get_mut(host) {
+            known.view = with_reserved(&known.said, &self.pods);
+        }
+    }
+
+    fn insert(&mut self, uid: &str, held: Held) -> Option<Held> {
+        let host = held.host.clone();
+        let before = self.pods.insert(uid.to_owned(), held);
+        if let Some(before) = before.as_ref().filter(|before| before.host != host) {
+            self.count(&before.host);
+        }
+        self.count(&host);
+        before
+    }
 }
 
 impl Default for Reservations {
@@ -56,14 +84,20 @@ impl Reservations {
 
     /// A host's newest state. `view.used` is what the host itself reports.
     pub fn host(&self, view: HostView) {
-        self.state().hosts.insert(view.id.clone(), view);
+        {
+            let state = &mut *self.state();
+            let known = Known { view: with_reserved(&view, &state.pods), said: view, away: false };
+            state.hosts.insert(known.said.id.clone(), known);
+        }
         self.tell();
     }
 
     /// The host does not answer any more. What is placed there stays placed there.
     pub fn host_lost(&self, id: &str) {
         if let Some(host) = self.state().hosts.get_mut(id) {
-            host.ready = false;
+            host.said.ready = false;
+            host.view.ready = false;
+            host.away = true;
         }
     }
 
@@ -75,8 +109,14 @@ impl Reservations {
     /// A pod is on a host already: a durable placement that was read.
     pub fn hold(&self, uid: &str, host: &str, request: &Request) {
         let held = Held::of(host, request);
-        let before = self.state().pods.insert(uid.to_owned(), held.clone());
-        if before.is_some_and(|before| before != held) {
+        let before = {
+            let mut state = self.state();
+            if state.pods.get(uid) == Some(&held) {
+                return;
+            }
+            state.insert(uid, held)
+        };
+        if before.is_some() {
             self.tell();
         }
     }
@@ -87,24 +127,31 @@ impl Reservations {
         if let Some(held) = state.pods.get(uid) {
             return Ok(held.host.clone());
         }
-        let views: Vec<HostView> = state.hosts.values().map(|host| with_reserved(host, &state.pods)).collect();
-        let host = choose(uid, request, &views)?.id.clone();
-        state.pods.insert(uid.to_owned(), Held::of(&host, request));
+        let host = choose(uid, request, state.hosts.values().map(|known| &known.view))?.id.clone();
+        state.insert(uid, Held::of(&host, request));
         Ok(host)
     }
 
     /// What the pod asks more of than these hosts, all of the node's, have together. `None` also while one of them has not
-    /// been heard of: it may have the room.
+    /// been heard of, or is away: it may have the room.
     pub fn excess(&self, request: &Request, hosts: &BTreeSet<String>) -> Option<Excess> {
         let state = self.state();
-        let views: Option<Vec<HostView>> =
-            hosts.iter().map(|id| state.hosts.get(id).map(|host| with_reserved(host, &state.pods))).collect();
-        views.filter(|views| !views.is_empty()).and_then(|views| excess(request, &views))
+        let known = hosts.iter().map(|id| state.hosts.get(id).filter(|known| !known.away).map(|known| &known.view));
+        let views: Vec<&HostView> = known.collect::<Option<_>>()?;
+        if views.is_empty() { None } else { excess(request, &views) }
     }
 
     /// The pod holds nothing any more.
     pub fn release(&self, uid: &str) {
-        if self.state().pods.remove(uid).is_some() {
+        let released = {
+            let mut state = self.state();
+            let held = state.pods.remove(uid);
+            if let Some(held) = &held {
+                state.count(&held.host);
+            }
+            held.is_some()
+        };
+        if released {
             self.tell();
         }
     }
@@ -118,8 +165,7 @@ impl Reservations {
     /// Every host with what is held there: for people.
     #[must_use]
     pub fn hosts(&self) -> Vec<HostView> {
-        let state = self.state();
-        state.hosts.values().map(|host| with_reserved(host, &state.pods)).collect()
+        self.state().hosts.values().map(|known| known.view.clone()).collect()
     }
 
     fn tell(&self) {
@@ -209,6 +255,43 @@ mod tests {
         table.host_lost("a");
         table.host(host("b", 9000));
         assert_eq!(table.place("p", &request(600)).unwrap(), "a");
+    }
+
+    #[test]
+    fn what_is_held_is_counted_where_it_is_whatever_comes_first() {
+        let table = Reservations::default();
+        let used = |host: &str| {
+            let hosts = table.hosts();
+            hosts.iter().find(|view| view.id == host).map(|view| view.used.milli_cpu)
+        };
+        table.hold("p", "a", &request(600));
+        table.host(host("a", 1000));
+        table.host(host("b", 1000));
+        assert_eq!((used("a"), used("b")), (Some(600), Some(0)));
+        table.hold("p", "a", &request(700));
+        assert_eq!((used("a"), used("b")), (Some(700), Some(0)));
+        table.hold("p", "b", &request(700));
+        assert_eq!((used("a"), used("b")), (Some(0), Some(700)));
+        let own = HostView { used: Amounts { milli_cpu: 800, ..Amounts::default() }, ..host("b", 1000) };
+        table.host(own);
+        assert_eq!(used("b"), Some(800), "what it reports is more");
+        table.release("p");
+        table.host(host("b", 1000));
+        assert_eq!(used("b"), Some(0));
+    }
+
+    #[test]
+    fn nothing_is_too_much_while_a_host_is_away() {
+        let table = Reservations::default();
+        table.host(host("a", 1000));
+        table.host(HostView { ready: false, ..host("b", 1000) });
+        let hosts = ["a", "b"].map(str::to_owned).into();
+        assert!(table.excess(&request(2001), &hosts).is_some(), "one that says that it is not ready says what it has");
+        table.host_lost("b");
+        assert_eq!(table.excess(&request(2001), &hosts), None, "it may come back larger");
+        table.host(host("b", 9000));
+        assert_eq!(table.excess(&request(2001), &hosts), None);
+        assert!(table.excess(&request(10_001), &hosts).is_some());
     }
 
     #[test]

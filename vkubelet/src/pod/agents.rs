@@ -49,7 +49,7 @@ pub enum AgentError {
 #[async_trait]
 pub trait Agents: Send + Sync + 'static {
     /// The hosts that belong to the node, connected or not. `None`: that could not be read.
-    fn enrolled(&self) -> Option<BTreeSet<String>>;
+    fn enrolled(&self) -> Option<Arc<BTreeSet<String>>>;
     /// The connection on which the host has its complete set; `None`: it is away.
     fn up(&self, host: &str) -> Option<u64>;
     /// Tells one pod's desired state. Ok: on which connection, and what the agent said.
@@ -107,7 +107,7 @@ fn call(host: &str, status: tonic::Status) -> AgentError {
 
 #[async_trait]
 impl Agents for Fleet {
-    fn enrolled(&self) -> Option<BTreeSet<String>> {
+    fn enrolled(&self) -> Option<Arc<BTreeSet<String>>> {
         self.hosts
             .enrolled()
             .inspect_err(|error| {

@@ -28,7 +28,9 @@ pub struct BadSelector(String);
 pub fn expires(snapshot: &ImageSnapshot) -> Option<Timestamp> {
     let seconds = snapshot.spec.retention.seconds?;
     let made = snapshot.metadata.creation_timestamp.as_ref()?.0;
-    Some(made.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX))
+    let at = made.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
+    // The API server keeps whole seconds: another time would be a change at each look.
+    Some(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
 /// Whether that time has come.
@@ -185,6 +187,10 @@ mod tests {
         assert!(targets(&one, "n", &all, at("2026-01-01T00:01:00Z")).unwrap().is_empty());
         one.spec.retention.seconds = Some(i64::MAX);
         assert!(!targets(&one, "n", &all, at("2026-01-01T00:01:00Z")).unwrap().is_empty());
+        let said = serde_json::to_value(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(expires(&one).unwrap()));
+        let heard: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time =
+            serde_json::from_value(said.unwrap()).unwrap();
+        assert_eq!(Some(heard.0), expires(&one), "what the API server gives back is what it was given");
         one.metadata.deletion_timestamp = one.metadata.creation_timestamp.clone();
         assert!(targets(&one, "n", &all, at("2026-01-01T00:00:00Z")).unwrap().is_empty());
     }

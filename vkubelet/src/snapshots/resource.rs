@@ -30,7 +30,7 @@ use super::schema;
         description = "Hosts that are ready, of those that shall be"
     ),
     printcolumn(name = "Size", type_ = "string", json_path = ".status.size", description = "On each host's disk"),
-    printcolumn(name = "Images", type_ = "string", json_path = ".spec.images[*]"),
+    printcolumn(name = "Images", type_ = "string", json_path = ".spec.images"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Message", type_ = "string", priority = 1, json_path = ".status.message")
 )]

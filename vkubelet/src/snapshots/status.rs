@@ -226,11 +226,42 @@ fn conditions(
     let message = status.message.as_ref().map_or_else(|| count.clone(), |text| format!("{count}; {text}"));
     let mut all = vec![condition("Ready", is, reason, message)];
     if !snapshot.spec.image_pull_secrets.is_empty() {
-        let found = facts.secrets.is_empty();
+        let problems = secret_problems(facts, before, status);
+        let found = problems.is_empty();
         let reason = if found { "Found" } else { "NotUsable" };
-        all.push(condition("PullSecretsFound", found, reason, facts.secrets.join("; ")));
+        all.push(condition("PullSecretsFound", found, reason, problems.join("; ")));
     }
     all
+}
+
+/// What is wrong with the pull secrets, `NODE: problem`: of this node what it has found, of others that have hosts of the object what they have said.
+/// Each node may read what another may not; if each spoke for all, the condition would follow whoever wrote last.
+fn secret_problems(facts: &Facts<'_>, before: &ImageSnapshotStatus, status: &ImageSnapshotStatus) -> Vec<String> {
+    let nodes: BTreeSet<&str> = status.hosts.iter().map(|host| host.node.as_str()).collect();
+    let said = before.conditions.iter().find(|c| c.type_ == "PullSecretsFound").map_or("", |c| c.message.as_str());
+    let mut problems: Vec<String> = Vec::new();
+    let mut ours = true;
+    for part in said.split("; ") {
+        let node = part.split_once(": ").map(|(node, _)| node);
+        match node.filter(|node| *node == facts.node || nodes.contains(node)) {
+            Some(node) if node == facts.node => ours = true,
+            Some(_) => {
+                ours = false;
+                problems.push(part.to_owned());
+            }
+            // A problem may hold the separator itself.
+            None if ours => {}
+            None => {
+                if let Some(last) = problems.last_mut() {
+                    last.push_str("; ");
+                    last.push_str(part);
+                }
+            }
+        }
+    }
+    problems.extend(facts.secrets.iter().map(|problem| format!("{}: {problem}", facts.node)));
+    problems.sort();
+    problems
 }
 
 /// Two statuses that differ in nothing but how many bytes have come.

@@ -64,6 +64,8 @@ const ALLOWED: &[&str] = &[
     "volumes[].configMap.*",
     "volumes[].secret.*",
     "volumes[].downwardAPI.*",
+    "volumes[].image.pullPolicy",
+    "volumes[].image.reference",
     "volumes[].projected.defaultMode",
     "volumes[].projected.sources[].configMap.*",
     "volumes[].projected.sources[].secret.*",

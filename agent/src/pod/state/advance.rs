@@ -145,11 +145,11 @@ impl PodState {
                     container.image = Picture::Pulling;
                     out.push(Effect::Pull { slot });
                 }
-                Picture::Failed { since, backing_off, reason, .. }
+                Picture::Failed { since, backing_off, reason, of_volume, .. }
                     if !*backing_off && reason == "ErrImagePull" && at >= *since + SHOW_PULL_ERROR =>
                 {
                     *backing_off = true;
-                    let image = &plan.slots[slot].image;
+                    let image = of_volume.as_ref().unwrap_or(&plan.slots[slot].image);
                     out.push(tell(Some(slot), false, "BackOff", format!("Back-off pulling image \"{image}\"")));
                     out.push(tell(Some(slot), true, "Failed", "Error: ImagePullBackOff".to_owned()));
                 }

@@ -113,6 +113,9 @@ pub enum Picture {
         until: u64,
         /// Shown as `ImagePullBackOff` by now.
         backing_off: bool,
+        /// Which image, where it is not the container's own but a volume's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of_volume: Option<String>,
     },
 }
 
@@ -289,6 +292,8 @@ pub enum Event {
     ImageFailed {
         /// For which slot.
         slot: usize,
+        /// The container's own image, or that of a volume which it mounts.
+        reference: String,
         /// As a kubelet shows it.
         reason: String,
         /// The whole story.

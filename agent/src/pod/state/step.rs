@@ -73,7 +73,7 @@ impl PodState {
                 }
                 container.image = Picture::Ready(facts);
             }
-            Event::ImageFailed { slot, reason, message, retry_after } => {
+            Event::ImageFailed { slot, reference, reason, message, retry_after } => {
                 let container = self.container(slot)?;
                 if container.image != Picture::Pulling {
                     return Err(Refused::Stale);
@@ -82,8 +82,9 @@ impl PodState {
                 let asked = retry_after.map_or(0, |pause| u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
                 let asked = now.boottime_ns.saturating_add(asked.min(STAY_AWAY));
                 let until = container.image_backoff.ready_at(now.boottime_ns).max(asked);
-                container.image =
-                    Picture::Failed { reason, message, since: now.boottime_ns, until, backing_off: false };
+                let of_volume = Some(reference).filter(|image| *image != plan.slots[slot].image);
+                let since = now.boottime_ns;
+                container.image = Picture::Failed { reason, message, since, until, backing_off: false, of_volume };
             }
             Event::ImageChanged { slot } => {
                 let container = self.container(slot)?;

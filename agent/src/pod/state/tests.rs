@@ -235,8 +235,13 @@ fn a_pod_deleted_while_its_sandbox_is_made_waits_for_it_and_starts_nothing() {
 fn a_failed_pull_is_shown_then_backs_off_and_is_tried_again() {
     let mut rig = Rig::new(&[ALWAYS]);
     rig.step(Event::Begin, 0);
-    let failed =
-        || Event::ImageFailed { slot: 0, reason: "ErrImagePull".into(), message: "no".into(), retry_after: None };
+    let failed = || Event::ImageFailed {
+        slot: 0,
+        reference: "image:1".into(),
+        reason: "ErrImagePull".into(),
+        message: "no".into(),
+        retry_after: None,
+    };
     rig.step(failed(), 1);
     assert_eq!(rig.state.next_wake(&rig.plan, at(1)), Some(2 * SECOND));
     let told = rig.state.step(&rig.plan, Event::Tick, at(2)).unwrap();
@@ -256,8 +261,13 @@ fn a_failed_pull_is_shown_then_backs_off_and_is_tried_again() {
 fn a_container_that_was_never_made_may_get_another_image_at_once() {
     let mut rig = Rig::new(&[ALWAYS]);
     rig.up();
-    let failed =
-        Event::ImageFailed { slot: 0, reason: "InvalidImageName".into(), message: "no".into(), retry_after: None };
+    let failed = Event::ImageFailed {
+        slot: 0,
+        reference: "image:1".into(),
+        reason: "InvalidImageName".into(),
+        message: "no".into(),
+        retry_after: None,
+    };
     assert_eq!(rig.state.step(&rig.plan, Event::ImageChanged { slot: 0 }, at(0)), Err(Refused::WrongStage));
     let mut rig = Rig::new(&[ALWAYS]);
     rig.step(Event::Begin, 0);
@@ -420,7 +430,16 @@ fn a_registry_that_asks_us_to_stay_away_is_left_alone_for_so_long_within_bounds(
         let mut r = Rig::new(plan);
         r.step(Event::Begin, 0);
         let retry_after = asked.map(Duration::from_secs);
-        r.step(Event::ImageFailed { slot: 0, reason: "ErrImagePull".into(), message: "no".into(), retry_after }, 0);
+        r.step(
+            Event::ImageFailed {
+                slot: 0,
+                reference: "image:1".into(),
+                reason: "ErrImagePull".into(),
+                message: "no".into(),
+                retry_after,
+            },
+            0,
+        );
         assert_eq!(r.step(Event::Tick, kept - 1), [], "{asked:?}");
         assert_eq!(r.step(Event::Tick, kept), [Effect::Pull { slot: 0 }], "{asked:?}");
     }
@@ -452,7 +471,13 @@ fn all_events() -> Vec<(&'static str, Event)> {
         ("image ready", Event::ImageReady { slot: 0, facts: facts() }),
         (
             "image failed",
-            Event::ImageFailed { slot: 0, reason: "ErrImagePull".into(), message: "m".into(), retry_after: None },
+            Event::ImageFailed {
+                slot: 0,
+                reference: "image:1".into(),
+                reason: "ErrImagePull".into(),
+                message: "m".into(),
+                retry_after: None,
+            },
         ),
         ("image changed", Event::ImageChanged { slot: 0 }),
         ("started", Event::Started { slot: 0, attempt: 0, wall_ns: 1 }),
@@ -601,7 +626,13 @@ impl World {
             2 if !self.pulls.is_empty() => {
                 let slot = self.pulls.swap_remove(pick(self.pulls.len()));
                 Some(if code == 8 {
-                    Event::ImageFailed { slot, reason: "ErrImagePull".into(), message: "no".into(), retry_after: None }
+                    Event::ImageFailed {
+                        slot,
+                        reference: "image:1".into(),
+                        reason: "ErrImagePull".into(),
+                        message: "no".into(),
+                        retry_after: None,
+                    }
                 } else {
                     Event::ImageReady { slot, facts: facts() }
                 })

@@ -151,8 +151,8 @@ fn idle(view: View<'_>, slot: usize, container: &ContainerState, has_init: bool)
     // An image that cannot be had is told even while the container's turn has not come, except behind init containers.
     let its_turn = view.plan.slots[slot].role != Role::Main || view.state.is_initialized(view.plan);
     match &container.image {
-        Picture::Failed { reason, message, backing_off, .. } if its_turn => {
-            let image = &view.plan.slots[slot].image;
+        Picture::Failed { reason, message, backing_off, of_volume, .. } if its_turn => {
+            let image = of_volume.as_ref().unwrap_or(&view.plan.slots[slot].image);
             if *backing_off {
                 let message = format!("Back-off pulling image \"{image}\": {reason}: {message}");
                 waiting("ImagePullBackOff", Some(message))

@@ -170,7 +170,13 @@ fn a_failed_pull_is_first_an_error_and_then_a_back_off() {
     rig.step(0, Event::Begin);
     rig.step(
         1,
-        Event::ImageFailed { slot: 0, reason: "ErrImagePull".into(), message: "not found".into(), retry_after: None },
+        Event::ImageFailed {
+            slot: 0,
+            reference: "busybox:1".into(),
+            reason: "ErrImagePull".into(),
+            message: "not found".into(),
+            retry_after: None,
+        },
     );
     assert_eq!(waiting_reason(&rig.status()), ("ErrImagePull".into(), "not found".into()));
     rig.step(2, Event::Tick);
@@ -181,11 +187,31 @@ fn a_failed_pull_is_first_an_error_and_then_a_back_off() {
 }
 
 #[test]
+fn the_image_of_a_volume_is_named_when_it_is_the_one_that_fails() {
+    let mut rig = Rig::new(one_container());
+    rig.step(0, Event::Begin);
+    let (reference, reason, message) = ("model:7".into(), "ErrImagePull".into(), "not found".into());
+    rig.step(1, Event::ImageFailed { slot: 0, reference, reason, message, retry_after: None });
+    rig.step(2, Event::Tick);
+    let message = "Back-off pulling image \"model:7\": ErrImagePull: not found";
+    assert_eq!(waiting_reason(&rig.status()), ("ImagePullBackOff".into(), message.into()));
+}
+
+#[test]
 fn other_image_troubles_keep_their_names() {
     for reason in ["InvalidImageName", "ErrImageNeverPull"] {
         let mut rig = Rig::new(one_container());
         rig.step(0, Event::Begin);
-        rig.step(1, Event::ImageFailed { slot: 0, reason: reason.into(), message: "m".into(), retry_after: None });
+        rig.step(
+            1,
+            Event::ImageFailed {
+                slot: 0,
+                reference: "busybox:1".into(),
+                reason: reason.into(),
+                message: "m".into(),
+                retry_after: None,
+            },
+        );
         rig.step(5, Event::Tick);
         assert_eq!(waiting_reason(&rig.status()).0, reason);
     }

@@ -8,6 +8,8 @@ use sandbox::contract::{Exit, SandboxError, SandboxEvent};
 use sandbox::spec::SandboxId;
 use tracing::Instrument as _;
 
+use super::pull::{self, Teller};
+use super::volume_images::Missing;
 use super::{Outcome, PodTask, World, context, start};
 use crate::clock::Now;
 use crate::pod::spec::signal;
@@ -123,14 +125,26 @@ impl PodTask {
             policy: planned.pull,
             credentials: self.intent.resolved.credentials.clone(),
             trusted: self.intent.source == crate::intent::Source::Manifest,
+            domain: self.intent.namespace().to_owned(),
         };
         let teller = self.teller(slot);
+        let of_pod = Teller::of_pod(&self.world.journal, &self.intent);
         let (world, outcomes) = (self.world.clone(), self.outcomes.clone());
         let ending = self.ending.clone();
+        let (volume_images, intent) = (self.volume_images.clone(), Arc::new(self.intent.clone()));
+        let container = planned.name.clone();
         let span = tracing::info_span!(parent: &self.start_span, "image.ensure", image = wish.reference);
         let work = async move {
+            // Images of volumes come first, as with a kubelet.
+            let both = async {
+                if let Some(container) = context(&intent, &world, None).container(&container) {
+                    volume_images.bring(&world, &intent, &container, &of_pod).await?;
+                }
+                let own = pull::image(&world, &wish, &teller).await;
+                own.map_err(|failure| Missing { reference: wish.reference.clone(), failure })
+            };
             let result = tokio::select! {
-                result = start::image(&world, &wish, &teller) => result,
+                result = both => result,
                 () = ending.cancelled() => return,
             };
             let _ = outcomes.send(Outcome::Image { slot, reference: wish.reference, result: Box::new(result) });
@@ -138,8 +152,8 @@ impl PodTask {
         tokio::spawn(work.instrument(span));
     }
 
-    fn teller(&self, slot: usize) -> start::Teller {
-        start::Teller {
+    fn teller(&self, slot: usize) -> Teller {
+        Teller {
             journal: self.world.journal.clone(),
             uid: self.intent.uid.clone(),
             namespace: self.intent.namespace().to_owned(),
@@ -159,6 +173,7 @@ impl PodTask {
             policy: PullPolicy::IfNotPresent,
             credentials: self.intent.resolved.credentials.clone(),
             trusted: self.intent.source == crate::intent::Source::Manifest,
+            domain: self.intent.namespace().to_owned(),
         };
         let launch = start::Launch {
             world: self.world.clone(),
@@ -174,6 +189,8 @@ impl PodTask {
             image_ids: self.record.state.sandbox_ids.clone(),
             image,
             wish,
+            volume_images: self.volume_images.clone(),
+            teller: Teller::of_pod(&self.world.journal, &self.intent),
             outcomes: self.outcomes.clone(),
         };
         let outcomes = self.outcomes.clone();

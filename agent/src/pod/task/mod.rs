@@ -16,11 +16,13 @@ mod effects;
 mod outcomes;
 mod parts;
 mod publish;
+mod pull;
 mod requests;
 mod resize;
 mod saver;
 mod start;
 mod storage;
+mod volume_images;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,6 +37,7 @@ use tracing::Instrument as _;
 use self::outcomes::Outcome;
 pub use self::parts::{Beginning, Handle, Names, Request, Standing, World};
 use self::saver::Saver;
+use self::volume_images::VolumeImages;
 use super::plan::Plan;
 use super::spec::Context;
 use super::state::{Effect, Event, Picture, Run};
@@ -55,6 +58,8 @@ pub struct PodTask {
     dirs: PodDirs,
     /// Images of slots, held while the pod may start containers.
     images: BTreeMap<usize, ReadyImage>,
+    /// Those of its volumes.
+    volume_images: Arc<VolumeImages>,
     /// Layers held since an agent restart.
     adopted: Vec<Box<dyn Send + Sync>>,
     /// The newest intent with secret material, for effects that wait for it.
@@ -121,6 +126,7 @@ impl PodTask {
             names: Names::new(&intent.uid),
             dirs: PodDirs::new(&world.state_dir, &world.run_dir, &intent.uid),
             images: BTreeMap::new(),
+            volume_images: Arc::default(),
             adopted: Vec::new(),
             material: watch::Sender::new(has_material.then(|| Arc::new(intent.clone()))),
             generation,

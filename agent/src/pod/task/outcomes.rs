@@ -5,17 +5,18 @@ use std::collections::BTreeSet;
 use sandbox::contract::{SandboxEvent, Started};
 use sandbox::spec::User;
 
+use super::volume_images::Missing;
 use super::{PodTask, context};
 use crate::pod::spec::security;
 use crate::pod::state::{Event, ExitFacts, ImageFacts, StartFailure};
-use crate::ports::{Address, ImageFailure, Metered, ReadyImage};
+use crate::ports::{Address, Metered, ReadyImage};
 
 /// What effects send back.
 pub(super) enum Outcome {
     Prepared { incarnation: u32, image_ids: BTreeSet<u32>, result: Result<Address, String> },
     Held { metered: Metered },
     Configured { at: u64 },
-    Image { slot: usize, reference: String, result: Box<Result<ReadyImage, ImageFailure>> },
+    Image { slot: usize, reference: String, result: Box<Result<ReadyImage, Missing>> },
     Started { slot: usize, attempt: u32, result: Result<Started, StartFailure> },
     Identified { container: String, user: User },
     Sandbox { incarnation: u32, event: SandboxEvent },
@@ -101,6 +102,7 @@ impl PodTask {
                 self.happened(Event::Released).await;
                 if self.record.state.is_terminal() {
                     self.images.clear();
+                    self.volume_images.clear();
                     self.adopted.clear();
                     self.saver.flush().await;
                 }
@@ -123,20 +125,24 @@ impl PodTask {
         Event::Started { slot, attempt, wall_ns: started.wall_ns }
     }
 
-    async fn image(&mut self, slot: usize, result: Result<ReadyImage, ImageFailure>) {
+    async fn image(&mut self, slot: usize, result: Result<ReadyImage, Missing>) {
         let event = match result {
             Ok(image) => {
+                let container = context(&self.intent, &self.world, None).container(&self.plan.slots[slot].name);
+                let of_volumes = container.map(|own| self.volume_images.layers_of(&self.intent.pod, &own));
+                let own = image.layers.iter().map(|layer| layer.id.clone());
                 let facts = ImageFacts {
                     reference: image.reference.clone(),
                     image_id: image.image_id.clone(),
-                    layers: image.layers.iter().map(|layer| layer.id.clone()).collect(),
+                    layers: own.chain(of_volumes.into_iter().flatten()).collect(),
                     high_ids: self.image_ids(slot, &image),
                 };
                 self.images.insert(slot, image);
                 Event::ImageReady { slot, facts }
             }
-            Err(failure) => Event::ImageFailed {
+            Err(Missing { reference, failure }) => Event::ImageFailed {
                 slot,
+                reference,
                 reason: failure.reason.to_owned(),
                 message: failure.message,
                 retry_after: failure.retry_after,

@@ -112,11 +112,13 @@ impl PodTask {
             let _ = done.send(Ok(()));
             return;
         }
+        // Before anything else of it is looked at: an edited image must not hold up what else is asked for.
+        let (intent, mut kept) = intent.keeping_images(&self.intent, |name| self.has_made(name));
         let mut wanted = (*intent.raw).clone();
         changes::keep_scalars(&self.intent.raw, &mut wanted);
-        let (intent, mut kept) = intent.keeping(&self.intent);
-        let resizes = changes::has_resize(&kept);
-        kept.retain(|path| !changes::is_resize(path));
+        let (intent, others) = intent.keeping(&self.intent);
+        let resizes = changes::has_resize(&others);
+        kept.extend(others.into_iter().filter(|path| !changes::is_resize(path)));
         let before = self.record.waiting.take();
         let (message, infeasible) = before.map_or((None, false), |before| (before.message, before.infeasible));
         self.record.waiting = resizes.then_some(Waiting { pod: wanted, message, infeasible });
@@ -142,8 +144,7 @@ impl PodTask {
                 self.images.remove(slot);
             }
         } else {
-            let message =
-                "containers or images of a running pod were changed; this version keeps what it started".to_owned();
+            let message = "containers of a running pod were changed; this version keeps what it started".to_owned();
             self.tell(None, true, "UnsupportedPodChange", message);
         }
         if self.record.state.is_terminal() {
@@ -166,6 +167,12 @@ impl PodTask {
             self.allocate().await;
             self.refresh_volumes();
         }
+    }
+
+    /// Whether a container of this name was made.
+    fn has_made(&self, name: &str) -> bool {
+        let container = self.plan.index(name).and_then(|slot| self.record.state.containers.get(slot));
+        container.is_some_and(|container| container.created)
     }
 
     /// The slots whose images `new` changes, when it changes no more than images of containers that were never made: an author

@@ -10,28 +10,28 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use agent_api::proto::PodEvent;
 use sandbox::contract::{SandboxError, Started};
 use sandbox::spec::{Resources, SandboxId, User};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::pull::Teller;
+use super::volume_images::VolumeImages;
 use super::{Outcome, World, context};
 use crate::clock::Now;
 use crate::cpus::{self, CpuSet};
 use crate::devices::{self, Units};
 use crate::errors::chain;
-use crate::events::Journal;
 use crate::intent::Intent;
 use crate::pod::ephemeral;
 use crate::pod::seccomp;
 use crate::pod::spec::{self, SpecError, resources};
 use crate::pod::state::StartFailure;
 use crate::pod::volumes::{self, PodDirs, content, disk};
-use crate::ports::{Address, ImageFailure, ImageWish, Interval, PullPolicy, ReadyImage};
+use crate::ports::{Address, ImageWish, Interval, ReadyImage};
 
 /// Exit code of a container whose program could not be started, whatever the reason: as containerd tells it to a kubelet.
 const START_ERROR: i32 = 128;
@@ -169,114 +169,6 @@ pub(super) fn interval(intent: &Intent, sandbox: &SandboxId) -> Result<Interval,
     })
 }
 
-/// Tells what happens to one container's image.
-#[derive(Debug, Clone)]
-pub(super) struct Teller {
-    pub(super) journal: Journal,
-    pub(super) uid: String,
-    pub(super) namespace: String,
-    pub(super) name: String,
-    pub(super) field_path: String,
-}
-
-impl Teller {
-    fn of_pod(journal: &Journal, intent: &Intent) -> Self {
-        Self {
-            journal: journal.clone(),
-            uid: intent.uid.clone(),
-            namespace: intent.namespace().to_owned(),
-            name: intent.name().to_owned(),
-            field_path: String::new(),
-        }
-    }
-
-    fn tell(&self, warning: bool, reason: &str, message: String) {
-        tracing::info!(reason, text = message, "event");
-        self.journal.add(PodEvent {
-            seq: 0,
-            uid: self.uid.clone(),
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
-            field_path: self.field_path.clone(),
-            r#type: if warning { "Warning" } else { "Normal" }.to_owned(),
-            reason: reason.to_owned(),
-            message,
-            unix_ns: i64::try_from(Now::read().wall_ns).unwrap_or_default(),
-        });
-    }
-}
-
-/// Makes an image available, in a kubelet's words.
-pub(super) async fn image(world: &World, wish: &ImageWish, teller: &Teller) -> Result<ReadyImage, ImageFailure> {
-    let name = &wish.reference;
-    let pulls = match wish.policy {
-        PullPolicy::Always => true,
-        PullPolicy::Never => false,
-        PullPolicy::IfNotPresent => !world.images.is_present(name).await,
-    };
-    if pulls {
-        teller.tell(false, "Pulling", format!("Pulling image \"{name}\""));
-    }
-    let begun = Instant::now();
-    match world.images.ensure(wish).await {
-        Ok(image) if pulls => {
-            let taken = begun.elapsed();
-            world.metrics.pulled(taken.as_secs_f64());
-            let taken = go_duration(taken);
-            let size = image.size;
-            teller.tell(
-                false,
-                "Pulled",
-                format!("Successfully pulled image \"{name}\" in {taken} ({taken} including waiting). Image size: {size} bytes."),
-            );
-            Ok(image)
-        }
-        Ok(image) => {
-            teller.tell(
-                false,
-                "Pulled",
-                format!("Container image \"{name}\" already present on machine and can be accessed by the pod"),
-            );
-            Ok(image)
-        }
-        Err(failure) => {
-            world.metrics.pull_failed(failure.reason);
-            // The waiting state's message is the Event's, but for a failed pull, where it is the cause alone.
-            let (reason, told, message) = match failure.reason {
-                "InvalidImageName" => {
-                    let message = format!(
-                        "Failed to apply default image tag \"{name}\": couldn't parse image name \"{name}\": {}",
-                        failure.message
-                    );
-                    ("InspectFailed", message.clone(), message)
-                }
-                "ErrImageNeverPull" => {
-                    let message = format!("Container image \"{name}\" is not present with pull policy of Never");
-                    ("ErrImageNeverPull", message.clone(), message)
-                }
-                _ => {
-                    ("Failed", format!("Failed to pull image \"{name}\": {}", failure.message), failure.message.clone())
-                }
-            };
-            teller.tell(true, reason, told);
-            teller.tell(true, "Failed", format!("Error: {}", failure.reason));
-            Err(ImageFailure { message, ..failure })
-        }
-    }
-}
-
-/// As Go prints a duration, to the millisecond.
-fn go_duration(taken: Duration) -> String {
-    if taken < Duration::from_secs(1) {
-        return format!("{}ms", taken.as_millis());
-    }
-    let seconds = taken.as_secs();
-    match (seconds / 60, seconds % 60) {
-        (0, s) => format!("{s}.{:03}s", taken.subsec_millis()),
-        (m, s) => format!("{m}m{s}.{:03}s", taken.subsec_millis()),
-    }
-}
-
 /// Starts one attempt of a container.
 pub(super) struct Launch {
     pub(super) world: Arc<World>,
@@ -295,6 +187,8 @@ pub(super) struct Launch {
     pub(super) image_ids: BTreeSet<u32>,
     pub(super) image: Option<ReadyImage>,
     pub(super) wish: ImageWish,
+    pub(super) volume_images: Arc<VolumeImages>,
+    pub(super) teller: Teller,
     pub(super) outcomes: mpsc::UnboundedSender<Outcome>,
 }
 
@@ -310,8 +204,13 @@ impl Launch {
         let image = match self.image.take() {
             Some(image) => image,
             // Held by its layers since an agent restart; what it says about running it is asked for now.
-            None => self.world.images.ensure(&self.wish).await.map_err(|e| config(e.message))?,
+            None => self.world.images.ensure(&self.wish, Box::new(|_, _| {})).await.map_err(|e| config(e.message))?,
         };
+        // Those of a pod from before an agent's restart; any others are here.
+        if let Some(container) = context(&intent, &self.world, None).container(&self.container) {
+            let brought = self.volume_images.bring(&self.world, &intent, &container, &self.teller).await;
+            brought.map_err(|missing| config(missing.failure.message))?;
+        }
         let (world, sandbox, outcomes) = (self.world.clone(), self.sandbox.clone(), self.outcomes.clone());
         let built = tokio::task::spawn_blocking(move || {
             // The image is held until its layers are mounted.
@@ -339,7 +238,8 @@ impl Launch {
         if let Some(message) = ephemeral::refusal(intent, &self.container, &self.world.host.trust) {
             return Err(config(message));
         }
-        let mounts = volumes::mounts(context, container, self.attempt, &self.dirs).map_err(failed)?;
+        let images = self.volume_images.layers();
+        let mounts = volumes::mounts(context, container, self.attempt, &self.dirs, &images).map_err(failed)?;
         disk::message_file(&self.dirs.message(&self.container, self.attempt)).map_err(|e| config(chain(&e)))?;
         if let Some(previous) = self.attempt.checked_sub(1) {
             // The last attempt's changes go; its log stays for `--previous`.

@@ -24,10 +24,11 @@ pub mod dns;
 pub mod etc_files;
 pub(crate) mod removal;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Volume, VolumeMount};
-use sandbox::spec::Mount;
+use sandbox::spec::{Layer, Mount};
 
 use super::spec::{Context, SpecError, env, expand::expand};
 
@@ -112,12 +113,14 @@ pub(crate) fn volumes<'a>(context: Context<'a>) -> impl Iterator<Item = &'a Volu
     context.spec().into_iter().flat_map(|spec| spec.volumes.iter().flatten())
 }
 
-/// The mounts of one container: its volumes in order, then what a kubelet adds unless a volume is there already.
+/// The mounts of one container: its volumes in order, then what a kubelet adds unless a volume is there already. `images`:
+/// the layers of volumes that are images.
 pub fn mounts(
     context: Context<'_>,
     container: &Container,
     attempt: u32,
     dirs: &PodDirs,
+    images: &BTreeMap<String, Vec<Layer>>,
 ) -> Result<Vec<Mount>, SpecError> {
     let mut out = Vec::new();
     for wanted in container.volume_mounts.iter().flatten() {
@@ -125,14 +128,23 @@ pub fn mounts(
             message: format!("volume mount {:?} names no volume of the pod", wanted.name),
         })?;
         let content = matches!(kind(volume), Some(Kind::Open | Kind::Secret));
+        let is_image = volume.image.is_some();
+        let layers = match is_image {
+            true => images.get(&volume.name).cloned().filter(|layers| !layers.is_empty()).ok_or_else(|| {
+                SpecError::Mount { message: format!("the image of volume {:?} is not here", volume.name) }
+            })?,
+            false => Vec::new(),
+        };
         out.push(Mount {
-            source: dirs.volume(volume),
+            source: if is_image { PathBuf::new() } else { dirs.volume(volume) },
             sub_path: sub_path(context, container, wanted)?,
             destination: absolute(&wanted.mount_path),
-            read_only: content || wanted.read_only == Some(true),
-            no_exec: false,
+            read_only: content || is_image || wanted.read_only == Some(true),
+            // As the API says of images.
+            no_exec: is_image,
             idmap: true,
-            exclusive: true,
+            exclusive: !is_image,
+            layers,
         });
     }
     let message_path = container.termination_message_path.as_deref().filter(|p| !p.is_empty());
@@ -153,6 +165,7 @@ pub fn mounts(
                 no_exec: false,
                 idmap: true,
                 exclusive: true,
+                layers: Vec::new(),
             });
         }
     }
@@ -207,7 +220,8 @@ mod tests {
             "metadata": {"name": "p", "namespace": "n", "uid": "u"},
             "spec": {
                 "volumes": [{"name": "e", "emptyDir": {}}, {"name": "m", "emptyDir": {"medium": "Memory"}},
-                    {"name": "s", "secret": {"secretName": "s"}}, {"name": "c", "configMap": {"name": "c"}}],
+                    {"name": "s", "secret": {"secretName": "s"}}, {"name": "c", "configMap": {"name": "c"}},
+                    {"name": "i", "image": {"reference": "x:1"}}, {"name": "away", "image": {"reference": "x:2"}}],
                 "containers": [{"name": "c", "env": [{"name": "A", "value": "x/../y"}, {"name": "B", "value": "b"}],
                     "volumeMounts": mounts}]}
         }))
@@ -215,7 +229,9 @@ mod tests {
         let (resolved, host) = (Resolved::default(), HostFacts::default());
         let context = Context { pod: &pod, resolved: &resolved, host: &host, ip: None };
         let dirs = PodDirs::new(Path::new("/state"), Path::new("/run"), "u");
-        super::mounts(context, &pod.spec.as_ref().unwrap().containers[0], 2, &dirs)
+        let layer = Layer { id: "sha256:1".into(), path: "/layers/1".into() };
+        let images = BTreeMap::from([("i".to_owned(), vec![layer])]);
+        super::mounts(context, &pod.spec.as_ref().unwrap().containers[0], 2, &dirs, &images)
     }
 
     #[test]
@@ -243,6 +259,18 @@ mod tests {
                 "/state/pods/u/containers/c/2.message [] /dev/termination-log rw",
             ]
         );
+    }
+
+    #[test]
+    fn an_image_is_mounted_by_its_layers_read_only_and_without_programs() {
+        let got =
+            of(serde_json::json!([{"name": "i", "mountPath": "/i", "subPath": "a/b", "readOnly": false}])).unwrap();
+        let Mount { source, sub_path, read_only, no_exec, idmap, exclusive, layers, .. } = &got[0];
+        assert_eq!((source.as_os_str().len(), sub_path.to_str(), layers[0].id.as_str()), (0, Some("a/b"), "sha256:1"));
+        assert!(*read_only && *no_exec && *idmap && !exclusive);
+        assert!(got[1..].iter().all(|mount| mount.layers.is_empty()));
+        let error = of(serde_json::json!([{"name": "away", "mountPath": "/i"}])).unwrap_err();
+        assert!(error.to_string().contains("away"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufRead, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     process::{Child, Command, Stdio},
@@ -18,7 +18,6 @@ use crate::{
     convert::{CANCELLED, ConvertError, Converted},
 };
 
-const PIECE: usize = 256 << 10;
 /// Silence after which a converter counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
@@ -48,7 +47,7 @@ impl ConfinedStaged {
     pub(crate) fn stage(
         program: &Path,
         args: &[String],
-        mut blob: impl Read,
+        mut blob: impl BufRead,
         diff_id: &Digest,
         out: File,
         limits: &Limits,
@@ -60,20 +59,20 @@ impl ConfinedStaged {
         let job = Order::Job { diff_id: diff_id.clone(), limits: limits.clone() };
         converter.tell(&job, &[reader.as_fd(), out.as_fd()])?;
         drop(reader);
-        let mut buf = vec![0; PIECE];
         loop {
-            match blob.read(&mut buf) {
-                Ok(0) => break,
-                Ok(n) => match writer.write_all(&buf[..n]) {
-                    Ok(()) => {}
+            let n = match blob.fill_buf() {
+                Ok([]) => break,
+                Ok(piece) => match writer.write_all(piece) {
+                    Ok(()) => piece.len(),
                     // It has refused the layer, or died: its answer says which.
                     Err(e) if e.kind() == io::ErrorKind::BrokenPipe => break,
                     Err(e) => return Err(failed("feed")(e)),
                 },
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
                 Err(e) if e.kind() == CANCELLED => return Err(ConvertError::Cancelled),
                 Err(e) => return Err(failed("read the blob for")(e)),
-            }
+            };
+            blob.consume(n);
         }
         drop(writer);
         match converter.answer()? {

@@ -30,6 +30,27 @@ fn plain_gzip_and_zstd_give_the_same_layer() {
     }
 }
 
+/// As they are made for lazy loading: each file a frame or member of its own, with tables between and behind that are no layer's bytes.
+#[test]
+fn layers_in_pieces_as_zstd_chunked_and_estargz_have_them_come_out_whole() {
+    let tar = sample();
+    // More than any buffer that it passes through.
+    let table = |bytes: usize| {
+        let header = [&[0x5e, 0x2a, 0x4d, 0x18][..], &u32::try_from(bytes).unwrap().to_le_bytes()].concat();
+        [header, vec![0xa5; bytes]].concat()
+    };
+    let frames = tar.chunks(70_000).map(|piece| zstd::encode_all(piece, 3).unwrap());
+    let chunked: Vec<u8> = frames.flat_map(|frame| [frame, table(7)].concat()).collect();
+    let chunked = [chunked, table(3 << 20), table(64)].concat();
+    assert_eq!(run(chunked.clone(), &tar, &Limits::default()).unwrap(), 2_000_000);
+    let members: Vec<u8> = tar.chunks(70_000).flat_map(gzip).collect();
+    let footer = gzip(b"");
+    assert_eq!(run([members, footer].concat(), &tar, &Limits::default()).unwrap(), 2_000_000);
+    // A table that is cut short is damage, as a frame is.
+    let error = run(chunked[..chunked.len() - 1].to_vec(), &tar, &Limits::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
+}
+
 #[test]
 fn an_empty_layer_is_a_layer() {
     for tar in [Vec::new(), vec![0; 1024]] {

@@ -1,6 +1,6 @@
 //! Hard links, also to files of the layers below.
 
-use super::{Id, Node, ROOT, Step, Tree, split};
+use super::{Id, Node, ROOT, Tree, resolve::Step, split};
 use crate::{
     convert::{ConvertError, stage::place},
     merged,
@@ -28,7 +28,7 @@ impl Tree<'_> {
                     let many = leaf.inode.nlink > 1;
                     let (layer, nid) = (leaf.layer, leaf.inode.nid);
                     self.copies.push(leaf);
-                    self.add(target_dir, target_name, Node::Copy(copy));
+                    self.add(target_dir, target_name, Node::Copy(copy))?;
                     if many {
                         self.copy_other_names(layer, nid, copy)?;
                     }
@@ -40,7 +40,7 @@ impl Tree<'_> {
         };
         // A link to itself changes nothing (and must not remove what it is to keep).
         if (target_dir, target_name) != (parent, name) {
-            self.put(parent, name, copy);
+            self.put(parent, name, copy)?;
         }
         Ok(())
     }
@@ -58,7 +58,7 @@ impl Tree<'_> {
                 && self.child(dir, name).is_none()
                 && self.below(dir, name)?.is_some()
             {
-                self.add(dir, name, Node::Copy(copy));
+                self.add(dir, name, Node::Copy(copy))?;
             }
         }
         Ok(())

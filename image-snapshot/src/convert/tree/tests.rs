@@ -1,4 +1,5 @@
 use crate::{
+    Limits,
     convert::ConvertError,
     testing::{Stack, Tar, show},
 };
@@ -43,6 +44,16 @@ fn links_that_lead_nowhere_make_the_directory_and_circles_are_refused() {
 fn omitted_parents_are_plain_directories() {
     let stack = Stack::of(&[Tar::new().file("a/b/c", b"").end()]);
     assert_eq!(stack.show()["/a/b/"], "755 0:0");
+}
+
+#[test]
+fn directories_that_an_archive_leaves_out_count_as_entries() {
+    let limits = Limits { entries: 4, ..Limits::default() };
+    let convert = |archive: &[u8]| crate::convert::convert(archive, &[], tempfile::tempfile().unwrap(), &limits);
+    convert(&Tar::new().file("a/b/c/d", b"").end()).unwrap();
+    convert(&Tar::new().dir("a", 0o755).dir("a/b", 0o755).dir("a/b/c", 0o755).file("a/b/c/d", b"").end()).unwrap();
+    let error = convert(&Tar::new().file("a/b/c/d/e", b"").end()).unwrap_err();
+    assert!(matches!(error, ConvertError::Limit { limit: 4, .. }), "{error:?}");
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub(crate) enum CgroupView {
     Legacy {
         /// Each a directory's name, which is also its list of controllers.
         hierarchies: Vec<String>,
+        /// As these, for those in which all pods of the host are in one group.
+        shared: Vec<String>,
         /// The pod's group in each.
         pod: String,
     },
@@ -50,12 +52,13 @@ impl Cgroups<'_> {
                 let unified = mount::create("cgroup2", &[], STRICT | mount::RDONLY).step("mount of /sys/fs/cgroup")?;
                 attach(&unified, sys, PLACE, base)
             }
-            CgroupView::Legacy { hierarchies, pod } => {
+            CgroupView::Legacy { hierarchies, shared, pod } => {
                 let holder = own_root::directory(own_root::CGROUP_HOLDER)?;
                 let holder = mount::clone_tree(holder, "", false).step("clone of the control groups' directory")?;
                 attach(&holder, sys, PLACE, base)?;
-                for hierarchy in hierarchies {
-                    let path = format!("{}/{hierarchy}/{pod}/{}", own_root::CGROUPS, self.leaf);
+                let own = |hierarchy| (hierarchy, format!("{}/{hierarchy}/{pod}/{}", own_root::CGROUPS, self.leaf));
+                let all = |hierarchy| (hierarchy, format!("{}/{hierarchy}", own_root::CGROUPS));
+                for (hierarchy, path) in hierarchies.iter().map(own).chain(shared.iter().map(all)) {
                     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     let own = match openat(CWD, &path, flags, rustix::fs::Mode::empty()) {
                         // One that the host uses since after the keeper's start.
@@ -71,7 +74,8 @@ impl Cgroups<'_> {
         }
     }
 
-    /// Opens what is mounted to writing, by whom the files' modes let; not the directory that all of the host's have.
+    /// Opens what is mounted to writing, by whom the files' modes let; not the directory nor the groups that all of the
+    /// host's have.
     pub(crate) fn let_write(self, sys: &OwnedFd) -> Result<(), Refusal> {
         let open = |path: &str| paths::open_plain(sys, path, OFlags::PATH | OFlags::DIRECTORY);
         let writable = |path: &str| match open(path) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  usually                      a process beside the container has taken all steps before but the last: its children
-//!                               connect their streams, or open a terminal, and execute
+//!                               borrow its memory, take up their streams or terminal, and execute
 //!  where there can be none      a child of the shim takes all steps: control groups, namespaces, user, filter, execve
 //! ```
 //!
@@ -12,23 +12,26 @@
 //! is a filter of the operator's own that forbids what is done here: the children have to install it, for which they need
 //! CAP_SYS_ADMIN of the pod's user namespace where new privileges are not off.
 
-use std::convert::Infallible;
+use std::ffi::CStr;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::process::DumpableBehavior;
+use rustix::fs::CWD;
+use rustix::process::{DumpableBehavior, Pid, getppid};
 use rustix::thread::{
     CapabilitySet, LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
 };
 use serde::{Deserialize, Serialize};
 
+use super::program::{self, Program};
 use super::report::Step;
-use super::{Shared, begin, connect, execute, fail, identity, leave_host, owner_of, set_oom_score, terminal};
+use super::{Shared, begin, connect, fail, identity, leave_host, owner_of, set_oom_score, terminal};
 use crate::cgroup::Group;
 use crate::protocol::{Connection, Refusal};
-use crate::seccomp::Program;
+use crate::seccomp;
 use crate::seccomp::judge::{self, Call};
 use crate::spec::{ContainerSpec, Seccomp, Security, User};
+use crate::sys::clone::{BESIDE, Child, Stack, vfork_beside};
 use crate::sys::process;
 
 /// What is executed.
@@ -54,7 +57,7 @@ pub(crate) fn join(
     let Some((mut report, streams)) = split(fds) else { process::exit_now(1) };
     let steps = |report: &mut Connection| {
         begin(Some(leaf))?;
-        set_oom_score(spec.resources.oom_score_adj, report)?;
+        set_oom_score((CWD, "/proc/self/oom_score_adj"), spec.resources.oom_score_adj, report)?;
         enter(init)?;
         let terminal = match further.terminal {
             None => None,
@@ -90,8 +93,8 @@ fn enter(init: &OwnedFd) -> Result<(), Refusal> {
 /// What a process beside a container asks of the kernel, and its children until they execute.
 #[rustfmt::skip]
 const NEEDED: &[Call] = &[
-    ("capset", ANY), ("clone", [libc::CLONE_PARENT as u64 | libc::CLONE_PIDFD as u64, 0, 0, 0, 0, 0]), ("close", ANY),
-    ("exit_group", ANY), ("fcntl", [3, libc::F_DUPFD_CLOEXEC as u64, 4, 0, 0, 0]), ("newfstatat", ANY), ("recvmsg", ANY),
+    ("capset", ANY), ("clone", [BESIDE, 0, 0, 0, 0, 0]), ("close", ANY),
+    ("exit_group", ANY), ("getppid", ANY), ("fcntl", [3, libc::F_DUPFD_CLOEXEC as u64, 4, 0, 0, 0]), ("newfstatat", ANY), ("recvmsg", ANY),
     ("sendmsg", ANY),
     // Memory.
     ("brk", ANY), ("madvise", ANY), ("mmap", ANY), ("mremap", ANY), ("munmap", ANY),
@@ -113,7 +116,9 @@ pub(crate) struct Beside {
     security: Security,
     wanted: CapabilitySet,
     /// A filter of the operator's own that forbids what this process does: its children install it.
-    filter: Option<Program>,
+    filter: Option<seccomp::Program>,
+    /// The shim, where it can be named.
+    parent: Option<Pid>,
 }
 
 impl Beside {
@@ -151,28 +156,102 @@ impl Beside {
                 None
             }
         };
-        Ok(Self { user: user.clone(), security: security.clone(), wanted, filter })
+        Ok(Self { user: user.clone(), security: security.clone(), wanted, filter, parent: getppid() })
     }
 
-    /// Runs in a child: executes a program. Descriptors as of [`join`]. Does not return.
-    pub(crate) fn execute(&self, further: &Further, fds: Vec<OwnedFd>) -> ! {
-        let Some((mut report, streams)) = split(fds) else { process::exit_now(1) };
-        let Err(refusal) = self.steps(further, &streams, &mut report);
-        fail(&mut report, refusal)
-    }
-
-    fn steps(&self, further: &Further, streams: &[OwnedFd], report: &mut Connection) -> Result<Infallible, Refusal> {
-        rustix::process::setsid().step("own session")?;
+    /// Has a child execute a program; the child leaves this process's memory when it has. `fds`: its streams, unless it gets a
+    /// terminal.
+    pub(crate) fn execute(&self, stack: &mut Stack, further: &Further, fds: &[OwnedFd]) -> Result<Executed, Failure> {
+        let program = Program::new(&further.args, &further.env)?;
         let terminal = match further.terminal {
             // The program's user opens it: it is this process's own from the beginning.
-            Some(size) => Some(ManuallyDrop::new(terminal::open_own(&terminal::joined_pts()?, Some(size))?)),
+            Some(size) => Some(terminal::open_own(&terminal::joined_pts()?, Some(size))?),
             None => None,
         };
-        connect(streams, terminal.as_deref(), report)?;
-        super::keep_only(report)?;
+        let streams = match (fds, &terminal) {
+            (_, Some(terminal)) => [&terminal.slave; 3],
+            ([stdin, stdout, stderr], None) => [stdin, stdout, stderr],
+            _ => return Err(Refusal::Invalid { message: "a stream is missing".into() }.into()),
+        };
+        let cwd = program::terminated(&further.cwd)?;
+        let mut refused = None;
+        // Each is set before what may allocate: a child that is killed there leaves this memory unfit for use.
+        let (mut reached, mut failed) = (false, false);
+        let child = vfork_beside(stack, &mut || {
+            refused = Some(match self.steps(&cwd, streams, terminal.is_some()) {
+                Ok(()) => {
+                    crate::sys::failpoint::failpoint!(StubExecuting);
+                    reached = true;
+                    program.execute(&mut failed)
+                }
+                Err(refusal) => refusal,
+            });
+        });
+        let child = child.map_err(Failure::NoChild)?;
+        let killed = || Refusal::Failed {
+            operation: "start of the process".into(),
+            message: "it was killed before its program ran".into(),
+            errno: None,
+        };
+        match refused {
+            None if reached && !failed => Ok(Executed { child, terminal: terminal.map(|terminal| terminal.master) }),
+            None => Err(Failure::Killed { refusal: killed(), child }),
+            Some(refusal) => Err(Failure::Refused { refusal, child: Some(child) }),
+        }
+    }
+
+    /// Of the child. It drops all that it allocates, but what says why it failed.
+    fn steps(&self, cwd: &CStr, streams: [&OwnedFd; 3], terminal: bool) -> Result<(), Refusal> {
+        rustix::process::setsid().step("own session")?;
+        if terminal {
+            terminal::control(streams[0])?;
+        }
+        super::put_streams(streams)?;
+        process::close_from(3).step("closing of descriptors")?;
         if self.filter.is_some() {
             identity::confine(&self.user, &self.security, self.wanted, self.filter.as_deref())?;
         }
-        execute(&further.cwd, &further.args, &further.env, report)
+        super::stand_at(cwd)?;
+        // Of another PID namespace's processes none is named.
+        match getppid() {
+            None => Ok(()),
+            parent if parent == self.parent => Ok(()),
+            Some(_) => Err(Refusal::Invalid { message: "the shim has gone".into() }),
+        }
+    }
+}
+
+/// A further process of a container.
+#[derive(Debug)]
+pub(crate) struct Executed {
+    pub(crate) child: Child,
+    /// The master side of its terminal.
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
+/// Why there is none.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// None could be forked.
+    NoChild(std::io::Error),
+    /// Something else failed; the child, if there was one, has ended.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+        /// To be collected.
+        child: Option<Child>,
+    },
+    /// The child was killed while the memory was its: nobody knows in what state that is.
+    Killed {
+        /// In words.
+        refusal: Refusal,
+        /// To be collected.
+        child: Child,
+    },
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused { refusal, child: None }
     }
 }

@@ -7,16 +7,17 @@
 //! ```
 //!
 //! A stub is forked for its container ([`launch`]), or has done the first line's work before and waits for an [`Order`]
-//! ([`stand_by`]).
+//! ([`standing`]).
 //!
-//! Network, IPC and UTS namespaces it has from the shim, which lives in the sandbox's own. It is a fork of the shim: not
-//! dumpable, so nothing in the container's PID namespace can look into it before `execve`.
+//! Network, IPC and UTS namespaces it has from the shim, which lives in the sandbox's own. It is a fork of the shim, or has the
+//! memory of one ([`crate::sys::lend`]): not dumpable, so nothing in the container's PID namespace can look into it before `execve`.
 
 pub(crate) mod apparmor;
 pub(crate) mod cgroups;
 pub(crate) mod devices;
 pub(crate) mod host_devices;
 pub(crate) mod identity;
+mod image_volume;
 pub(crate) mod join;
 pub(crate) mod masks;
 pub(crate) mod mounts;
@@ -25,27 +26,30 @@ pub(crate) mod program;
 pub(crate) mod report;
 pub(crate) mod rootfs;
 pub(crate) mod stage;
+pub(crate) mod standing;
 pub(crate) mod terminal;
 pub(crate) mod volumes;
 
 use std::convert::Infallible;
+use std::ffi::CStr;
 use std::mem::ManuallyDrop;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
-use rustix::fs::{Mode, fchown};
+use rustix::fs::{Mode, OFlags, fchown, openat};
 use rustix::process::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 use self::cgroups::{CgroupView, Cgroups};
+use self::program::Program;
 use self::report::{Proceed, Report, Step};
+use self::rootfs::Tree;
 use self::stage::Stage;
-use super::rehearsal;
 use crate::cgroup::Group;
 use crate::ids::Ids;
 use crate::protocol::shim::StartFds;
 use crate::protocol::{Connection, Refusal};
-use crate::seccomp::{self, Program};
+use crate::seccomp;
 use crate::spec::{ContainerSpec, Seccomp, Security, User};
 use crate::sys::{paths, process};
 
@@ -60,7 +64,7 @@ pub(crate) struct Shared<'a> {
     /// Its ids, and what they are on the host.
     pub(crate) ids: &'a Ids,
     /// The seccomp filter, if any.
-    pub(crate) filter: Option<Program>,
+    pub(crate) filter: Option<seccomp::Program>,
 }
 
 /// Which container to become. Descriptors: those of its `Start`, then standard input, output and error unless it gets a
@@ -104,34 +108,10 @@ pub(crate) fn launch(
     let steps = |report: &mut Connection| {
         begin_container(leaf)?;
         let stage = Stage::make(shared.ids.base(), dev, Cgroups { view, leaf: leaf.name() })?;
-        make_container(shared, order, fds, dev, stage, report)
+        make_container(shared, order, fds, dev, (&mut ManuallyDrop::new(stage), None), report)
     };
     let Err(refusal) = steps(&mut report);
     fail(&mut report, refusal)
-}
-
-/// Runs in the child: becomes ready, waits for its order, makes the container and executes its program. Does not return.
-pub(crate) fn stand_by(
-    user: Option<&OwnedFd>,
-    ids: &Ids,
-    (leaf, view): (&Group, &CgroupView),
-    dev: &OwnedFd,
-    channel: OwnedFd,
-) -> ! {
-    let mut channel = ManuallyDrop::new(Connection::new(channel));
-    let steps = |channel: &mut Connection| {
-        begin_container(leaf)?;
-        let stage = Stage::make(ids.base(), dev, Cgroups { view, leaf: leaf.name() })?;
-        rehearsal::of_order();
-        tell(channel, &Report::Ready, vec![])?;
-        // Nobody gives orders any more: the sandbox goes.
-        let Ok((order, fds)) = channel.receive::<Order>() else { process::exit_now(0) };
-        let security = &order.spec.security;
-        let filter = seccomp::program(&security.seccomp, &security.capabilities);
-        make_container(&Shared { user, ids, filter }, &order, fds, dev, stage, channel)
-    };
-    let Err(refusal) = steps(&mut channel);
-    fail(&mut channel, refusal)
 }
 
 fn make_container(
@@ -139,21 +119,30 @@ fn make_container(
     order: &Order,
     fds: Vec<OwnedFd>,
     dev: &OwnedFd,
-    stage: Stage<'_>,
+    // Neither is dropped by a failing step: their numbers are closed, or given to others, before the last ones.
+    (stage, ahead): (&mut ManuallyDrop<Stage<'_>>, Option<ManuallyDrop<Tree>>),
     report: &mut Connection,
 ) -> Result<Infallible, Refusal> {
     let spec = &order.spec;
     let parts = ManuallyDrop::new(Parts::of(order, fds));
     crate::sys::failpoint::failpoint!(StubCommanded);
-    set_oom_score(spec.resources.oom_score_adj, report)?;
-    // Not dropped by a failing step: their numbers are closed, or given to others, before the last ones.
-    let mut stage = ManuallyDrop::new(stage);
-    let assembled = rootfs::assemble(&stage.root, &parts.layers, parts.writable.as_ref(), shared.user, spec.attempt)?;
-    let assembled = ManuallyDrop::new(assembled);
+    // Its /proc is in the own root, or in one that was made ahead.
+    set_oom_score((stage.proc.as_fd(), "self/oom_score_adj"), spec.resources.oom_score_adj, report)?;
+    let assembled = match ahead {
+        Some(tree) if order.counts.assembled => tree,
+        other => {
+            if let Some(tree) = other {
+                stage.take_back(shared.ids.base(), dev)?;
+                rootfs::leave(&tree)?;
+            }
+            let (own, writable) = (&stage.root, parts.writable.as_ref());
+            ManuallyDrop::new(rootfs::assemble(own, &parts.layers, writable, shared.user, spec.attempt)?)
+        }
+    };
     let tree = &assembled.root;
     crate::sys::failpoint::failpoint!(RootAssembled);
     let mask = stage.place(tree, shared.ids.base(), dev, &spec.security)?;
-    let left_out = volumes::mount_all(tree, shared.ids, shared.user, &stage.proc, &spec.mounts, &parts.volumes)?;
+    let left_out = volumes::mount_all(&assembled, shared.ids, shared.user, &stage.proc, &spec.mounts, &parts.volumes)?;
     for what in left_out.into_iter().take(MOST_TOLD) {
         tell(report, &Report::Degraded { what }, vec![])?;
     }
@@ -225,9 +214,18 @@ fn begin_container(leaf: &Group) -> Result<(), Refusal> {
     nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).step("cgroup namespace")
 }
 
-fn set_oom_score(oom_score_adj: Option<i32>, report: &mut Connection) -> Result<(), Refusal> {
+/// `file`: the process's own, below a directory.
+fn set_oom_score(
+    file: (BorrowedFd<'_>, &str),
+    oom_score_adj: Option<i32>,
+    report: &mut Connection,
+) -> Result<(), Refusal> {
+    let set = |score: i32| {
+        let file = openat(file.0, file.1, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(&file, score.to_string().as_bytes())
+    };
     if let Some(score) = oom_score_adj
-        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
+        && let Err(error) = set(score)
     {
         // Lowering it needs CAP_SYS_RESOURCE, which some hosts' root lacks.
         tell(report, &Report::Degraded { what: format!("oom_score_adj {score} is not set: {error}") }, vec![])?;
@@ -267,6 +265,10 @@ fn connect(plain: &[OwnedFd], terminal: Option<&terminal::Terminal>, report: &mu
         ([stdin, stdout, stderr], None) => [stdin, stdout, stderr],
         _ => return Err(Refusal::Invalid { message: "a stream is missing".into() }),
     };
+    put_streams(fds)
+}
+
+fn put_streams(fds: [&OwnedFd; 3]) -> Result<(), Refusal> {
     rustix::stdio::dup2_stdin(fds[0]).step("standard input")?;
     rustix::stdio::dup2_stdout(fds[1]).step("standard output")?;
     rustix::stdio::dup2_stderr(fds[2]).step("standard error")
@@ -295,6 +297,8 @@ fn become_program(
     // Nothing that was open before may be reached through /proc/self/fd from here on; the report moves to number 3.
     keep_only(report)?;
     let wanted = identity::assume(user, security)?;
+    // A change of ids sets this anew, by a setting of the host's, for whoever lends it memory too.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).step("dumpable")?;
     identity::confine(user, security, wanted, shared.filter.as_deref())?;
     execute(cwd, args, env, report)
 }
@@ -321,12 +325,18 @@ fn execute(
     env: &[(String, String)],
     report: &mut Connection,
 ) -> Result<Infallible, Refusal> {
-    // Where the shim is not PID 1 the kernel would not end it with the shim. A change of ids takes this away, so it comes here.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).step("end with the shim")?;
-    program::change_directory(cwd)?;
+    let (program, cwd) = (Program::new(args, env)?, program::terminated(cwd)?);
+    stand_at(&cwd)?;
     tell(report, &Report::Executing, vec![])?;
     crate::sys::failpoint::failpoint!(StubExecuting);
-    program::execute(args, env)
+    Err(program.execute(&mut false))
+}
+
+/// Where and whose the program begins.
+fn stand_at(cwd: &CStr) -> Result<(), Refusal> {
+    // Where the shim is not PID 1 the kernel would not end it with the shim. A change of ids takes this away, so it comes here.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).step("end with the shim")?;
+    program::change_directory(cwd)
 }
 
 fn keep_only(report: &mut Connection) -> Result<(), Refusal> {

@@ -1,62 +1,90 @@
 //! Finding and executing the container's program; the words of a refusal are those of runc, which people search for.
 
-use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use rustix::io::Errno;
 
 use crate::protocol::Refusal;
+use crate::sys::image::{self, Image};
 
 /// Searched when the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Changes to the working directory, which must be inside the root (CVE-2024-21626).
-pub(crate) fn change_directory(cwd: &str) -> Result<(), Refusal> {
+/// Allocates nothing unless it fails.
+pub(crate) fn change_directory(cwd: &CStr) -> Result<(), Refusal> {
     let refused = |reason: String| Refusal::Exec {
         message: format!("chdir to cwd ({cwd:?}) set in config.json failed: {reason}"),
         code: 128,
     };
     rustix::process::chdir(cwd).map_err(|errno| refused(words(errno).to_lowercase()))?;
-    match rustix::process::getcwd(Vec::new()) {
-        Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
-        _ => Err(refused("current working directory is outside of container mount namespace root".into())),
+    match image::is_in_root() {
+        true => Ok(()),
+        false => Err(refused("current working directory is outside of container mount namespace root".into())),
     }
 }
 
-/// Replaces this process by the program. Returns only a refusal.
-pub(crate) fn execute(args: &[String], env: &[(String, String)]) -> Result<Infallible, Refusal> {
-    let Some(name) = args.first().filter(|name| !name.is_empty()) else {
-        return Err(Refusal::Exec { message: "no command specified".into(), code: 128 });
-    };
-    let argv = args.iter().map(|arg| terminated(arg)).collect::<Result<Vec<_>, _>>()?;
-    let envp = env.iter().map(|(key, value)| terminated(&format!("{key}={value}"))).collect::<Result<Vec<_>, _>>()?;
-    if name.contains('/') {
-        let errno = try_execute(name, &argv, &envp)?;
-        return Err(refusal(name, errno, true));
+/// A program, and where it may be found: all that executing it needs, so that it needs no memory of its own.
+#[derive(Debug)]
+pub(crate) struct Program {
+    name: String,
+    /// The paths that are tried, in their order.
+    candidates: Vec<CString>,
+    image: Image,
+}
+
+impl Program {
+    /// Looks for nothing yet.
+    pub(crate) fn new(args: &[String], env: &[(String, String)]) -> Result<Self, Refusal> {
+        let Some(name) = args.first().filter(|name| !name.is_empty()) else {
+            return Err(Refusal::Exec { message: "no command specified".into(), code: 128 });
+        };
+        let argv = args.iter().map(|arg| terminated(arg)).collect::<Result<_, _>>()?;
+        let envp = env.iter().map(|(key, value)| terminated(&format!("{key}={value}"))).collect::<Result<_, _>>()?;
+        let candidates = if named(name) {
+            vec![terminated(name)?]
+        } else {
+            let path =
+                env.iter().rev().find(|(key, _)| key == "PATH").map_or(DEFAULT_PATH, |(_, value)| value.as_str());
+            let below = |directory: &str| match directory {
+                "" => terminated(&format!("./{name}")),
+                directory => terminated(&format!("{directory}/{name}")),
+            };
+            path.split(':').map(below).collect::<Result<_, _>>()?
+        };
+        Ok(Self { name: name.clone(), candidates, image: Image::new(argv, envp) })
     }
-    let path = env.iter().rev().find(|(key, _)| key == "PATH").map_or(DEFAULT_PATH, |(_, value)| value.as_str());
-    let mut worst = Errno::NOENT;
-    for directory in path.split(':') {
-        let candidate = if directory.is_empty() { format!("./{name}") } else { format!("{directory}/{name}") };
-        match try_execute(&candidate, &argv, &envp)? {
-            Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP => {}
-            // A directory of that name, or a file that may not be executed: something later may do.
-            Errno::ACCESS => worst = Errno::ACCESS,
-            errno => return Err(refusal(name, errno, false)),
+
+    /// Replaces this process by the program. Returns only when that failed: why. Until `failed` is set nothing is allocated.
+    pub(crate) fn execute(&self, failed: &mut bool) -> Refusal {
+        let (errno, named) = self.try_all();
+        *failed = true;
+        refusal(&self.name, errno, named)
+    }
+
+    /// Why the last that said more than that it is not there could not be executed, and whether it was named by its path.
+    fn try_all(&self) -> (Errno, bool) {
+        let named = named(&self.name);
+        let mut worst = Errno::NOENT;
+        for candidate in &self.candidates {
+            match self.image.execute(candidate) {
+                errno if named => return (errno, true),
+                Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP => {}
+                // A directory of that name, or a file that may not be executed: something later may do.
+                Errno::ACCESS => worst = Errno::ACCESS,
+                errno => return (errno, false),
+            }
         }
-    }
-    Err(refusal(name, worst, false))
-}
-
-fn try_execute(path: &str, argv: &[CString], envp: &[CString]) -> Result<Errno, Refusal> {
-    let path = terminated(path)?;
-    match nix::unistd::execve(&path, argv, envp) {
-        Ok(never) => match never {},
-        Err(errno) => Ok(Errno::from_raw_os_error(errno as i32)),
+        (worst, false)
     }
 }
 
-fn terminated(text: &str) -> Result<CString, Refusal> {
+/// A path, not to be searched for.
+fn named(name: &str) -> bool {
+    name.contains('/')
+}
+
+pub(crate) fn terminated(text: &str) -> Result<CString, Refusal> {
     CString::new(text)
         .map_err(|_| Refusal::Exec { message: "argument or variable holds a zero byte".into(), code: 128 })
 }
@@ -86,8 +114,8 @@ mod tests {
     fn refused(args: &[&str], env: &[(&str, &str)]) -> (String, i32) {
         let args: Vec<String> = args.iter().map(|s| (*s).to_owned()).collect();
         let env: Vec<_> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        match execute(&args, &env) {
-            Err(Refusal::Exec { message, code }) => (message, code),
+        match Program::new(&args, &env).map_or_else(|refusal| refusal, |program| program.execute(&mut false)) {
+            Refusal::Exec { message, code } => (message, code),
             other => panic!("{other:?}"),
         }
     }

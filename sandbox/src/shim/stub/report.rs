@@ -15,6 +15,9 @@ use crate::protocol::Refusal;
 pub(crate) enum Report {
     /// What can be made without an order is made.
     Ready,
+    /// The root that was to be made ahead comes with this; or none, where the kernel takes no layers by descriptor. After
+    /// `Failed` instead of this it waits on.
+    Assembled,
     /// The terminal's master side comes with this.
     Terminal,
     /// Something was left out that is no reason to fail.

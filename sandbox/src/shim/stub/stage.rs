@@ -1,7 +1,7 @@
 //! What containers have in common, mounted before their root is there.
 //!
 //! ```text
-//!  made without an order              moved when the order has come
+//!  made without an order              moved when the order has come, or a root was made ahead
 //!    / read-only, empty directories     / the same: beneath, out of sight
 //!      proc   masked, protected           root overlay  <- the process's root
 //!      dev    pts, shm, mqueue              proc dev sys
@@ -46,6 +46,8 @@ pub(crate) struct Stage<'a> {
     cgroups: Cgroups<'a>,
     /// The default profile's paths are hidden and protected.
     masked: bool,
+    /// They are in a container's root.
+    placed: bool,
 }
 
 impl<'a> Stage<'a> {
@@ -69,11 +71,11 @@ impl<'a> Stage<'a> {
         masks::protect(&root, &profile.readonly_paths)?;
         masks::hide(&root, dev, &profile.masked_paths, own_root::EMPTY)?;
         rootfs::pivot(&root)?;
-        Ok(Self { root, proc, pts, sys, cgroups, masked: true })
+        Ok(Self { root, proc, pts, sys, cgroups, masked: true, placed: false })
     }
 
-    /// Moves all of it into a container's root. What another profile hides is for the caller to hide: true when that is to
-    /// be done.
+    /// Moves all of it into a container's root, unless it is there. What another profile hides is for the caller to hide: true
+    /// when that is to be done.
     pub(crate) fn place(
         &mut self,
         tree: &OwnedFd,
@@ -85,12 +87,29 @@ impl<'a> Stage<'a> {
         let (masked, read_only) = (&security.masked_paths, &security.readonly_paths);
         let other = *masked != profile.masked_paths || *read_only != profile.readonly_paths;
         if self.masked && (other || security.writable_kernel) {
+            self.take_back(base, dev)?;
             self.unmask(base, security.writable_kernel)?;
         }
-        mounts::attach(&self.proc, tree, "proc", base)?;
-        mounts::attach(dev, tree, "dev", base)?;
-        mounts::attach(&self.sys, tree, "sys", base)?;
+        if !self.placed {
+            self.move_into(tree, base, dev)?;
+            self.placed = true;
+        }
         Ok(!self.masked)
+    }
+
+    /// Moves all of it to where it was made.
+    pub(crate) fn take_back(&mut self, base: u32, dev: &OwnedFd) -> Result<(), Refusal> {
+        if self.placed {
+            self.move_into(&self.root, base, dev)?;
+            self.placed = false;
+        }
+        Ok(())
+    }
+
+    fn move_into(&self, root: &OwnedFd, base: u32, dev: &OwnedFd) -> Result<(), Refusal> {
+        mounts::attach(&self.proc, root, "proc", base)?;
+        mounts::attach(dev, root, "dev", base)?;
+        mounts::attach(&self.sys, root, "sys", base)
     }
 
     /// Makes /proc and /sys anew, with nothing hidden; with the same control groups, for where they came from is left behind.

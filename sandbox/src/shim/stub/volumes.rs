@@ -1,14 +1,17 @@
 //! Volumes: detached clones, made by the agent's side, attached inside the container's root.
 
 use std::ffi::OsString;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{fstat, fstatfs, readlinkat};
 
+use super::image_volume;
 use super::owners;
 use super::report::Step;
+use super::rootfs::Tree;
 use crate::ids::Ids;
 use crate::protocol::Refusal;
 use crate::spec;
@@ -16,7 +19,7 @@ use crate::sys::{mount, paths};
 
 /// Attaches the volumes in their order; tells what was left out.
 pub(crate) fn mount_all(
-    root: &OwnedFd,
+    Tree { root, covers: detached }: &Tree,
     ids: &Ids,
     user: Option<&OwnedFd>,
     proc: &OwnedFd,
@@ -24,7 +27,12 @@ pub(crate) fn mount_all(
     sources: &[OwnedFd],
 ) -> Result<Vec<String>, Refusal> {
     let mut degraded = Vec::new();
-    for (volume, source) in volumes.iter().zip(sources) {
+    let mut rest = sources;
+    for volume in volumes {
+        let Some((parts, others)) = rest.split_at_checked(volume.parts()) else {
+            return Err(Refusal::Invalid { message: "volumes have come without their descriptors".into() });
+        };
+        rest = others;
         let destination = volume.destination.display();
         if !volume.destination.is_absolute() {
             return Err(not_below_root(&volume.destination));
@@ -32,9 +40,14 @@ pub(crate) fn mount_all(
         if ["/proc", "/sys"].iter().any(|kernel| volume.destination.starts_with(kernel)) {
             return Err(in_the_kernel(&volume.destination));
         }
-        if let Some(what) = prepare(volume, source, user, proc, ids)? {
-            degraded.push(what);
-        }
+        let image;
+        let source = if volume.layers.is_empty() {
+            degraded.extend(prepare(volume, &parts[0], user, proc, ids)?);
+            &parts[0]
+        } else {
+            image = ManuallyDrop::new(image_volume::assemble(volume, parts, user, *detached)?);
+            &*image
+        };
         let kind = paths::kind_of(source).step(format!("kind of the volume for {destination}"))?;
         let target =
             paths::target_in(root, &volume.destination, kind, ids.base()).step(format!("mount point {destination}"))?;

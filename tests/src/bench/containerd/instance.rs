@@ -10,6 +10,7 @@ use super::{Containerd, NAMESPACE, Order, cni};
 use crate::bench::host::{PATIENCE, SLEEP};
 use crate::bench::milliseconds;
 use crate::bench::oci;
+use crate::bench::pull::peer::first_byte;
 use crate::bench::released::Released;
 use crate::stack::run;
 
@@ -18,6 +19,9 @@ const CONFIG: &str = r#"version = 2
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs",
     "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.zfs"]
 "#;
+
+/// The name of what is prepared to be mounted.
+const SNAPSHOT: &str = "prepared";
 
 /// A running containerd.
 struct Instance<'a> {
@@ -69,6 +73,8 @@ impl<'a> Instance<'a> {
             let answer = match serde_json::from_str(&order.context("read an order")?)? {
                 Order::Fill { count, network } => self.fill(count, network)?,
                 Order::Clear => self.clear()?,
+                Order::Mount => self.mount()?,
+                Order::Pull { image } => self.pull(&image)?,
             };
             println!("{answer}");
         }
@@ -111,6 +117,45 @@ impl<'a> Instance<'a> {
         Ok(milliseconds(begin.elapsed()))
     }
 
+    /// As `ctr` has a snapshot mounted: it prints the command.
+    fn mount(&mut self) -> Result<f64> {
+        let parent = self.top_snapshot()?;
+        let target = self.given.dir.join("mounted");
+        std::fs::create_dir_all(&target).context("make a place for mounts")?;
+        let place = target.display().to_string();
+        let begin = Instant::now();
+        let prepared = self.asked(&["snapshots", "prepare", "--target", &place, SNAPSHOT, &parent])?;
+        run(Command::new("sh").args(["-ec", &prepared]))?;
+        let taken = begin.elapsed();
+        ensure!(target.join("layer-9").exists(), "containerd's root lacks a layer");
+        run(Command::new("umount").arg(&target))?;
+        self.ctr(&["snapshots", "rm", SNAPSHOT])?;
+        Ok(milliseconds(taken))
+    }
+
+    /// The snapshot that is nobody's parent.
+    fn top_snapshot(&self) -> Result<String> {
+        let list = self.asked(&["snapshots", "ls"])?;
+        let rows: Vec<Vec<&str>> = list.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+        let is_parent = |key: &str| rows.iter().any(|row| row.len() == 3 && row[1] == key);
+        let top = rows.iter().find(|row| row.last() == Some(&"Committed") && !is_parent(row[0]));
+        Ok(top.context("containerd has unpacked no image")?[0].to_owned())
+    }
+
+    fn pull(&mut self, image: &str) -> Result<f64> {
+        const SCRIPT: &str = r#"
+            ctr --address "$1" --namespace "$2" images pull --plain-http "$3" >/dev/null
+            exec ctr --address "$1" --namespace "$2" run --rm "$3" pulled"#;
+        rustix::fs::sync();
+        let mut command = Command::new("sh");
+        command.args(["-ec", SCRIPT, "sh"]).arg(self.given.socket()).args([NAMESPACE, image]);
+        let taken = first_byte(command)?;
+        self.ctr(&["images", "rm", "--sync", image])?;
+        let left = self.asked(&["images", "ls", "--quiet"])?;
+        ensure!(!left.contains(image), "containerd still has {image}");
+        Ok(taken)
+    }
+
     fn end(mut self) -> Result<()> {
         let cleared = self.clear();
         run(Command::new("kill").arg("-TERM").arg(self.daemon.id().to_string()))?;
@@ -119,9 +164,14 @@ impl<'a> Instance<'a> {
     }
 
     fn ctr(&self, args: &[&str]) -> Result<()> {
+        self.asked(args).map(drop)
+    }
+
+    /// What `ctr` prints.
+    fn asked(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(self.given.socket()).args(["--namespace", NAMESPACE]).args(args);
-        run(command.stdin(Stdio::null())).map(drop)
+        run(command.stdin(Stdio::null()))
     }
 }
 

@@ -32,12 +32,11 @@ pub async fn run(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<Vec
     if !wanted(p50.name) {
         return Ok(Vec::new());
     }
-    let peers = &options.host.peers;
-    let mut runners = Runner::start_all(peers)?;
+    let mut runners = Runner::start_all(&options.host)?;
     let measure = async |ours: &Backend| {
         let pod = ours.start(&SLEEP).await?;
         let mut own = Vec::new();
-        let mut theirs = vec![Vec::new(); peers.len()];
+        let mut theirs = vec![Vec::new(); runners.len()];
         for _ in 0..options.count {
             own.push(exec(ours, &pod.id).await?);
             for (runner, times) in runners.iter_mut().zip(&mut theirs) {
@@ -47,7 +46,7 @@ pub async fn run(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<Vec
         Ok((own, theirs))
     };
     let (own, theirs) = options.host.with_backend(0, measure).await?;
-    let theirs = peers.iter().zip(&theirs).map(|(peer, times)| (peer.name.as_str(), quantile(times, 0.5)));
+    let theirs = runners.iter().zip(&theirs).map(|(runner, times)| (runner.name(), quantile(times, 0.5)));
     Ok(p50.beside_all(quantile(&own, 0.5), own.len(), theirs))
 }
 

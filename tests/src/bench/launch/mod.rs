@@ -12,6 +12,7 @@ use sandbox::sys::clock::boottime_ns;
 use tokio::task::JoinSet;
 
 use super::figure::{Figure, Quantity, lower, quantile};
+use super::floor;
 use super::host::{Backend, Host};
 use super::milliseconds;
 use super::oci::{self, Order, Runner};
@@ -34,20 +35,28 @@ pub struct Options {
 /// Measures those of [`FIGURES`] that are wanted.
 pub async fn run(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<Vec<Figure>> {
     let [p50, p99, cold, burst] = FIGURES;
-    let peers = &options.host.peers;
     let mut figures = Vec::new();
     if wanted(p50.name) || wanted(p99.name) {
         let (own, theirs) = warm(options).await?;
         for (figure, q) in [(p50, 0.5), (p99, 0.99)].into_iter().filter(|(figure, _)| wanted(figure.name)) {
-            let theirs = peers.iter().zip(&theirs).map(|(peer, times)| (peer.name.as_str(), quantile(times, q)));
+            let theirs = theirs.iter().map(|(name, times)| (name.as_str(), quantile(times, q)));
             figures.extend(figure.beside_all(quantile(&own, q), own.len(), theirs));
         }
     }
     if wanted(cold.name) {
         let count = options.singles.min(50);
-        let times = options.host.with_backend(0, async |ours| repeat(count, async || launch(ours).await).await);
-        let times = times.await?;
-        figures.push(cold.alone(quantile(&times, 0.5), times.len()));
+        let mut floor = floor::runner(&options.host)?;
+        let mut theirs = Vec::new();
+        let measure = async |ours: &Backend| {
+            repeat(count, async || {
+                theirs.extend(floor.as_mut().map(|floor| floor.ask(Order::Cold)).transpose()?);
+                launch(ours).await
+            })
+            .await
+        };
+        let times = options.host.with_backend(0, measure).await?;
+        let theirs = floor.map(|_| (floor::NAME, quantile(&theirs, 0.5)));
+        figures.extend(cold.beside_all(quantile(&times, 0.5), times.len(), theirs));
     }
     if wanted(burst.name) {
         let count = options.burst;
@@ -67,16 +76,16 @@ async fn repeat(count: usize, mut measure: impl AsyncFnMut() -> Result<f64>) -> 
 }
 
 /// Milliseconds of ours, and of each peer, taking turns.
-async fn warm(options: &Options) -> Result<(Vec<f64>, Vec<Vec<f64>>)> {
+async fn warm(options: &Options) -> Result<(Vec<f64>, Vec<(String, Vec<f64>)>)> {
     const POOL: usize = 8;
-    let mut runners = Runner::start_all(&options.host.peers)?;
+    let mut runners = Runner::start_all(&options.host)?;
     let measure = async |ours: &Backend| {
         let mut own = Vec::new();
-        let mut peers = vec![Vec::new(); runners.len()];
+        let mut peers: Vec<_> = runners.iter().map(|runner| (runner.name().to_owned(), Vec::new())).collect();
         for _ in 0..options.singles {
             ours.wait_for_pool(POOL).await?;
             own.push(launch(ours).await?);
-            for (runner, times) in runners.iter_mut().zip(&mut peers) {
+            for (runner, (_, times)) in runners.iter_mut().zip(&mut peers) {
                 times.push(runner.ask(Order::Launch)?);
             }
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{ECHO, Order, Peer, TRUE, write_config};
 use crate::bench::host::SLEEP;
@@ -45,6 +45,7 @@ impl Peer {
                     }
                     self.exec()?
                 }
+                Order::Cold | Order::Crowd { .. } => bail!("a peer is not measured so"),
                 Order::Rate { workers, duration } => self.rate(number, workers, duration)?,
             };
             println!("{answer}");

@@ -10,14 +10,23 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Peer;
+use crate::bench::floor;
+use crate::bench::host::Host;
 
 /// What a runner can be told; it answers each order with a number.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(in crate::bench) enum Order {
     /// Run a container: milliseconds to its first byte.
     Launch,
+    /// The same, with nothing made before. Only of the floor.
+    Cold,
     /// Run a program in a container that keeps still: milliseconds to its end.
     Exec,
+    /// Have as many containers that keep still, from now on: how many there are. Only of the floor.
+    Crowd {
+        /// As many.
+        count: usize,
+    },
     /// Run containers to their end without pause: how many a second.
     Rate {
         /// As many at once.
@@ -36,8 +45,13 @@ pub(in crate::bench) struct Runner {
 }
 
 impl Runner {
-    pub(in crate::bench) fn start_all(peers: &[Peer]) -> Result<Vec<Self>> {
-        peers.iter().map(Self::start).collect()
+    /// The peers' and, last, the floor's, where this kernel can be measured so.
+    pub(in crate::bench) fn start_all(host: &Host) -> Result<Vec<Self>> {
+        host.peers.iter().map(Self::start).chain(floor::runner(host).transpose()).collect()
+    }
+
+    pub(in crate::bench) fn name(&self) -> &str {
+        &self.name
     }
 
     /// In a mount namespace of its own: Debian's crun refuses hosts with a v2 mount beside v1 hierarchies, so that mount is

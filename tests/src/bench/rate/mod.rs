@@ -13,6 +13,7 @@ use anyhow::Result;
 use tokio::task::JoinSet;
 
 use super::figure::{Better, Figure, Quantity};
+use super::floor;
 use super::host::{Backend, Host};
 use super::oci::{self, Order, Runner};
 use super::released::{Handle, Released};
@@ -69,21 +70,33 @@ pub async fn run(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<Vec
         Ok((alone, Some(work(ours, workers, options.duration).await?)))
     };
     let (alone, crowded) = options.host.with_backend(POOL, measure).await?;
-    if wanted(rate.name) {
-        let mut theirs = Vec::new();
-        for peer in &options.host.peers {
-            let mut runner = Runner::start(peer)?;
-            let mut ask = |workers, duration| runner.ask(Order::Rate { workers, duration });
-            let workers = match options.workers {
-                Some(workers) => workers,
-                None => best(async |workers| ask(workers, TRIAL)).await?,
-            };
-            theirs.push((peer.name.as_str(), ask(workers, options.duration)?));
+    let mut theirs = Vec::new();
+    let mut dense_theirs = None;
+    for mut runner in Runner::start_all(&options.host)? {
+        let floor = runner.name() == floor::NAME;
+        if !wanted(rate.name) && !floor {
+            continue;
         }
+        let workers = match options.workers {
+            Some(workers) => workers,
+            None => best(async |workers| runner.ask(Order::Rate { workers, duration: TRIAL })).await?,
+        };
+        let mut ask = |order| runner.ask(order);
+        let order = Order::Rate { workers, duration: options.duration };
+        let alone = ask(order)?;
+        if floor && wanted(dense.name) {
+            ask(Order::Crowd { count: options.idle })?;
+            dense_theirs = Some(ask(order)? / alone);
+        }
+        theirs.push((runner.name().to_owned(), alone));
+    }
+    if wanted(rate.name) {
+        let theirs = theirs.iter().map(|(name, rate)| (name.as_str(), *rate));
         figures.extend(rate.beside_all(alone.per_second, alone.count, theirs));
     }
     if let Some(crowded) = crowded {
-        figures.push(dense.alone(crowded.per_second / alone.per_second, crowded.count));
+        let theirs = dense_theirs.map(|theirs| (floor::NAME, theirs));
+        figures.extend(dense.beside_all(crowded.per_second / alone.per_second, crowded.count, theirs));
     }
     Ok(figures)
 }

@@ -242,6 +242,9 @@ pub(crate) enum ImagesCommand {
     Rm {
         /// The image.
         image: String,
+        /// Only the copy of this namespace, as `images ls` shows it (with --image-copies=namespace) [default: every copy].
+        #[arg(long, value_name = "NAMESPACE")]
+        copy_of: Option<String>,
         /// Only on this host.
         #[arg(long)]
         host: Option<String>,

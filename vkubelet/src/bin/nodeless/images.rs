@@ -22,7 +22,12 @@ pub(crate) async fn images(
             let order = PullOrder { reference: image, host: host.unwrap_or_default() };
             pull(connection, &order, output).await
         }
-        Some(ImagesCommand::Rm { image, host }) => remove(connection, &image, host.as_deref(), output).await,
+        Some(ImagesCommand::Rm { image, copy_of, host }) => {
+            let mut query = vec![("reference", image.as_str())];
+            query.extend(copy_of.as_deref().map(|domain| ("domain", domain)));
+            query.extend(host.as_deref().map(|host| ("host", host)));
+            remove(connection, &query, output).await
+        }
         Some(ImagesCommand::Verify { repair, host }) => verify(connection, repair, host.as_deref(), output).await,
         Some(ImagesCommand::Gc { unused_for, host }) => collect(connection, unused_for, host.as_deref(), output).await,
     }
@@ -34,20 +39,24 @@ async fn list(connection: &Connection, output: Output) -> Result<u8, Failure> {
         return table::json(&list.items).map(|()| 0);
     }
     let now = jiff::Timestamp::now().as_second();
-    let row = |image: &ImageItem| {
-        let digest = image.digest.strip_prefix("sha256:").unwrap_or(&image.digest);
-        vec![
-            image.host.clone(),
-            image.references.first().cloned().unwrap_or_else(|| "<none>".to_owned()),
-            digest.chars().take(12).collect(),
-            table::bytes(image.size_bytes),
-            image.layers.to_string(),
-            if image.in_use { "now".to_owned() } else { age::human(now - image.last_used_unix) },
-            if image.pinned { "pinned" } else { "" }.to_owned(),
-        ]
-    };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    table::print(&["HOST", "IMAGE", "DIGEST", "SIZE", "LAYERS", "USED", "KEPT"], &rows).map(|()| 0)
+    let rows: Vec<Vec<String>> = list.items.iter().map(|image| row(image, now)).collect();
+    table::print(&COLUMNS, &rows).map(|()| 0)
+}
+
+const COLUMNS: [&str; 8] = ["HOST", "IMAGE", "DIGEST", "SIZE", "LAYERS", "USED", "KEPT", "COPY OF"];
+
+fn row(image: &ImageItem, now: i64) -> Vec<String> {
+    let digest = image.digest.strip_prefix("sha256:").unwrap_or(&image.digest);
+    vec![
+        image.host.clone(),
+        image.references.first().cloned().unwrap_or_else(|| "<none>".to_owned()),
+        digest.chars().take(12).collect(),
+        table::bytes(image.size_bytes),
+        image.layers.to_string(),
+        if image.in_use { "now".to_owned() } else { age::human(now - image.last_used_unix) },
+        if image.pinned { "pinned" } else { "" }.to_owned(),
+        image.domain.clone(),
+    ]
 }
 
 async fn pull(connection: &Connection, order: &PullOrder, output: Output) -> Result<u8, Failure> {
@@ -76,10 +85,8 @@ async fn pull(connection: &Connection, order: &PullOrder, output: Output) -> Res
     Ok(code)
 }
 
-async fn remove(connection: &Connection, image: &str, host: Option<&str>, output: Output) -> Result<u8, Failure> {
-    let mut query = vec![("reference", image)];
-    query.extend(host.map(|host| ("host", host)));
-    let list: List<RemovedItem> = connection.json(Method::DELETE, &target(&["v1", "images"], &query)).await?;
+async fn remove(connection: &Connection, query: &[(&str, &str)], output: Output) -> Result<u8, Failure> {
+    let list: List<RemovedItem> = connection.json(Method::DELETE, &target(&["v1", "images"], query)).await?;
     if output == Output::Json {
         return table::json(&list.items).map(|()| 0);
     }
@@ -192,5 +199,35 @@ impl Bars {
         for bar in self.bars.values() {
             bar.abandon();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_listed_in_columns() {
+        let image = ImageItem {
+            host: "host-1".to_owned(),
+            references: vec!["docker.io/library/nginx:1.29".to_owned()],
+            digest: format!("sha256:{}", "0123456789abcdef".repeat(4)),
+            size_bytes: 193 << 20,
+            layers: 7,
+            last_used_unix: 1000,
+            in_use: false,
+            pinned: true,
+            domain: String::new(),
+        };
+        let copy = ImageItem { in_use: true, pinned: false, domain: "shop".to_owned(), ..image.clone() };
+        let nameless = ImageItem { host: "h".to_owned(), references: Vec::new(), ..copy.clone() };
+        let rows: Vec<Vec<String>> = [image, copy, nameless].iter().map(|image| row(image, 1090)).collect();
+        assert_eq!(
+            table::format(&COLUMNS, &rows),
+            "HOST     IMAGE                          DIGEST         SIZE    LAYERS   USED   KEPT     COPY OF\n\
+             host-1   docker.io/library/nginx:1.29   0123456789ab   193Mi   7        90s    pinned\n\
+             host-1   docker.io/library/nginx:1.29   0123456789ab   193Mi   7        now             shop\n\
+             h        <none>                         0123456789ab   193Mi   7        now             shop\n"
+        );
     }
 }

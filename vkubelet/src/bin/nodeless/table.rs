@@ -23,7 +23,7 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     write(&(text + "\n"))
 }
 
-fn format(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn format(head: &[&str], rows: &[Vec<String>]) -> String {
     let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
     let all: Vec<&Vec<String>> = std::iter::once(&head).chain(rows).collect();
     let widths: Vec<usize> = (0..head.len())

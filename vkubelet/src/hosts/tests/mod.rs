@@ -118,6 +118,34 @@ async fn an_agent_enrols_connects_and_is_called() {
 }
 
 #[tokio::test]
+async fn readers_that_have_stopped_reading_hold_up_nobody_else_on_their_host() {
+    let mut bench = Bench::new().await;
+    let credentials = bench.enrol("edge-1").await;
+    let agent = FakeAgent::new("edge-1");
+    let _stop = agent.start(bench.hosts.local_addr(), &credentials).await;
+    let handle = bench.connected().await.handle;
+    let mut stuck = Vec::new();
+    let others = async {
+        for _ in 0..100 {
+            stuck.push(handle.logs(proto::LogsRequest::default()).await.expect("logs"));
+        }
+        // Each has as much under way as its window lets.
+        for logs in &mut stuck {
+            assert!(logs.message().await.expect("chunk").is_some());
+        }
+        handle.apply(intent("a")).await.expect("an answer");
+        let mut logs = handle.logs(proto::LogsRequest::default()).await.expect("logs");
+        let mut size = 0;
+        while let Some(chunk) = logs.message().await.expect("chunk") {
+            size += chunk.data.len();
+        }
+        size
+    };
+    let size = tokio::time::timeout(Duration::from_secs(60), others).await.expect("others are served");
+    assert_eq!(size, 8 << 20);
+}
+
+#[tokio::test]
 async fn a_second_living_agent_of_the_same_identity_is_refused_and_the_first_goes_on() {
     let mut bench = Bench::new().await;
     let credentials = bench.enrol("edge-1").await;

@@ -77,6 +77,10 @@ where
     let mut connection = Connection::new(io);
     let collected = tokio::time::timeout(OPENED_WITHIN, Streams::collect(&mut connection, order)).await;
     let Ok(Some(streams)) = collected else { return };
+    // What nobody serves must not hold up what is served.
+    if connection.no_more().await.is_err() {
+        return;
+    }
     let numbers = Numbers::of(&streams);
     let left = connection.left();
     let end = tokio::select! {
@@ -123,6 +127,8 @@ async fn carry(connection: &Connection, order: &Order, talk: Box<dyn Talk>, stre
     let (inputs_to, inputs) = mpsc::channel(INPUTS);
     let _stdin = streams.stdin.map(|opened| AbortOnDropHandle::new(tokio::spawn(feed(opened, inputs_to.clone()))));
     let _resize = streams.resize.map(|opened| AbortOnDropHandle::new(tokio::spawn(resize(opened, inputs_to.clone()))));
+    // What a client says on the streams that are for its ears is discarded as it comes.
+    drop((streams.error, streams.stdout, streams.stderr));
     // Without a client's word nothing more goes in, and what is open stays open.
     let _open = inputs_to;
     let failed = |why: &str| Some(status::failed(order.kind, why));

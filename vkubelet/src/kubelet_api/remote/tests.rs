@@ -87,7 +87,10 @@ impl Client {
         let heard = async {
             loop {
                 match self.parser.next(&mut self.bytes).unwrap() {
-                    Some(Said::Ping { id }) if id % 2 == 0 => {}
+                    // As clients do: whoever answers has read what came before.
+                    Some(Said::Ping { id }) if id % 2 == 0 => {
+                        self.io.write_all(&self.encoder.ping(id)).await.unwrap();
+                    }
                     Some(said) => return Some(said),
                     None if self.io.read_buf(&mut self.bytes).await.unwrap() == 0 => return None,
                     None => {}
@@ -246,4 +249,27 @@ async fn a_stream_that_was_not_asked_for_is_refused_and_one_that_is_missing_is_n
     assert_eq!(it.client.hear().await, Some(Said::Reset { stream: 1 }));
     tokio::time::timeout(Duration::from_secs(60), it.session).await.expect("it ends").unwrap();
     assert!(it.begun.await.is_err(), "nothing was begun");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_opened_later_is_refused_and_holds_up_nothing() {
+    let mut it = play(order(Kind::Exec, "command=cat&input=1&output=1"));
+    it.client.open(&["error", "stdin", "stdout"]).await;
+    let mut inputs = it.begun.await.unwrap();
+    for stream in [7, 9] {
+        let frame = it.client.encoder.open(stream, &[("streamtype", "stdin")], false);
+        it.client.io.write_all(&frame).await.unwrap();
+        assert_eq!(it.client.hear().await, Some(Said::Reset { stream }));
+    }
+    // More than any queue holds: on a stream that is refused, and on those that only the client reads.
+    let sending = async {
+        for stream in [7, 1, 5] {
+            for _ in 0..200 {
+                it.client.send(stream, b"nobody wants this", false).await;
+            }
+        }
+        it.client.send(3, b"x", false).await;
+    };
+    tokio::time::timeout(Duration::from_secs(60), sending).await.expect("the connection is read");
+    assert_eq!(next(&mut inputs).await, Input::Stdin(Bytes::from_static(b"x")));
 }

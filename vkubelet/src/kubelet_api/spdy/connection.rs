@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{Encoder, Parser, Reset, Said};
@@ -26,7 +26,9 @@ const OUTBOUND: usize = 16;
 const PING_EVERY: Duration = Duration::from_secs(15);
 /// A connection on which nothing was said for so long is over (the kubelet's `streamingConnectionIdleTimeout`).
 const IDLE: Duration = Duration::from_secs(4 * 3600);
-/// How long a client may take to leave once all has been said to it.
+/// The ping that asks a client whether it has read all; others never come so far.
+const LAST_PING: u32 = 0x7fff_fffe;
+/// How long a client may take to leave once it has read all that was said to it, and to read it once it is leaving.
 const LEAVE: Duration = Duration::from_secs(10);
 /// How long what it still sends is read after that, so that nothing on its way to it is lost.
 const LINGER: Duration = Duration::from_secs(2);
@@ -56,8 +58,6 @@ enum Order {
     Reset(u32, Reset),
     Data(u32, Bytes, bool),
     Ping(u32),
-    /// Tells when all that was ordered before is with the client's side of the socket.
-    Tell(oneshot::Sender<()>),
     GoAway,
 }
 
@@ -99,6 +99,8 @@ impl Outbound {
 pub struct Connection {
     opened: mpsc::Receiver<Opened>,
     outbound: Outbound,
+    /// The client has read all that was said before the last ping.
+    read: CancellationToken,
     /// The client has gone or is leaving.
     left: CancellationToken,
     /// The connection is given up.
@@ -114,17 +116,35 @@ impl Connection {
         let (reader, writer) = tokio::io::split(io);
         let (opened_to, opened) = mpsc::channel(MOST_STREAMS);
         let (orders_to, orders) = mpsc::channel(OUTBOUND);
-        let (left, over) = (CancellationToken::new(), CancellationToken::new());
+        let [read, left, over] = [(); 3].map(|()| CancellationToken::new());
         let outbound = Outbound(orders_to);
-        let reading = Reading { opened: opened_to, outbound: outbound.clone(), left: left.clone(), over: over.clone() };
+        let reading = Reading {
+            opened: opened_to,
+            outbound: outbound.clone(),
+            read: read.clone(),
+            left: left.clone(),
+            over: over.clone(),
+        };
         tokio::spawn(reading.run(reader));
         tokio::spawn(write(writer, orders, left.clone(), over.clone()));
-        Self { opened, outbound, left, over }
+        Self { opened, outbound, read, left, over }
     }
 
     /// The next stream that the client opens. `None`: it has gone.
     pub async fn opened(&mut self) -> Option<Opened> {
         self.opened.recv().await
+    }
+
+    /// Refuses every stream that the client opens from now on, and those that were not taken yet.
+    ///
+    /// # Errors
+    /// The client has gone.
+    pub async fn no_more(&mut self) -> Result<(), Gone> {
+        self.opened.close();
+        while let Ok(opened) = self.opened.try_recv() {
+            self.outbound.reset(opened.stream, Reset::Refused).await?;
+        }
+        Ok(())
     }
 
     /// What is said to the client.
@@ -139,19 +159,24 @@ impl Connection {
         self.left.clone()
     }
 
-    /// Ends the connection once all that was said is with the client: a socket that is closed while the client still sends
-    /// (its pings) would take back what is on the way to it.
+    /// Ends the connection once all that was said has been read by the client: a socket that is closed while the client still
+    /// sends (its pings) would take back what is on the way to it, megabytes of it.
     ///
     /// A client that reads slowly (`| less`) takes its time for what was said: the status is the last of it, and without one
-    /// it would think that all had come.
+    /// it would think that all had come. It answers a ping once it has read what came before.
     pub async fn finish(self) {
-        let (told, said) = oneshot::channel();
-        let saying = async {
-            self.outbound.say(Order::Tell(told)).await.ok()?;
-            said.await.ok()
+        let reading = async {
+            self.outbound.say(Order::Ping(LAST_PING)).await.ok()?;
+            self.read.cancelled().await;
+            Some(())
+        };
+        let leaving = async {
+            self.left.cancelled().await;
+            tokio::time::sleep(LEAVE).await;
         };
         tokio::select! {
-            _ = tokio::time::timeout(IDLE, saying) => {}
+            _ = tokio::time::timeout(IDLE, reading) => {}
+            () = leaving => {}
             () = self.over.cancelled() => return,
         }
         let _ = tokio::time::timeout(LEAVE, self.left.cancelled()).await;
@@ -171,6 +196,7 @@ impl Drop for Connection {
 struct Reading {
     opened: mpsc::Sender<Opened>,
     outbound: Outbound,
+    read: CancellationToken,
     left: CancellationToken,
     over: CancellationToken,
 }
@@ -245,6 +271,7 @@ impl Reading {
                 }
             }
             Said::Reset { stream } => drop(streams.remove(&stream)),
+            Said::Ping { id: LAST_PING } => self.read.cancel(),
             // Even numbers are answers to ours.
             Said::Ping { id } if id % 2 == 1 => self.outbound.say(Order::Ping(id)).await?,
             Said::GoAway => {
@@ -291,11 +318,6 @@ async fn write<S: AsyncWrite>(
                         Ok(()) => io.write_all(&bytes).await,
                         failed => failed,
                     }
-                }
-                Some(Order::Tell(told)) => {
-                    // Each order before was flushed.
-                    let _ = told.send(());
-                    Ok(())
                 }
                 Some(Order::GoAway) => {
                     let _ = io.write_all(&encoder.go_away(accepted)).await;

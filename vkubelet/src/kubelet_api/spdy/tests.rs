@@ -151,12 +151,13 @@ impl Client {
         self.io.write_all(bytes).await.unwrap();
     }
 
-    /// The next thing said but for the server's own pings; `None` at the end.
+    /// The next thing said but for the server's own pings, which it answers; `None` at the end.
     async fn hear(&mut self) -> Option<Said> {
         let heard = async {
             loop {
                 match self.parser.next(&mut self.bytes).unwrap() {
-                    Some(Said::Ping { id }) if id % 2 == 0 => {}
+                    // Of one that has gone nobody reads the answer.
+                    Some(Said::Ping { id }) if id % 2 == 0 => drop(self.io.write_all(&self.encoder.ping(id)).await),
                     Some(said) => return Some(said),
                     None if self.io.read_buf(&mut self.bytes).await.unwrap() == 0 => return None,
                     None => {}
@@ -260,4 +261,72 @@ async fn all_that_was_said_arrives_before_the_end() {
     assert_eq!(client.hear().await, Some(Said::GoAway));
     assert_eq!(client.hear().await, None);
     finishing.await.unwrap();
+}
+
+/// `kubectl exec … | less`: whoever reads gets the status, or would take what came for all.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_reads_slowly_gets_all_that_was_said() {
+    const PIECES: usize = 64;
+    const PIECE: usize = 16 << 10;
+    let (mut client, connection) = Client::new();
+    let out = connection.outbound().clone();
+    let finishing = tokio::spawn(async move {
+        for _ in 0..PIECES {
+            out.data(3, Bytes::from(vec![7; PIECE]), false).await.unwrap();
+        }
+        out.data(1, Bytes::from_static(b"status"), true).await.unwrap();
+        connection.finish().await;
+    });
+    let (mut size, mut read, mut status) = (0, 0, Vec::new());
+    loop {
+        match client.hear().await {
+            Some(Said::Data { stream: 3, bytes, .. }) => size += bytes.len(),
+            Some(Said::Data { stream: 1, bytes, ended }) => {
+                status.extend_from_slice(&bytes);
+                if ended {
+                    break;
+                }
+            }
+            other => panic!("{size} bytes came, then {other:?}"),
+        }
+        // A page, not what one read happens to bring.
+        if size / PIECE > read {
+            read = size / PIECE;
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+    }
+    assert_eq!((size, status.as_slice()), (PIECES * PIECE, &b"status"[..]));
+    assert_eq!(client.hear().await, Some(Said::GoAway));
+    finishing.await.unwrap();
+}
+
+/// What is in the socket is not with the client yet: it would be lost if the socket were closed and the client said a word.
+#[tokio::test(start_paused = true)]
+async fn a_connection_lasts_until_its_client_has_read_all_or_has_gone() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    for stays in [true, false] {
+        let (mut client, connection) = Client::new();
+        let out = connection.outbound().clone();
+        let mut finishing = tokio::spawn(async move {
+            out.data(1, Bytes::from_static(b"status"), true).await.unwrap();
+            connection.finish().await;
+        });
+        tokio::time::timeout(HOUR, &mut finishing).await.expect_err("it has read nothing, and is here");
+        if stays {
+            assert!(matches!(client.hear().await, Some(Said::Data { stream: 1, .. })));
+            assert_eq!(client.hear().await, Some(Said::GoAway));
+        } else {
+            drop(client);
+        }
+        tokio::time::timeout(HOUR, finishing).await.expect("it ends").unwrap();
+    }
+}
+
+/// One that answers no ping, and stays, is not kept for ever.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_answers_is_left_in_the_end() {
+    let (client, connection) = Client::new();
+    let finishing = tokio::spawn(connection.finish());
+    tokio::time::timeout(Duration::from_secs(9 * 3600), finishing).await.expect("it ends").unwrap();
+    drop(client);
 }

@@ -101,8 +101,8 @@ impl PodSource for World {
 
 #[async_trait]
 impl Agents for World {
-    fn enrolled(&self) -> Option<std::collections::BTreeSet<String>> {
-        self.enrolled.lock().unwrap().clone()
+    fn enrolled(&self) -> Option<Arc<std::collections::BTreeSet<String>>> {
+        self.enrolled.lock().unwrap().clone().map(Arc::new)
     }
     fn up(&self, _: &str) -> Option<u64> {
         Some(self.up.load(SeqCst)).filter(|connection| *connection > 0)

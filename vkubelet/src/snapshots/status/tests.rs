@@ -156,3 +156,26 @@ fn only_bytes_that_have_come_are_progress() {
     assert!(differ_in_progress_only(&at(1), &at(2)));
     assert!(!differ_in_progress_only(&at(1), &look(&of, &[("a", said(&[failed("x")]))], NOW)));
 }
+
+#[test]
+fn nodes_that_disagree_about_pull_secrets_do_not_take_each_others_word_back() {
+    let mut of = snapshot(json!({"images": ["x"], "imagePullSecrets": [{"name": "s"}]}));
+    let (targets, heard) = (Ok(BTreeSet::from(["a".to_owned()])), BTreeMap::from([("a".to_owned(), Said::Nothing)]));
+    let missing = ["secret \"s\" is not there; it must be in its namespace".to_owned()];
+    let mut look = |node: &str, secrets: &[String]| {
+        let facts = Facts { node, targets: &targets, said: &heard, secrets, now: at(NOW) };
+        let status = status(&of, &facts);
+        let condition = status.conditions[1].clone();
+        of.status = Some(status);
+        (condition.status, condition.message)
+    };
+    let no = "False".to_owned();
+    let of_n = format!("n: {}", missing[0]);
+    assert_eq!(look("n", &missing), (no.clone(), of_n.clone()));
+    // The other finds it; the first still does not.
+    assert_eq!(look("m", &[]), (no.clone(), of_n.clone()));
+    assert_eq!(look("n", &missing), (no.clone(), of_n.clone()));
+    assert_eq!(look("m", &missing), (no.clone(), format!("m: {}; {of_n}", missing[0])));
+    assert_eq!(look("n", &[]).1, format!("m: {}", missing[0]));
+    assert_eq!(look("m", &[]), ("True".to_owned(), String::new()));
+}

@@ -2,43 +2,42 @@ use std::fs;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 use super::*;
 
 struct World {
-    root: TempDir,
     desired: Desired,
     source: ManifestSource,
     stop: CancellationToken,
+    /// Where the source's tasks run: it is over when they are, and writes nothing afterwards.
+    life: Option<Runtime>,
+    root: TempDir,
 }
 
 impl World {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("pods")).unwrap();
-        Self::open(root)
-    }
-
-    fn open(root: TempDir) -> Self {
-        let desired = Desired::new([SourceKind::Manifest]);
-        let stop = CancellationToken::new();
-        let settings = ManifestSettings {
-            directory: root.path().join("pods"),
-            state_dir: root.path().join("state"),
-            node_name: "node".into(),
-        };
-        let source = ManifestSource::start(settings, desired.clone(), &TaskTracker::new(), &stop).unwrap();
-        Self { root, desired, source, stop }
+        let (desired, source, stop, life) = begin(&root);
+        Self { desired, source, stop, life: Some(life), root }
     }
 
     /// A new life on the same disk.
-    async fn restart(self) -> Self {
+    async fn restart(mut self) -> Self {
+        self.end();
+        let (desired, source, stop, life) = begin(&self.root);
+        (self.desired, self.source, self.stop, self.life) = (desired, source, stop, Some(life));
+        self.desired.complete().await;
+        self
+    }
+
+    fn end(&mut self) {
         self.stop.cancel();
-        let Self { root, source, .. } = self;
-        drop(source);
-        let world = Self::open(root);
-        world.desired.complete().await;
-        world
+        let life = self.life.take();
+        // It waits for what is being written, which no task may.
+        let ended = std::thread::spawn(move || drop(life)).join();
+        assert!(ended.is_ok() || std::thread::panicking());
     }
 
     fn write(&self, file: &str, name: &str, image: &str) {
@@ -65,6 +64,27 @@ impl World {
     async fn pod(&self, name: &str) -> Arc<DesiredPod> {
         self.until(name, |d| d.find("default", name).filter(|p| p.deletion.is_none())).await
     }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn begin(root: &TempDir) -> (Desired, ManifestSource, CancellationToken, Runtime) {
+    let life = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let desired = Desired::new([SourceKind::Manifest]);
+    let stop = CancellationToken::new();
+    let settings = ManifestSettings {
+        directory: root.path().join("pods"),
+        state_dir: root.path().join("state"),
+        node_name: "node".into(),
+    };
+    let entered = life.enter();
+    let source = ManifestSource::start(settings, desired.clone(), &TaskTracker::new(), &stop).unwrap();
+    drop(entered);
+    (desired, source, stop, life)
 }
 
 #[tokio::test]
@@ -173,7 +193,7 @@ async fn references_come_from_files_and_their_changes_are_told() {
     let mut changes = world.source.changes();
     let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {k: v}\n";
     fs::write(world.root.path().join("pods/m.yaml"), text).unwrap();
-    let changed = tokio::time::timeout(Duration::from_secs(5), changes.recv()).await.unwrap().unwrap();
+    let changed = tokio::time::timeout(Duration::from_secs(60), changes.recv()).await.unwrap().unwrap();
     assert_eq!((changed.kind, changed.name.as_str()), (ReferenceKind::ConfigMap, "m"));
     let map = world.source.config_map("default", "m").await.unwrap().unwrap();
     assert_eq!(map.data["k"], b"v");

@@ -1,12 +1,15 @@
 //! Puts the agent together, runs it, and takes it apart in the right order.
 
+mod error;
+mod given;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::transport::agent_routes;
 use image_snapshot::{Converter, Images, ImagesConfig, LocalSources};
 use sandbox::contract::Sandboxes;
-use sandbox::namespace::{Config as SandboxConfig, NamespaceSandboxes};
+use sandbox::namespace::NamespaceSandboxes;
 use sandbox::sys::spread::Spread;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -15,134 +18,38 @@ use tokio_util::sync::CancellationToken;
 use crate::board::Board;
 use crate::clock::Now;
 use crate::config::Config;
-use crate::cpus::{Cpus, CpusError};
-use crate::devices::{Policy, PolicyError};
 use crate::errors::chain;
 use crate::events::Journal;
-use crate::host::admission::Room;
-use crate::host::facts::{self, Facts, FactsError};
+use crate::host::facts::Facts;
 use crate::host::huge_pages;
-use crate::host::kernel::{self, KernelError};
+use crate::host::kernel;
 use crate::host::pressure;
 use crate::image_gc;
 use crate::images::ImageStore;
-use crate::ledger::{Ledger, LedgerError};
-use crate::link::{self, IdentityError, LinkConfig, LinkState};
-use crate::meter::{Meter, MeterConfig, MeterError};
+use crate::ledger::Ledger;
+use crate::link::{self, LinkConfig, LinkState};
+use crate::meter::Meter;
 use crate::metering::{Counters, PodMeter};
-use crate::network::{Network, NetworkConfig, NetworkError};
+use crate::network::Network;
 use crate::observe::{self, Metrics};
 use crate::pod::spec::HostFacts;
-use crate::pod::spec::resources::Amounts;
 use crate::pod::task::World;
 use crate::pod::volumes::atomic;
-use crate::pod::volumes::disk::{self, VolumeError};
+use crate::pod::volumes::disk;
 use crate::pod::volumes::dns::Resolver;
-use crate::prepared::{Prepared, RecordError};
-use crate::recover::{self, RecoverError};
+use crate::prepared::Prepared;
+use crate::recover;
 use crate::roster::Roster;
 use crate::service::Service;
-use crate::trust::Trust;
+
+pub use error::RunError;
+pub(crate) use given::{AHEAD, meter_config, network_config, sandbox_config};
+use given::{Given, room, trust};
 
 /// How long sandboxes may fail to be listed at start.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Where the kernel tells of its CPUs.
-const CPUS: &str = "/sys/devices/system/cpu";
 /// Time between two looks at the usage spool for the metrics.
 const SPOOL_LOOK: Duration = Duration::from_secs(5);
-
-/// Why the agent cannot run.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// Not root.
-    #[error("the agent must run as root: it makes namespaces, mounts and control groups")]
-    NotRoot,
-    /// The operator's file of devices.
-    #[error("could not use the device policy (--device-policy)")]
-    Devices(#[source] PolicyError),
-    /// CPUs cannot be given out.
-    #[error("could not use the static CPU policy (--cpu-manager-policy)")]
-    Cpus(#[source] CpusError),
-    /// The kernel cannot run pods.
-    #[error("could not find in this kernel what pods need")]
-    Kernel(#[source] KernelError),
-    /// A directory could not be made.
-    #[error("could not make directory {path:?}")]
-    Directory {
-        /// Which.
-        path: std::path::PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The host has not joined, or its identity cannot be read.
-    #[error("this host's identity")]
-    Identity(#[source] IdentityError),
-    /// The id given is not the one in the certificate.
-    #[error("--host-id {given} is not the id that this host joined with, {joined}")]
-    OtherHost {
-        /// By flag.
-        given: String,
-        /// By certificate.
-        joined: String,
-    },
-    /// Another agent works here.
-    #[error(
-        "another agent runs with state directory {path:?}: a host has one; for a second one give it directories of its own"
-    )]
-    InUse {
-        /// Whose.
-        path: std::path::PathBuf,
-    },
-    /// The state directory cannot be taken.
-    #[error("could not lock {path:?}")]
-    Lock {
-        /// Which file.
-        path: std::path::PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The port for metrics and health is not to be had.
-    #[error("could not listen on {address} (--http-listen)")]
-    Listen {
-        /// Where.
-        address: std::net::SocketAddr,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// /proc cannot be read.
-    #[error("could not learn about this host")]
-    Facts(#[source] FactsError),
-    /// Secrets would reach a disk.
-    #[error("could not keep secrets in memory only")]
-    Secrets(#[source] VolumeError),
-    /// The ledger.
-    #[error("could not open the ledger")]
-    Ledger(#[source] LedgerError),
-    /// The network.
-    #[error("could not open the pods' network")]
-    Network(#[source] NetworkError),
-    /// The sandboxes.
-    #[error("could not open the sandboxes")]
-    Sandboxes(#[source] sandbox::contract::SandboxError),
-    /// The images.
-    #[error("could not open the image store")]
-    Images(#[source] image_snapshot::ImageError),
-    /// What is kept ready.
-    #[error("could not read which images are to be kept")]
-    Prepared(#[source] RecordError),
-    /// The meter.
-    #[error("could not open the usage meter")]
-    Meter(#[source] MeterError),
-    /// What was there before could not be taken back.
-    #[error("could not recover this host's pods")]
-    Recover(#[source] RecoverError),
-    /// A thread ended early.
-    #[error("starting was interrupted")]
-    Interrupted,
-}
 
 fn directory(path: &std::path::Path, mode: u32) -> Result<(), RunError> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -269,6 +176,9 @@ async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Met
     let network = Network::open(network_config(config)).await.map_err(RunError::Network)?;
     let mut images_config = ImagesConfig::new(config.state_dir.join("images"));
     images_config.insecure_registries.clone_from(&config.insecure_registries);
+    images_config.registries.clone_from(&config.registries);
+    images_config.copies = config.image_copies;
+    images_config.concurrency = config.concurrency.clone();
     if let Some(silence) = config.registry_timeout {
         images_config.timeouts.progress = silence;
         images_config.timeouts.connect = images_config.timeouts.connect.min(silence);
@@ -287,6 +197,7 @@ async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Met
     let disk = image_gc::Room { dir: config.state_dir.clone(), marks: config.image_gc };
     let images = ImageStore::new(images, Some(sandboxes.clone()))
         .with_room(disk)
+        .with_metrics(metrics.images.clone())
         .with_host_credentials(config.docker_config.clone());
     let (state_dir, shelf) = (config.state_dir.clone(), Arc::new(images.clone()));
     let prepared = blocking(move || Prepared::open(&state_dir, shelf)).await?.map_err(RunError::Prepared)?;
@@ -337,81 +248,6 @@ async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Met
         pod_cidr: config.pod_cidr.to_string(),
     };
     Ok(Parts { sandboxes, roster, meter, service })
-}
-
-/// What the operator lets the host give out, read before anything is opened.
-struct Given {
-    devices: Policy,
-    cpus: Option<Cpus>,
-}
-
-impl Given {
-    async fn read(config: &Config) -> Result<Self, RunError> {
-        let devices = match config.device_policy.clone() {
-            Some(path) => blocking(move || Policy::load(&path)).await?.map_err(RunError::Devices)?,
-            None => Policy::default(),
-        };
-        let cpus = match config.reserved_cpus.clone() {
-            Some(reserved) => {
-                let read = move || Cpus::read(std::path::Path::new(CPUS), reserved);
-                Some(blocking(read).await?.map_err(RunError::Cpus)?)
-            }
-            None => None,
-        };
-        Ok(Self { devices, cpus })
-    }
-}
-
-fn trust(config: &Config, devices: Policy) -> Trust {
-    Trust {
-        allowed: config.allow.clone(),
-        unsafe_sysctls: config.unsafe_sysctls.clone(),
-        seccomp_profiles: config.seccomp_profiles.clone(),
-        apparmor: crate::host::kernel::enforces_apparmor(),
-        apparmor_default: config.apparmor_default.clone(),
-        devices,
-    }
-}
-
-pub(crate) fn network_config(config: &Config) -> NetworkConfig {
-    NetworkConfig {
-        state_dir: config.state_dir.join("network"),
-        data_plane: config.data_plane.clone(),
-        cidr: config.pod_cidr,
-        bridge: config.bridge.clone(),
-    }
-}
-
-pub(crate) fn sandbox_config(config: &Config) -> SandboxConfig {
-    SandboxConfig {
-        run_dir: config.run_dir.clone(),
-        shim_program: config.shim.clone(),
-        cgroup_parent: config.cgroup_parent.clone(),
-        layer_dirs: vec![config.state_dir.join("images")],
-        pool_size: config.pool_size,
-    }
-}
-
-pub(crate) fn meter_config(config: &Config, host_id: &str) -> MeterConfig {
-    MeterConfig::new(config.state_dir.join("spool"), host_id.to_owned())
-}
-
-fn room(config: &Config, given: &Given, facts: &Facts) -> Room {
-    let disk = facts::disk(&config.state_dir).map_or(0, |(_, all)| all);
-    let set_aside = huge_pages::set_aside(&facts.huge_pages);
-    Room {
-        amounts: Amounts {
-            milli_cpu: match given.cpus.as_ref().map(|cpus| cpus.count() as u64 * 1000) {
-                Some(most) => config.capacity_milli_cpu.map_or(most, |wanted| wanted.min(most)),
-                None => config.capacity_milli_cpu.unwrap_or(facts.cpus * 1000),
-            },
-            memory: config.capacity_memory.unwrap_or(facts.memory.saturating_sub(set_aside)),
-            ephemeral: disk,
-        },
-        set_aside,
-        scalars: huge_pages::capacity(&facts.huge_pages).into_iter().chain(given.devices.capacity()).collect(),
-        pods: config.max_pods,
-    }
 }
 
 /// The resolver that pods get; one on the host's loopback is of no use to them.

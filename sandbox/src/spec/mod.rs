@@ -3,12 +3,18 @@
 //! All of it is serialised to the shim as JSON; every field added later must have a serde default, because an
 //! agent must be able to re-adopt shims that an older or newer agent started.
 
+mod mount;
+mod security;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::{Access, DeviceKind, DeviceRule};
+pub use mount::Mount;
+pub use security::{
+    ALL_CAPABILITIES, DEFAULT_CAPABILITIES, DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS, Device, Seccomp, Security,
+};
 
 /// Names one sandbox on one host: 1 to 63 characters of `[a-z0-9-]`, unique for ever on that host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -169,6 +175,13 @@ pub struct ContainerSpec {
     pub target: Option<ContainerName>,
 }
 
+impl ContainerSpec {
+    /// Whether any of its mounts is an image.
+    pub(crate) fn has_images(&self) -> bool {
+        self.mounts.iter().any(|mount| !mount.layers.is_empty())
+    }
+}
+
 fn sigterm() -> i32 {
     15
 }
@@ -183,35 +196,6 @@ pub struct User {
     /// Supplementary group ids (the primary one included or not, as the caller decides).
     #[serde(default)]
     pub additional_gids: Vec<u32>,
-}
-
-/// A host directory or file that appears in the container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mount {
-    /// Absolute path on the host, owned by the agent.
-    pub source: PathBuf,
-    /// Path below `source`, resolved inside it only (RESOLVE_IN_ROOT); empty for `source` itself.
-    #[serde(default)]
-    pub sub_path: PathBuf,
-    /// Absolute path in the container, resolved inside its root only; made (directory or file, as the source is) when absent.
-    pub destination: PathBuf,
-    /// Read-only.
-    #[serde(default)]
-    pub read_only: bool,
-    /// No program of it may be executed.
-    #[serde(default)]
-    pub no_exec: bool,
-    /// Shift owners with the sandbox's user namespace, so that id 0 on the host appears as 0 in the container.
-    #[serde(default = "yes")]
-    pub idmap: bool,
-    /// The source was made for this sandbox alone: where its file system cannot shift owners (tmpfs before Linux 6.3), those
-    /// in it are changed instead, and whoever writes there later keeps to the owner of the directory. Only with `idmap`.
-    #[serde(default)]
-    pub exclusive: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// Limits and weights; `None` means no limit.
@@ -241,168 +225,6 @@ pub struct Resources {
     pub pids_limit: Option<u64>,
     /// `oom_score_adj` of its processes, -1000 to 1000.
     pub oom_score_adj: Option<i32>,
-}
-
-/// Security settings of one container. The default is the default profile, never "nothing".
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Security {
-    /// Bounding, permitted and effective capabilities for uid 0 (`CAP_CHOWN` …); empty inheritable and ambient sets.
-    pub capabilities: Vec<String>,
-    /// `no_new_privs`.
-    pub no_new_privileges: bool,
-    /// The seccomp filter.
-    pub seccomp: Seccomp,
-    /// Paths hidden; a `*` stands for any part of one name.
-    pub masked_paths: Vec<String>,
-    /// Paths made read-only.
-    pub readonly_paths: Vec<String>,
-    /// /sys and the control groups are writable, as far as the kernel lets the container's root.
-    pub writable_kernel: bool,
-    /// The AppArmor profile that its programs begin in; without one that of the agent, as a rule none.
-    pub apparmor: Option<String>,
-    /// Every device of the host is in /dev and may be used, as far as the kernel lets the container's root.
-    pub host_devices: bool,
-    /// Devices of the host's beside those that every container has.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub devices: Vec<Device>,
-}
-
-/// A device of the host's that a container may use; its node is the container's own, and its user's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Device {
-    /// Absolute path in the container, below /dev; directories are made when missing.
-    pub path: PathBuf,
-    /// Character or block.
-    pub kind: DeviceKind,
-    /// Major number.
-    pub major: u32,
-    /// Minor number.
-    pub minor: u32,
-    /// What may be done with it; what the node's mode would allow beyond that, the kernel refuses.
-    pub access: Access,
-    /// The node's permission bits.
-    pub mode: u32,
-}
-
-impl Device {
-    /// As the control groups know it.
-    #[must_use]
-    pub fn rule(&self) -> DeviceRule {
-        DeviceRule { kind: self.kind, major: Some(self.major), minor: Some(self.minor), access: self.access }
-    }
-}
-
-/// Which seccomp filter applies.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Seccomp {
-    /// The runtime's own default table.
-    #[default]
-    RuntimeDefault,
-    /// None at all (by host policy only).
-    Unconfined,
-    /// A program of the operator's, made by [`crate::seccomp::profile`]: one number an instruction.
-    Custom(Vec<u64>),
-}
-
-/// The nine capabilities that a container has by default (CRI-O's list).
-pub const DEFAULT_CAPABILITIES: [&str; 9] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_KILL",
-];
-
-/// Every capability that Linux has, by number.
-pub const ALL_CAPABILITIES: [&str; 41] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-];
-
-/// Paths masked by default: the union of what containerd, podman, CRI-O and the kubelet hide, and the switches of
-/// kernel messages, which root of a pod without a user namespace could write.
-pub const DEFAULT_MASKED_PATHS: [&str; 15] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/dynamic_debug",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/system/cpu/cpu*/thermal_throttle",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-    "/sys/fs/selinux",
-];
-
-/// Paths read-only by default.
-pub const DEFAULT_READONLY_PATHS: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
-impl Default for Security {
-    fn default() -> Self {
-        let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-        Self {
-            capabilities: owned(&DEFAULT_CAPABILITIES),
-            no_new_privileges: false,
-            seccomp: Seccomp::RuntimeDefault,
-            masked_paths: owned(&DEFAULT_MASKED_PATHS),
-            readonly_paths: owned(&DEFAULT_READONLY_PATHS),
-            writable_kernel: false,
-            host_devices: false,
-            devices: Vec::new(),
-            apparmor: None,
-        }
-    }
 }
 
 /// A further process in a running container.

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(init: { image_snapshot_fuzz::plant("tar") }, |data: &[u8]| image_snapshot::fuzz::tar(data));

@@ -1,0 +1,90 @@
+//! The start of a container: what it is made of is opened and handed to its shim.
+//!
+//! A root that was made ahead is used where it is the same; where that cannot be any more the container starts without it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::ahead::{Ahead, Given};
+use super::client::Client;
+use super::keeper::unexpected;
+use super::slots::io_failed;
+use super::wire::ShimWire;
+use super::{Inner, sources};
+use crate::contract::{SandboxError, Started};
+use crate::protocol::shim::{Reply, Request, StartFds};
+use crate::spec::{ContainerSpec, SandboxId};
+
+impl Inner {
+    /// See [`Sandboxes::start`](crate::contract::Sandboxes::start).
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        container: &ContainerSpec,
+    ) -> Result<Started, SandboxError> {
+        let shim = self.shim(id).await?;
+        let (ahead, first) = self.shims.begin(id);
+        if first {
+            self.roots.started(&container.rootfs.layers);
+        }
+        let volumes = self.volumes(&container.mounts).await?;
+        crate::sys::failpoint::failpoint!(SourcesOpened);
+        let started = match start_assembled(&shim, ahead, container, &volumes).await? {
+            Some(started) => started,
+            None => self.start_afresh(&shim, container, volumes).await?,
+        };
+        crate::sys::failpoint::failpoint!(StartAnswered);
+        Ok(started)
+    }
+
+    /// With a root that the container's stub makes.
+    async fn start_afresh(
+        self: &Arc<Self>,
+        shim: &Client<ShimWire>,
+        container: &ContainerSpec,
+        volumes: Vec<OwnedFd>,
+    ) -> Result<Started, SandboxError> {
+        let mut fds = self.mount(&container.rootfs.layers).await?;
+        crate::sys::failpoint::failpoint!(LayersReceived);
+        let writable = container.rootfs.writable.as_deref().map(sources::writable).transpose()?;
+        let (layers, writables, mounts) = (fds.len(), usize::from(writable.is_some()), volumes.len());
+        fds.extend(writable.into_iter().chain(volumes));
+        let counts = StartFds { layers, writable: writables, mounts, assembled: false };
+        let started = call(shim, container, counts, fds).await?;
+        self.pile_layers();
+        Ok(started)
+    }
+}
+
+/// With the root that was made ahead, if it is the container's and its stub still has it.
+async fn start_assembled(
+    shim: &Client<ShimWire>,
+    ahead: Option<Ahead>,
+    container: &ContainerSpec,
+    volumes: &[OwnedFd],
+) -> Result<Option<Started>, SandboxError> {
+    if ahead.map(|ahead| ahead.become_of(container)) != Some(Given::Root) {
+        return Ok(None);
+    }
+    let copies = volumes.iter().map(OwnedFd::try_clone).collect::<Result<_, _>>();
+    let copies = copies.map_err(|error| io_failed("copies of descriptors", error))?;
+    let counts = StartFds { mounts: volumes.len(), assembled: true, ..StartFds::default() };
+    match call(shim, container, counts, copies).await {
+        // The stub that had made it is not there any more, or its limits are below what it has used.
+        Err(SandboxError::NotFound { .. }) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+async fn call(
+    shim: &Client<ShimWire>,
+    container: &ContainerSpec,
+    counts: StartFds,
+    fds: Vec<OwnedFd>,
+) -> Result<Started, SandboxError> {
+    let request = Request::Start { spec: container.clone(), fds: counts };
+    match shim.call("start of a container", request, fds).await?.reply {
+        Reply::Started(started) => Ok(started),
+        _ => Err(unexpected("start of a container")),
+    }
+}
