@@ -262,9 +262,9 @@ const GIVEN: &[Case] = &[
     ("containers of a pod share network, IPC, hostname and volumes", |bed| {
         let image = bed.registry.image("shared", &[])?;
         let serve = "hostname > /scratch/name; readlink /proc/self/ns/ipc > /scratch/ipc; readlink /proc/self/ns/uts > /scratch/uts; \
-                     echo hello | nc -l -p 8080; echo served";
+                     echo hello > /scratch/hello; nc -l -p 8080 < /scratch/hello; echo served";
         let ask = "until [ -s /scratch/uts ]; do sleep 0.1; done; \
-                   until nc 127.0.0.1 8080 </dev/null; do sleep 0.1; done; \
+                   until nc 127.0.0.1 8080 </dev/null 2>/dev/null; do sleep 0.1; done; \
                    [ \"$(hostname)\" = \"$(cat /scratch/name)\" ] && [ \"$(readlink /proc/self/ns/ipc)\" = \"$(cat /scratch/ipc)\" ] && \
                    [ \"$(readlink /proc/self/ns/uts)\" = \"$(cat /scratch/uts)\" ] && hostname";
         let mut containers = [shell("serves", &image, serve), shell("asks", &image, ask)];
