@@ -42,6 +42,7 @@ fn agent(set_up: &str) -> Result<(), Box<dyn std::error::Error>> {
         layer_dirs: set_up.layer_dirs,
         pool_size: set_up.pool_size,
         ahead_dir: set_up.ahead_dir,
+        limit_writable: true,
     };
     let sandboxes = Arc::new(runtime.block_on(NamespaceSandboxes::open(config))?);
     let output = Arc::new(Mutex::new(std::io::stdout()));

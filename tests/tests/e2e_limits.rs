@@ -57,11 +57,14 @@ const DISK: &[Case] = &[
     }),
     ("A container's own changes above the pod's limit end the pod", |bed| {
         let image = bed.registry.image("own-changes", &[])?;
-        let mut main = writer(&image, "/x", 20);
+        // Which the disk does not let it write: it ends long before.
+        let script = "dd if=/dev/zero of=/x bs=1M count=100 2>/dev/null || echo full; sleep 1000";
+        let mut main = shell("main", &image, script);
         main["resources"] = json!({"limits": {"ephemeral-storage": "10Mi"}});
         bed.pod("own-changes", json!({"containers": [main]}))?;
         let message = "Pod ephemeral local storage usage exceeds the total limit of containers 10Mi. ";
-        is_evicted(bed, "own-changes", message)
+        is_evicted(bed, "own-changes", message)?;
+        bed.until_logs(&["own-changes"], "full\n")
     }),
     ("One container above its own limit ends the pod", |bed| {
         let image = bed.registry.image("one-of-two", &[])?;

@@ -153,6 +153,10 @@ pub struct RunFlags {
     /// v2; the kubelet's is 0.9 [default: not].
     #[arg(long, env = "NODELESS_MEMORY_THROTTLING_FACTOR")]
     pub memory_throttling_factor: Option<f64>,
+    /// Keep what a container writes to its root within its ephemeral-storage limit, by a project quota or a file system of its
+    /// own, beside evicting its pod [default: true].
+    #[arg(long, env = "NODELESS_LIMIT_ROOTS")]
+    pub limit_roots: Option<bool>,
     /// What pods may have beyond what holds them apart [default: nothing]; may be repeated.
     #[arg(long, env = "NODELESS_ALLOW", value_enum, value_delimiter = ',')]
     pub allow: Option<Vec<Allow>>,
@@ -227,6 +231,7 @@ impl RunFlags {
             cpu_manager_policy,
             reserved_cpus,
             protect_memory,
+            limit_roots,
             memory_throttling_factor,
             log_format,
             otlp_endpoint,

@@ -71,6 +71,8 @@ pub struct Config {
     pub bridge: String,
     /// Cgroup under which all pods live.
     pub cgroup_parent: String,
+    /// What containers write to their roots is kept within their limits by the kernel.
+    pub limit_roots: bool,
     /// The `nodeless-shim` program.
     pub shim: PathBuf,
     /// Warm sandboxes.
@@ -269,6 +271,7 @@ impl Config {
             capacity_milli_cpu: quantity("capacity-cpu", flags.capacity_cpu, milli)?,
             capacity_memory: quantity("capacity-memory", flags.capacity_memory, whole)?,
             max_pods: flags.max_pods.unwrap_or(MAX_PODS),
+            limit_roots: flags.limit_roots.unwrap_or(true),
             policy: policy(flags.pids_limit, flags.protect_memory, flags.memory_throttling_factor)?,
             log_format: flags.log_format.unwrap_or_default(),
             otlp_endpoint: flags.otlp_endpoint,

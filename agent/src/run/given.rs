@@ -72,6 +72,7 @@ pub(crate) fn sandbox_config(config: &Config) -> SandboxConfig {
         layer_dirs: vec![config.state_dir.join("images")],
         pool_size: config.pool_size,
         ahead_dir: Some(config.state_dir.join(AHEAD)),
+        limit_writable: config.limit_roots,
     }
 }
 

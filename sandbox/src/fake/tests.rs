@@ -34,7 +34,11 @@ impl Harness for FakeHost {
             env: vec![],
             cwd: "/".into(),
             user: User::default(),
-            rootfs: Rootfs { layers: vec![Layer { id: "sha256:x".into(), path: "/x".into() }], writable: None },
+            rootfs: Rootfs {
+                layers: vec![Layer { id: "sha256:x".into(), path: "/x".into() }],
+                writable: None,
+                writable_limit: None,
+            },
             readonly_rootfs: false,
             mounts: vec![],
             resources: Resources::default(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, unlinkat};
@@ -13,11 +13,9 @@ use super::namespace::LAYERS;
 use super::{KeeperError, Step};
 use crate::protocol::Refusal;
 use crate::spec::Layer;
-use crate::sys::loop_device;
+use crate::sys::loop_device::{self, Access};
 use crate::sys::mount;
 
-/// How often another process may take a free loop device first.
-const LOOP_TRIES: u32 = 64;
 /// Longest identity of a layer.
 const LONGEST_ID: usize = 256;
 
@@ -95,21 +93,9 @@ impl LoopDevices {
         Self { dev: openat(CWD, "/dev", flags, Mode::empty()).ok(), only_way: force, direct: true }
     }
 
-    /// Binds a file to a free device. The device frees itself when its last user (the mount) is gone.
     fn attach(&self, file: &OwnedFd) -> io::Result<OwnedFd> {
         let dev = self.dev.as_ref().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the host has no /dev"))?;
-        let control = openat(dev, "loop-control", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        for _ in 0..LOOP_TRIES {
-            let number = loop_device::free_number(control.as_fd())?;
-            let device = openat(dev, format!("loop{number}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            match loop_device::configure(device.as_fd(), file.as_fd(), self.direct) {
-                Ok(()) => return Ok(device),
-                // Somebody else took it first.
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(io::ErrorKind::ResourceBusy.into())
+        loop_device::attach(dev, file, Access::Read, self.direct)
     }
 }
 

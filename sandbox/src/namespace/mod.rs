@@ -23,6 +23,7 @@ mod pool;
 mod program;
 mod protection;
 mod reset;
+mod room;
 mod shims;
 mod slots;
 mod sources;
@@ -64,6 +65,16 @@ const RECORD: &str = "record";
 /// How long a shim may take to say what runs, before figures are told without it.
 const STATUS: Duration = Duration::from_secs(2);
 
+/// Bytes that a container has written to its root, where its writable directory is a file system of its own
+/// ([`Rootfs::writable_limit`](crate::spec::Rootfs::writable_limit)): its files cannot be counted from outside. `None` where they can.
+/// What it has written last is brought to the disk first. Blocking.
+///
+/// # Errors
+/// The kernel's.
+pub fn written_bytes(writable: &std::path::Path) -> io::Result<Option<u64>> {
+    room::image::bytes(writable)
+}
+
 /// How the backend is set up.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -80,6 +91,8 @@ pub struct Config {
     /// A directory of the backend's own on the file system of the containers' writable directories, in which those that are
     /// made ahead wait; `None`: none are, and no roots either.
     pub ahead_dir: Option<PathBuf>,
+    /// Whether [`Rootfs::writable_limit`](crate::spec::Rootfs::writable_limit) is kept, as far as the host can.
+    pub limit_writable: bool,
 }
 
 /// The namespace backend.
@@ -107,6 +120,7 @@ struct Inner {
     summing: AtomicBool,
     layers: Layers,
     roots: ahead::Roots,
+    room: room::Room,
     shims: Shims,
     /// Sandboxes that are being destroyed: their shims' ends are no loss.
     dying: std::sync::Mutex<BTreeSet<SandboxId>>,
@@ -148,7 +162,6 @@ impl NamespaceSandboxes {
         let (leftovers, left) = Leftovers::new();
         let inner = Arc::new(Inner {
             keeper: Keeper::new(config.clone()),
-            config,
             layout,
             _lock: lock,
             device_program: usual_devices(),
@@ -161,6 +174,8 @@ impl NamespaceSandboxes {
             summing: AtomicBool::default(),
             layers: Layers::default(),
             roots,
+            room: room::Room::new(config.limit_writable),
+            config,
             shims: Shims::default(),
             dying: std::sync::Mutex::default(),
         });

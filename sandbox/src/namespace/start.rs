@@ -3,6 +3,7 @@
 //! A root that was made ahead is used where it is the same; where that cannot be any more the container starts without it.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::ahead::{Ahead, Given};
@@ -10,7 +11,7 @@ use super::client::Client;
 use super::keeper::unexpected;
 use super::slots::io_failed;
 use super::wire::ShimWire;
-use super::{Inner, sources};
+use super::{Inner, blocking, sources};
 use crate::contract::{SandboxError, Started};
 use crate::protocol::shim::{Reply, Request, StartFds};
 use crate::spec::{ContainerSpec, SandboxId};
@@ -27,6 +28,8 @@ impl Inner {
         if first {
             self.roots.started(&container.rootfs.layers);
         }
+        // What was made ahead holds as much as its disk.
+        let ahead = ahead.filter(|_| container.rootfs.writable_limit.is_none());
         let volumes = self.volumes(&container.mounts).await?;
         crate::sys::failpoint::failpoint!(SourcesOpened);
         let started = match start_assembled(&shim, ahead, container, &volumes).await? {
@@ -46,13 +49,24 @@ impl Inner {
     ) -> Result<Started, SandboxError> {
         let mut fds = self.mount(&container.rootfs.layers).await?;
         crate::sys::failpoint::failpoint!(LayersReceived);
-        let writable = container.rootfs.writable.as_deref().map(sources::writable).transpose()?;
+        let writable = match (&container.rootfs.writable, container.rootfs.writable_limit) {
+            (Some(path), Some(bytes)) => Some(self.limited(path.clone(), bytes).await?),
+            (Some(path), None) => Some(sources::writable(path)?),
+            (None, _) => None,
+        };
         let (layers, writables, mounts) = (fds.len(), usize::from(writable.is_some()), volumes.len());
         fds.extend(writable.into_iter().chain(volumes));
         let counts = StartFds { layers, writable: writables, mounts, assembled: false };
         let started = call(shim, container, counts, fds).await?;
         self.pile_layers();
         Ok(started)
+    }
+
+    async fn limited(self: &Arc<Self>, path: PathBuf, bytes: u64) -> Result<OwnedFd, SandboxError> {
+        let inner = Arc::clone(self);
+        let mounted = blocking(move || inner.room.limited(&path, bytes)).await??;
+        crate::sys::failpoint::failpoint!(RoomMounted);
+        Ok(mounted)
     }
 }
 

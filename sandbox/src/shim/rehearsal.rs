@@ -38,6 +38,7 @@ fn spec() -> ContainerSpec {
         rootfs: Rootfs {
             layers: vec![Layer { id: text(71), path: text(128).into() }; 4],
             writable: Some(text(64).into()),
+            writable_limit: None,
         },
         readonly_rootfs: false,
         mounts: Vec::new(),

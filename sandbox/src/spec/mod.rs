@@ -47,6 +47,10 @@ pub struct Rootfs {
     /// Directory on the host that holds the writable part (`upper` and `work` are made in it); it must be on a
     /// filesystem that can be an overlay's upper. `None` with a read-only root that needs no writable part.
     pub writable: Option<PathBuf>,
+    /// Bytes that can be written there; what exceeds them fails with `ENOSPC` or `EDQUOT`, up to a sixteenth and 2 MiB later.
+    /// With a limit the directory may be found empty by each start. `None`: as many as its file system has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writable_limit: Option<u64>,
 }
 
 /// A whole pod's sandbox.

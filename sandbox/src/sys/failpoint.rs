@@ -82,6 +82,8 @@ points! {
     ShimConfigured = "agent.shim-configured",
     LayersReceived = "agent.layers-received",
     SourcesOpened = "agent.sources-opened",
+    RoomMade = "agent.room-made",
+    RoomMounted = "agent.room-mounted",
     StartAnswered = "agent.start-answered",
     ExecAnswered = "agent.exec-answered",
     // … and cleared.

@@ -2,14 +2,29 @@
 #![allow(unsafe_code)] // neither rustix nor nix knows these ioctls
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, openat};
 
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A as libc::Ioctl;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82 as libc::Ioctl;
+const BLKFLSBUF: libc::Ioctl = 0x1261 as libc::Ioctl;
 
 const READ_ONLY: u32 = 1;
 const AUTOCLEAR: u32 = 4;
 const DIRECT_IO: u32 = 16;
+
+/// How often another process may take a free device first.
+const TRIES: u32 = 64;
+
+/// What may be done with a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Reading alone.
+    Read,
+    /// Writing too.
+    Write,
+}
 
 /// `struct loop_info64`.
 #[repr(C)]
@@ -38,23 +53,50 @@ struct Configuration {
     reserved: [u64; 8],
 }
 
+/// Binds `file` to a free device of `dev`, the host's /dev. The device frees itself when its last user (the mount) is gone. With
+/// `direct` it goes around the page cache (which the mount has of its own) where the file's file system says that it can.
+pub(crate) fn attach(dev: impl AsFd, file: impl AsFd, access: Access, direct: bool) -> io::Result<OwnedFd> {
+    let (dev, file) = (dev.as_fd(), file.as_fd());
+    let control = openat(dev, "loop-control", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let (open, flags) = match access {
+        Access::Read => (OFlags::RDONLY, READ_ONLY | AUTOCLEAR),
+        Access::Write => (OFlags::RDWR, AUTOCLEAR),
+    };
+    for _ in 0..TRIES {
+        let number = free_number(control.as_fd())?;
+        let device = openat(dev, format!("loop{number}"), open | OFlags::CLOEXEC, Mode::empty())?;
+        match configure(device.as_fd(), file, flags, direct) {
+            Ok(()) => return Ok(device),
+            // Somebody else took it first.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
+}
+
+/// Has the file system that is mounted from this device write what it still has in memory.
+pub(crate) fn flush(device: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: BLKFLSBUF takes no argument; the descriptor is open for the borrow's time.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKFLSBUF) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Number of a device that is free at this moment, making one if there is none. `control`: /dev/loop-control.
-pub(crate) fn free_number(control: BorrowedFd<'_>) -> io::Result<u32> {
+fn free_number(control: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: LOOP_CTL_GET_FREE takes no argument; the descriptor is open for the borrow's time.
     let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
     u32::try_from(number).map_err(|_| io::Error::last_os_error())
 }
 
-/// Binds `file` to `device`, read-only, to be freed with its last user; with `direct`, around the page cache (which the
-/// mount has of its own) where the file's file system says that it can. `EBUSY`: the device is not free any more.
-pub(crate) fn configure(device: BorrowedFd<'_>, file: BorrowedFd<'_>, direct: bool) -> io::Result<()> {
+fn configure(device: BorrowedFd<'_>, file: BorrowedFd<'_>, flags: u32, direct: bool) -> io::Result<()> {
     if direct {
-        match try_configure(device, file, READ_ONLY | AUTOCLEAR | DIRECT_IO) {
+        match try_configure(device, file, flags | DIRECT_IO) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             other => return other,
         }
     }
-    try_configure(device, file, READ_ONLY | AUTOCLEAR)
+    try_configure(device, file, flags)
 }
 
 fn try_configure(device: BorrowedFd<'_>, file: BorrowedFd<'_>, flags: u32) -> io::Result<()> {

@@ -14,6 +14,7 @@
 //! * `loop_device`: binding a file to a block device.
 //! * [`link`]: bringing the loopback interface up.
 //! * [`process`]: descriptors and signals before `execve`.
+//! * `quota`: limits of the bytes that a directory's files take together.
 //! * [`say`]: words on standard error that can neither fail nor wait.
 //! * [`spread`]: where a file system puts the directories of a directory.
 //! * [`title`]: what `ps` shows of a process.
@@ -35,6 +36,7 @@ pub mod mount;
 pub(crate) mod owner;
 pub mod paths;
 pub mod process;
+pub(crate) mod quota;
 pub mod say;
 pub mod spread;
 pub mod title;

@@ -56,6 +56,7 @@ impl Maker {
             "rootfs": {
                 "layers": [{ "id": LAYER, "path": image::layer().unwrap() }],
                 "writable": self.directory.join("writable").join(number.to_string()),
+                "writable_limit": number.is_multiple_of(5).then_some(4 << 20),
             },
             "resources": { "pids_limit": 50 },
         });

@@ -73,6 +73,7 @@ impl Host {
             layer_dirs: vec![image::directory()],
             pool_size,
             ahead_dir: Some(dir.path().join("ahead")),
+            limit_writable: true,
         };
         let sandboxes = NamespaceSandboxes::open(config.clone()).await.unwrap();
         Self { dir, config, sandboxes: Some(sandboxes), next: AtomicU32::new(0) }
@@ -142,6 +143,7 @@ impl Host {
             rootfs: Rootfs {
                 layers: vec![Layer { id: "sha256:busybox".into(), path: image::layer().unwrap() }],
                 writable: Some(self.path().join(format!("writable-{number}"))),
+                writable_limit: None,
             },
             readonly_rootfs: false,
             mounts: Vec::new(),

@@ -101,6 +101,7 @@ impl Host {
             layer_dirs: vec![layers, store_layers],
             pool_size,
             ahead_dir: Some(self.dir.join("ahead")),
+            limit_writable: true,
         };
         let sandboxes = NamespaceSandboxes::open(config.clone()).await.context("open the backend")?;
         Ok(Backend {
@@ -169,7 +170,7 @@ impl Backend {
             env: vec![("PATH".to_owned(), "/bin".to_owned())],
             cwd: "/".to_owned(),
             user: User::default(),
-            rootfs: Rootfs { layers: layers.to_vec(), writable: Some(dir.join("writable")) },
+            rootfs: Rootfs { layers: layers.to_vec(), writable: Some(dir.join("writable")), writable_limit: None },
             readonly_rootfs: false,
             mounts: Vec::new(),
             resources: Resources::default(),

@@ -39,6 +39,7 @@ pub(super) async fn remove(shim: &Path) -> Result<()> {
             layer_dirs: Vec::new(),
             pool_size: 0,
             ahead_dir: None,
+            limit_writable: false,
         };
         let sandboxes =
             NamespaceSandboxes::open(config).await.with_context(|| format!("open the backend of {name}"))?;

@@ -106,7 +106,11 @@ pub fn container(
         env: merged(&hostname, &identity.home, &image.config.env, own, container.tty == Some(true)),
         cwd,
         user: identity.user,
-        rootfs: Rootfs { layers: image.layers.clone(), writable: Some(writable) },
+        rootfs: Rootfs {
+            layers: image.layers.clone(),
+            writable: Some(writable),
+            writable_limit: resources::writable_limit(container).map_err(malformed)?,
+        },
         readonly_rootfs: own_context.and_then(|s| s.read_only_root_filesystem).unwrap_or(false),
         mounts,
         resources: Resources {

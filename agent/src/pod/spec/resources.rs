@@ -210,6 +210,15 @@ pub fn of_container(
     })
 }
 
+/// What a container can write to its root, in bytes: somewhat more than its limit, so that one that reaches it is seen to have
+/// gone beyond, and its pod is evicted as a kubelet evicts it, instead of being left with a full disk.
+pub fn writable_limit(container: &Container) -> Result<Option<u64>, QuantityError> {
+    const BEYOND: u64 = 1 << 20;
+    let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
+    let limit = get(limits, "ephemeral-storage").transpose()?.filter(|bytes| *bytes > 0);
+    Ok(limit.map(|bytes| bytes.saturating_add(bytes / 16).saturating_add(BEYOND)))
+}
+
 /// `memory.min` and `memory.low`: what is requested, by quality of service.
 fn protection(spec: &PodSpec, request: u64, policy: &Policy) -> (Option<u64>, Option<u64>) {
     let asked = Some(request).filter(|bytes| policy.protect_memory && *bytes > 0);
@@ -319,6 +328,22 @@ mod tests {
             ),
             Qos::Guaranteed
         );
+    }
+
+    #[test]
+    fn a_root_holds_somewhat_more_than_its_limit_and_without_one_what_the_disk_has() {
+        let of = |resources: serde_json::Value| {
+            let pod = spec(serde_json::json!({"containers": [{"name": "a", "resources": resources}]}));
+            writable_limit(&pod.containers[0]).unwrap()
+        };
+        assert_eq!(of(serde_json::json!({"limits": {"ephemeral-storage": "16Mi"}})), Some(18 << 20));
+        for none in [
+            serde_json::json!({}),
+            serde_json::json!({"requests": {"ephemeral-storage": "16Mi"}, "limits": {"memory": "1Mi"}}),
+            serde_json::json!({"limits": {"ephemeral-storage": "0"}}),
+        ] {
+            assert_eq!(of(none.clone()), None, "{none}");
+        }
     }
 
     #[test]
