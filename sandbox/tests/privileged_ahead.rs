@@ -293,3 +293,19 @@ async fn privileged_layers_that_are_let_go_of_are_held_by_no_warm_sandbox() {
     assert_eq!(host.run(&id, &host.shell("main", "cat /etc/passwd")).await.code, 0);
     host.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileged_a_container_whose_root_has_a_limit_gets_none_that_was_made_ahead() {
+    privileged!("privileged_a_container_whose_root_has_a_limit_gets_none_that_was_made_ahead");
+    if !possible("privileged_a_container_whose_root_has_a_limit_gets_none_that_was_made_ahead") {
+        return;
+    }
+    let host = Host::with_pool(2).await;
+    expect(&host).await;
+    let id = host.sandbox("limited").await;
+    let mut spec = host.shell("main", "dd if=/dev/zero of=/x bs=1M count=20 2>/dev/null");
+    spec.rootfs.writable_limit = Some(8 << 20);
+    assert_eq!(host.run(&id, &spec).await.code, 1, "twenty MiB were written to a root of eight");
+    host.sandboxes().destroy(&id).await.unwrap();
+    host.close().await;
+}

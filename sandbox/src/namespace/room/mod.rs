@@ -26,6 +26,9 @@ use crate::sys::quota;
 const FIRST: u32 = 0x4E4C_0000;
 const COUNT: u32 = 0x1_0000;
 
+/// Bytes that the overlay's own directories take of a project's limit, and more.
+const DIRECTORIES: u64 = 64 << 10;
+
 /// How a host keeps its writable directories within their limits.
 #[derive(Debug)]
 pub(crate) struct Room {
@@ -76,7 +79,7 @@ impl Room {
 
     /// Has the directory be of a project that nothing else is of, with this limit; of the one that it has already, if any.
     fn give_project(&self, directory: impl AsFd, bytes: u64) -> io::Result<()> {
-        let directory = directory.as_fd();
+        let (directory, bytes) = (directory.as_fd(), bytes.saturating_add(DIRECTORIES));
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let own = quota::project(directory)?;
         if (FIRST..FIRST + COUNT).contains(&own) {
