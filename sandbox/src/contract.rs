@@ -18,6 +18,7 @@
 //! After an agent restart `list()` gives every sandbox that still lives; `events` replays every exit since the sandbox
 //! was made, so nothing that happened meanwhile is lost.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
@@ -58,6 +59,11 @@ pub trait Sandboxes: Send + Sync {
     async fn update(&self, id: &SandboxId, container: Option<&str>, resources: &Resources) -> Result<(), SandboxError>;
     /// Resource use now.
     async fn stats(&self, id: &SandboxId) -> Result<SandboxStats, SandboxError>;
+    /// Bytes in those roots of its containers whose files cannot be counted in their writable directories
+    /// ([`crate::spec::Rootfs::writable_limit`]), as far as this backend has started them.
+    fn written(&self, _id: &SandboxId) -> BTreeMap<ContainerName, u64> {
+        BTreeMap::new()
+    }
     /// Everything that happened to the sandbox's containers, from the beginning, then live. The stream ends when the
     /// sandbox is destroyed; an item `Lost` says that the shim died and its containers with it.
     async fn events(&self, id: &SandboxId) -> Result<tokio::sync::mpsc::Receiver<SandboxEvent>, SandboxError>;

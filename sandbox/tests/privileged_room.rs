@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use sandbox::contract::Sandboxes;
-use sandbox::namespace::written_bytes;
+use sandbox::namespace::overhead_bytes;
 use sandbox::spec::{ContainerSpec, SandboxId};
 use support::{Host, in_time};
 
@@ -62,8 +62,10 @@ async fn privileged_a_root_takes_no_more_than_its_limit() {
     let log = host.log(&id, "main", 0);
     is_kept(&log);
     assert!(log.ends_with("\n0"), "the file system's own directory is in sight: {log}");
-    let on_disk = written_bytes(spec.rootfs.writable.as_deref().unwrap()).unwrap().expect("a file system of its own");
-    assert!((LIMIT..=MOST + (1 << 20)).contains(&on_disk), "{on_disk} bytes on the disk");
+    let written = host.sandboxes().written(&id)["main"];
+    assert!((LIMIT..=MOST + (1 << 20)).contains(&written), "{written} bytes in it");
+    let empty = overhead_bytes(spec.rootfs.writable.as_deref().unwrap()).unwrap();
+    assert!((4096..1 << 20).contains(&empty), "a file system of its own takes {empty} bytes when it is empty");
     // Its neighbour has none.
     let (_, log) = host.script(&id, "free", "dd if=/dev/zero of=/x bs=1M count=20 2>/dev/null && echo twenty").await;
     assert_eq!(log, "twenty");
@@ -77,10 +79,9 @@ async fn privileged_what_is_written_to_a_limited_root_is_seen_and_what_is_delete
     privileged!("privileged_what_is_written_to_a_limited_root_is_seen_and_what_is_deleted_is_given_back");
     let host = Host::new().await;
     let id = host.sandbox("seen").await;
-    let script = "echo ready > /ready; dd if=/dev/zero of=/x bs=1M count=5 2>/dev/null; echo written; \
+    let script = "dd if=/dev/zero of=/x bs=1M count=5 2>/dev/null; echo written; \
                   until [ -e /go ]; do sleep 0.01; done; rm /x; echo gone; sleep 1000";
     let spec = limited(&host, "main", script);
-    let writable = spec.rootfs.writable.clone().unwrap();
     host.sandboxes().start(&id, &spec).await.unwrap();
     let said = async |word: &str| {
         let says = async {
@@ -92,12 +93,12 @@ async fn privileged_what_is_written_to_a_limited_root_is_seen_and_what_is_delete
     };
     // At once, not when the kernel comes to writing it by itself.
     said("written").await;
-    let bytes = written_bytes(&writable).unwrap().unwrap();
+    let bytes = host.sandboxes().written(&id)["main"];
     assert!((5 << 20..6 << 20).contains(&bytes), "{bytes} bytes were written");
     let (exit, ..) = host.exec(&id, "main", &["touch", "/go"]).await;
     assert_eq!(exit.code, 0);
     said("gone").await;
-    let bytes = written_bytes(&writable).unwrap().unwrap();
+    let bytes = host.sandboxes().written(&id)["main"];
     assert!(bytes < 1 << 20, "{bytes} bytes are still there");
     host.close().await;
 }
@@ -131,6 +132,17 @@ async fn privileged_a_limited_root_outlives_an_agents_restart() {
         }
     };
     in_time("it still has what it wrote", read).await;
+    // As an agent asks again that was killed before it heard the answer.
+    let images = || loop_devices(host.path()).len();
+    assert_eq!(images(), 1);
+    host.sandboxes().start(&id, &spec).await.unwrap();
+    assert_eq!(images(), 1);
+    let names = fs::read_dir(spec.rootfs.writable.as_deref().unwrap()).unwrap();
+    assert_eq!(
+        names.filter(|name| name.as_ref().is_ok_and(|n| n.file_name().to_string_lossy().ends_with(".ext4"))).count(),
+        1
+    );
+    assert_eq!(host.exec(&id, "main", &["cat", "/mine"]).await.1, "mine\n");
     host.sandboxes().destroy(&id).await.unwrap();
     until_no_device_is_left(host.path()).await;
     host.close().await;
@@ -186,7 +198,7 @@ async fn privileged_project_quotas_limit_a_root_where_the_disk_has_them() {
         host.run(&id, &limited_there(name, WRITES)).await;
         is_kept(&host.log(&id, name, 0));
     }
-    assert_eq!(written_bytes(&quotas.0.join("first")).unwrap(), None, "its files can be counted where they are");
+    assert_eq!(overhead_bytes(&quotas.0.join("first")).unwrap(), 0, "its files can be counted where they are");
     // A start of what was not started to its end finds the same directory.
     host.run(&id, &limited_there("second", WRITES).clone()).await;
     host.sandboxes().destroy(&id).await.unwrap();

@@ -56,7 +56,7 @@ use crate::contract::{
     Attachment, ExecProcess, Listed, Prepared, SandboxError, SandboxEvent, SandboxStats, Sandboxes, Started, Stdio,
 };
 use crate::protocol::shim::{Reply, Request};
-use crate::spec::{ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
+use crate::spec::{ContainerName, ContainerSpec, ExecSpec, Namespaces, Resources, SandboxId, SandboxSpec};
 
 /// A shim's socket in its sandbox's directory.
 const SHIM_SOCKET: &str = "shim.sock";
@@ -65,14 +65,14 @@ const RECORD: &str = "record";
 /// How long a shim may take to say what runs, before figures are told without it.
 const STATUS: Duration = Duration::from_secs(2);
 
-/// Bytes that a container has written to its root, where its writable directory is a file system of its own
-/// ([`Rootfs::writable_limit`](crate::spec::Rootfs::writable_limit)): its files cannot be counted from outside. `None` where they can.
-/// What it has written last is brought to the disk first. Blocking.
+/// Bytes of a container's writable directory that it has not written: what a file system of its own takes when it is empty
+/// ([`Rootfs::writable_limit`](crate::spec::Rootfs::writable_limit)). What it has written last is not on the disk as long as the
+/// kernel has it in memory: see [`Sandboxes::written`]. Blocking.
 ///
 /// # Errors
 /// The kernel's.
-pub fn written_bytes(writable: &std::path::Path) -> io::Result<Option<u64>> {
-    room::image::bytes(writable)
+pub fn overhead_bytes(writable: &std::path::Path) -> io::Result<u64> {
+    room::image::overhead(writable)
 }
 
 /// How the backend is set up.
@@ -316,6 +316,10 @@ impl Sandboxes for NamespaceSandboxes {
         Ok(stats)
     }
 
+    fn written(&self, id: &SandboxId) -> BTreeMap<ContainerName, u64> {
+        self.inner.room.written(id)
+    }
+
     async fn events(&self, id: &SandboxId) -> Result<mpsc::Receiver<SandboxEvent>, SandboxError> {
         if let Some((slot, ready)) = self.inner.shims.take_events(id) {
             return Ok(self.inner.subscribe(id.clone(), slot, Some(ready)));
@@ -334,6 +338,11 @@ impl Sandboxes for NamespaceSandboxes {
         let cleared = self.inner.clear_slot(&slot, &self.inner.layout.sandbox(id), known).await;
         self.inner.set_dying(id, false);
         self.inner.protection_changed();
+        if cleared.is_ok() && self.inner.room.has(id) {
+            // Nobody waits for what nobody will read.
+            let (inner, id) = (Arc::clone(&self.inner), id.clone());
+            tokio::task::spawn_blocking(move || inner.room.forget(&id));
+        }
         cleared
     }
 

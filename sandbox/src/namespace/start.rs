@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::ahead::{Ahead, Given};
 use super::client::Client;
 use super::keeper::unexpected;
+use super::room::Wanted;
 use super::slots::io_failed;
 use super::wire::ShimWire;
 use super::{Inner, blocking, sources};
@@ -34,7 +35,7 @@ impl Inner {
         crate::sys::failpoint::failpoint!(SourcesOpened);
         let started = match start_assembled(&shim, ahead, container, &volumes).await? {
             Some(started) => started,
-            None => self.start_afresh(&shim, container, volumes).await?,
+            None => self.start_afresh(id, &shim, container, volumes).await?,
         };
         crate::sys::failpoint::failpoint!(StartAnswered);
         Ok(started)
@@ -43,6 +44,7 @@ impl Inner {
     /// With a root that the container's stub makes.
     async fn start_afresh(
         self: &Arc<Self>,
+        id: &SandboxId,
         shim: &Client<ShimWire>,
         container: &ContainerSpec,
         volumes: Vec<OwnedFd>,
@@ -50,7 +52,7 @@ impl Inner {
         let mut fds = self.mount(&container.rootfs.layers).await?;
         crate::sys::failpoint::failpoint!(LayersReceived);
         let writable = match (&container.rootfs.writable, container.rootfs.writable_limit) {
-            (Some(path), Some(bytes)) => Some(self.limited(path.clone(), bytes).await?),
+            (Some(path), Some(bytes)) => Some(self.limited(id, container, path.clone(), bytes).await?),
             (Some(path), None) => Some(sources::writable(path)?),
             (None, _) => None,
         };
@@ -62,9 +64,18 @@ impl Inner {
         Ok(started)
     }
 
-    async fn limited(self: &Arc<Self>, path: PathBuf, bytes: u64) -> Result<OwnedFd, SandboxError> {
-        let inner = Arc::clone(self);
-        let mounted = blocking(move || inner.room.limited(&path, bytes)).await??;
+    async fn limited(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        container: &ContainerSpec,
+        path: PathBuf,
+        bytes: u64,
+    ) -> Result<OwnedFd, SandboxError> {
+        let failed = |error| io_failed("reading of a sandbox's record", error);
+        let own_ids = self.layout.slot(id).map_err(failed)?.is_some_and(|slot| slot.namespaces.user);
+        let (inner, sandbox) = (Arc::clone(self), id.clone());
+        let wanted = Wanted { sandbox, container: container.name.clone(), attempt: container.attempt, bytes, own_ids };
+        let mounted = blocking(move || inner.room.limited(&path, &wanted)).await??;
         crate::sys::failpoint::failpoint!(RoomMounted);
         Ok(mounted)
     }

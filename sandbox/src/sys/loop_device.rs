@@ -8,7 +8,6 @@ use rustix::fs::{Mode, OFlags, openat};
 
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A as libc::Ioctl;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82 as libc::Ioctl;
-const BLKFLSBUF: libc::Ioctl = 0x1261 as libc::Ioctl;
 
 const READ_ONLY: u32 = 1;
 const AUTOCLEAR: u32 = 4;
@@ -66,6 +65,10 @@ pub(crate) fn attach(dev: impl AsFd, file: impl AsFd, access: Access, direct: bo
         let number = free_number(control.as_fd())?;
         let device = openat(dev, format!("loop{number}"), open | OFlags::CLOEXEC, Mode::empty())?;
         match configure(device.as_fd(), file, flags, direct) {
+            // A kernel may refuse to mount what somebody can write to beside it.
+            Ok(()) if access == Access::Write => {
+                return Ok(openat(dev, format!("loop{number}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+            }
             Ok(()) => return Ok(device),
             // Somebody else took it first.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
@@ -73,13 +76,6 @@ pub(crate) fn attach(dev: impl AsFd, file: impl AsFd, access: Access, direct: bo
         }
     }
     Err(io::ErrorKind::ResourceBusy.into())
-}
-
-/// Has the file system that is mounted from this device write what it still has in memory.
-pub(crate) fn flush(device: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: BLKFLSBUF takes no argument; the descriptor is open for the borrow's time.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKFLSBUF) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Number of a device that is free at this moment, making one if there is none. `control`: /dev/loop-control.

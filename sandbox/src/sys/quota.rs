@@ -16,8 +16,11 @@ const SET: u32 = 0x80_0008;
 const STATE: u32 = (b'X' as u32) << 8 | 8;
 /// `FS_QUOTA_PDQ_ENFD`: limits of projects are held.
 const HELD: u16 = 1 << 5;
-/// `QIF_BLIMITS`: only limits of blocks are set.
-const BLOCK_LIMITS: u32 = 1;
+/// `QIF_BLIMITS` and `QIF_ILIMITS`: limits of blocks and of inodes are set.
+const BOTH_LIMITS: u32 = 1 | 4;
+/// Inodes that a project has beside one for each of so many bytes.
+const INODES: u64 = 1024;
+const INODE_EACH: u64 = 4096;
 /// Limits are in units of this (`QIF_DQBLKSIZE`).
 const UNIT: u64 = 1024;
 
@@ -88,10 +91,11 @@ pub(crate) fn is_used(directory: impl AsFd, project: u32) -> io::Result<bool> {
     }
 }
 
-/// Has all files of this project take no more than so many bytes together, rounded up to a KiB.
+/// Has all files of this project take no more than so many bytes together, rounded up to a KiB, and be no more than would be with
+/// 4 KiB each, as the file system has no inodes without end either.
 pub(crate) fn limit(directory: impl AsFd, project: u32, bytes: u64) -> io::Result<()> {
     let hard = bytes.div_ceil(UNIT);
-    let mut limits = Limits { hard, valid: BLOCK_LIMITS, ..Limits::default() };
+    let mut limits = Limits { hard, hard_inodes: bytes / INODE_EACH + INODES, valid: BOTH_LIMITS, ..Limits::default() };
     // SAFETY: as in `is_used`; the kernel only reads it.
     unsafe { call(directory.as_fd(), SET, project, &raw mut limits) }
 }

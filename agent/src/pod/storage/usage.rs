@@ -26,8 +26,9 @@ impl Usage {
     }
 }
 
-/// Looks at everything that a pod has on disk.
-pub fn measure(spec: &PodSpec, dirs: &PodDirs) -> io::Result<Usage> {
+/// Looks at everything that a pod has on disk. `written`: what containers have in roots whose files are in no directory of ours,
+/// some of it perhaps not on the disk yet.
+pub fn measure(spec: &PodSpec, dirs: &PodDirs, written: &BTreeMap<String, u64>) -> io::Result<Usage> {
     let mut usage = Usage::default();
     let all = spec.init_containers.iter().flatten().chain(&spec.containers).map(|container| &container.name);
     let added = spec.ephemeral_containers.iter().flatten().map(|container| &container.name);
@@ -35,12 +36,15 @@ pub fn measure(spec: &PodSpec, dirs: &PodDirs) -> io::Result<Usage> {
         let logs = walk::bytes(&dirs.logs().join(name))?;
         usage.containers.insert(name.clone(), logs);
     }
+    let mut roots = BTreeMap::<String, u64>::new();
     for (name, path) in children(&dirs.disk.join("writable"))? {
         let owner = name.rsplit_once('-').map_or("", |(owner, _)| owner).to_owned();
-        let bytes = match sandbox::namespace::written_bytes(&path)? {
-            Some(bytes) => bytes,
-            None => walk::bytes(&path)?,
-        };
+        let bytes = walk::bytes(&path)?.saturating_sub(sandbox::namespace::overhead_bytes(&path)?);
+        let sum = roots.entry(owner).or_default();
+        *sum = sum.saturating_add(bytes);
+    }
+    for (owner, on_disk) in roots {
+        let bytes = on_disk.max(written.get(&owner).copied().unwrap_or(0));
         match usage.containers.get_mut(&owner) {
             Some(sum) => *sum = sum.saturating_add(bytes),
             None => usage.other = usage.other.saturating_add(bytes),
@@ -87,7 +91,11 @@ mod tests {
             "volumes": [{"name": "e", "emptyDir": {}}, {"name": "c", "configMap": {"name": "c"}}]
         }))
         .unwrap();
-        assert_eq!(measure(&spec, &dirs).unwrap().total(), 0);
+        let measure = |written: &[(&str, u64)]| {
+            let written = written.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect();
+            measure(&spec, &dirs, &written).unwrap()
+        };
+        assert_eq!(measure(&[("a", 1)]).total(), 0, "a root that is not there");
         let put = |path: std::path::PathBuf, kib: usize| {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, vec![1; kib << 10]).unwrap();
@@ -97,7 +105,7 @@ mod tests {
         put(dirs.logs().join("a/0.log"), 300);
         put(dirs.disk.join("volumes/e/x"), 400);
         put(dirs.disk.join("volumes/c/x"), 500);
-        let usage = measure(&spec, &dirs).unwrap();
+        let usage = measure(&[]);
         let about = |bytes: u64, kib: u64| ((kib << 10)..((kib + 40) << 10)).contains(&bytes);
         assert!(about(usage.containers["a"], 400), "{usage:?}");
         assert!(about(usage.containers["a-1"], 200), "{usage:?}");
@@ -106,7 +114,9 @@ mod tests {
         assert!(about(usage.total(), 1500), "{usage:?}");
         // A root in a file system of its own: what that took when it was empty is not its container's.
         put(dirs.writable("a", 1).join("65536.ext4"), 164);
-        let usage = measure(&spec, &dirs).unwrap();
-        assert!(about(usage.containers["a"], 500), "{usage:?}");
+        assert!(about(measure(&[]).containers["a"], 500), "{usage:?}");
+        // What is not on the disk yet counts, and nothing twice.
+        assert!(about(measure(&[("a", 300 << 10)]).containers["a"], 600), "{usage:?}");
+        assert!(about(measure(&[("a", 150 << 10)]).containers["a"], 500), "{usage:?}");
     }
 }

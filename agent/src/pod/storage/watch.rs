@@ -3,6 +3,7 @@
 //! Looking costs a walk over everything that the pod has. So only pods with a limit are looked at, one at a time on the whole
 //! host, and a pod whose walk takes long is looked at less often: at most a twentieth of one processor goes into it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,31 +18,47 @@ const EVERY: Duration = Duration::from_secs(10);
 /// So many times as long as a look took is waited before the next one.
 const REST: u32 = 20;
 
+/// What of a pod is looked at.
+#[derive(Clone)]
+pub struct Watched {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// Where its files are.
+    pub dirs: PodDirs,
+    /// What its containers have in roots whose files are nowhere there.
+    pub written: Arc<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>,
+}
+
 /// Returns what is exceeded, as soon as something is.
-pub async fn until_exceeded(pod: Arc<Pod>, dirs: PodDirs, turn: Arc<Semaphore>) -> String {
+pub async fn until_exceeded(watched: Watched, turn: Arc<Semaphore>) -> String {
     let mut pause = EVERY;
     loop {
         tokio::time::sleep(pause).await;
-        let begun = Instant::now();
-        match look(&pod, &dirs, &turn).await {
-            Ok(usage) => {
+        pause = EVERY;
+        match look(&watched, &turn).await {
+            Ok((usage, took)) => {
+                pause = EVERY.max(took * REST);
+                let pod = &watched.pod;
                 if let Some(message) = pod.spec.as_ref().and_then(|spec| limits::exceeded(spec, &usage)) {
                     return message;
                 }
             }
             Err(error) => tracing::warn!(error, "what a pod keeps on disk could not be measured"),
         }
-        pause = EVERY.max(begun.elapsed() * REST);
     }
 }
 
-/// One look, when it is this pod's turn.
-pub async fn look(pod: &Arc<Pod>, dirs: &PodDirs, turn: &Semaphore) -> Result<usage::Usage, String> {
+/// One look, when it is this pod's turn; and how long it took.
+pub async fn look(watched: &Watched, turn: &Semaphore) -> Result<(usage::Usage, Duration), String> {
     let _turn = turn.acquire().await.map_err(|error| error.to_string())?;
-    let (pod, dirs) = (pod.clone(), dirs.clone());
-    let measured = tokio::task::spawn_blocking(move || match &pod.spec {
-        Some(spec) => usage::measure(spec, &dirs),
-        None => Ok(usage::Usage::default()),
+    let watched = watched.clone();
+    let measured = tokio::task::spawn_blocking(move || {
+        let begun = Instant::now();
+        let usage = match &watched.pod.spec {
+            Some(spec) => usage::measure(spec, &watched.dirs, &(watched.written)())?,
+            None => usage::Usage::default(),
+        };
+        Ok::<_, std::io::Error>((usage, begun.elapsed()))
     });
     measured.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
@@ -62,7 +79,8 @@ mod tests {
             .unwrap(),
         );
         let turn = Arc::new(Semaphore::new(1));
-        let watching = tokio::spawn(until_exceeded(pod, dirs, turn));
+        let watched = Watched { pod, dirs, written: Arc::new(BTreeMap::new) };
+        let watching = tokio::spawn(until_exceeded(watched, turn));
         std::fs::write(volume.join("a"), vec![1; 512 << 10]).unwrap();
         tokio::time::sleep(EVERY * 5).await;
         assert!(!watching.is_finished(), "half of what it may keep is no reason");

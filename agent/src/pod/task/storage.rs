@@ -1,5 +1,7 @@
 //! What the pod keeps on disk: watched while it may write, and told to whoever must choose who makes way.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 use tracing::Instrument as _;
 
@@ -18,12 +20,12 @@ impl PodTask {
         if !limited || self.ending.is_cancelled() {
             return;
         }
-        let (pod, dirs) = (self.intent.pod.clone(), self.dirs.clone());
+        let watched = self.watched();
         let (turn, ending) = (self.world.measuring.clone(), self.ending.clone());
         let outcomes = self.outcomes.clone();
         let work = async move {
             tokio::select! {
-                message = watch::until_exceeded(pod, dirs, turn) => {
+                message = watch::until_exceeded(watched, turn) => {
                     let _ = outcomes.send(Outcome::OverLimit { message });
                 }
                 () = ending.cancelled() => {}
@@ -39,11 +41,11 @@ impl PodTask {
         if self.record.state.is_ending(&self.plan) || !self.record.holding || self.is_critical() {
             return;
         }
-        let (pod, dirs) = (self.intent.pod.clone(), self.dirs.clone());
+        let watched = self.watched();
         let turn = self.world.measuring.clone();
         let work = async move {
-            let usage = match watch::look(&pod, &dirs, &turn).await {
-                Ok(usage) => usage,
+            let usage = match watch::look(&watched, &turn).await {
+                Ok((usage, _)) => usage,
                 Err(error) => return tracing::warn!(error, "what a pod keeps on disk could not be measured"),
             };
             let requested = |container: &k8s_openapi::api::core::v1::Container| {
@@ -64,6 +66,12 @@ impl PodTask {
             });
         };
         tokio::spawn(work.in_current_span());
+    }
+
+    fn watched(&self) -> watch::Watched {
+        let (sandboxes, id) = (self.world.sandboxes.clone(), self.sandbox());
+        let written = Arc::new(move || sandboxes.written(&id));
+        watch::Watched { pod: self.intent.pod.clone(), dirs: self.dirs.clone(), written }
     }
 
     fn is_critical(&self) -> bool {

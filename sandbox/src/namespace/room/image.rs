@@ -2,12 +2,15 @@
 //!
 //! It is made anew for each start and mounted through a loop device before anybody else has seen it, so the kernel never reads
 //! what a container could have made of it. No journal, no syncs: nothing in it outlives its container.
+//!
+//! In the directory is `unfinished` until it is mounted, then `N.ext4`, where N is how many bytes it takes when nothing was written to
+//! it. What a crash has left there is removed by the next start, unless a loop device still has it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -15,16 +18,19 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use crate::sys::loop_device::{self, Access};
 use crate::sys::mount;
 
-/// What the file's name ends with; before it: how many bytes it takes when nothing was written to it.
+/// See the module.
 const SUFFIX: &str = ".ext4";
 const UNFINISHED: &str = "unfinished";
 /// A block of stat(2).
 const BLOCK: u64 = 512;
 /// Of a file system, a block.
 const PAGE: u64 = 4096;
-/// Whatever the host's mke2fs.conf says; `uninit_bg`, so that inode tables need not be written at once.
-const FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,\
-                        extra_isize,uninit_bg";
+/// The largest: what ext4 takes for a file is a block less than this.
+const LARGEST: u64 = (1 << 44) - (1 << 30);
+/// Whatever the host's mke2fs.conf says. `uninit_bg`, so that inode tables need not be written at once; `sparse_super2` without
+/// backups: nobody repairs it.
+const FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,sparse_super2,large_file,huge_file,\
+                        dir_nlink,extra_isize,uninit_bg";
 /// Where the program that makes file systems is looked for, beside `PATH`.
 const PROGRAMS: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
@@ -35,7 +41,11 @@ pub(super) enum ImageError {
     Impossible {
         /// What is missing.
         what: &'static str,
+        /// How that showed.
+        error: io::Error,
     },
+    /// The directory is in use without one, or with one that an earlier backend has made.
+    Taken,
     /// It should have, and did not.
     Failed(io::Error),
 }
@@ -46,45 +56,65 @@ impl From<io::Error> for ImageError {
     }
 }
 
-/// Bytes of a file system in which so many can be written: beside them an inode of 256 bytes for each 8 KiB, what ext4 keeps back
-/// for itself (2 %), and the rest of its own.
-fn size(bytes: u64) -> u64 {
-    let whole = bytes.saturating_add(bytes / 16).saturating_add(2 << 20);
-    whole.min(1 << 44).next_multiple_of(PAGE)
+impl ImageError {
+    /// Of something that a host may lack, or may not let us have.
+    fn of(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::EPERM | libc::EACCES) => {
+                Self::Impossible { what, error }
+            }
+            _ => Self::Failed(error),
+        }
+    }
 }
 
-/// Makes the file system in the directory, in place of whatever is there, and mounts it.
+/// Bytes of a file system in which so many can be written: beside them an inode of 256 bytes for each 4 KiB, what ext4 keeps back
+/// for itself (2 %), and the rest of its own.
+fn size(bytes: u64) -> u64 {
+    let whole = bytes.saturating_add(bytes / 8).saturating_add(2 << 20);
+    whole.min(LARGEST).next_multiple_of(PAGE)
+}
+
+/// Makes the file system in the directory and mounts it.
 pub(super) fn mount(directory: &Path, bytes: u64) -> Result<OwnedFd, ImageError> {
-    let dev = openat(CWD, "/dev", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let dev = dev.map_err(|_| ImageError::Impossible { what: "/dev" })?;
-    if !Path::new("/dev/loop-control").exists() {
-        return Err(ImageError::Impossible { what: "/dev/loop-control" });
+    clear(directory)?;
+    let path = directory.join(UNFINISHED);
+    let mounted = make_and_mount(&path, bytes);
+    match &mounted {
+        Ok((_, empty)) => fs::rename(&path, directory.join(format!("{empty}{SUFFIX}")))?,
+        Err(_) => drop(fs::remove_file(&path)),
     }
-    // One that is mounted still keeps its blocks until it is not.
+    mounted.map(|(mount, _)| mount)
+}
+
+/// Removes what a start has left that came to nothing.
+fn clear(directory: &Path) -> Result<(), ImageError> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
+        let name = entry.file_name();
+        let ours = name.to_str().is_some_and(|name| name == UNFINISHED || name.ends_with(SUFFIX));
+        if !ours || has_device(&entry.path())? {
+            return Err(ImageError::Taken);
         }
+        fs::remove_file(entry.path())?;
     }
-    let path = directory.join(UNFINISHED);
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    Ok(())
+}
+
+/// Gives the mount, and what the file takes when it is empty.
+fn make_and_mount(path: &Path, bytes: u64) -> Result<(OwnedFd, u64), ImageError> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     file.set_len(size(bytes))?;
-    make(&path)?;
-    let empty = file.metadata()?.blocks() * BLOCK;
-    fs::rename(&path, directory.join(format!("{empty}{SUFFIX}")))?;
+    make(path)?;
     crate::sys::failpoint::failpoint!(RoomMade);
-    let device = match loop_device::attach(&dev, &file, Access::Write, true) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(ImageError::Impossible { what: "loop devices" });
-        }
-        other => other?,
-    };
+    let empty = file.metadata()?.blocks() * BLOCK;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dev = openat(CWD, "/dev", flags, Mode::empty()).map_err(|errno| ImageError::of("/dev")(errno.into()))?;
+    let device = loop_device::attach(&dev, &file, Access::Write, true).map_err(ImageError::of("loop devices"))?;
     let source = format!("/proc/self/fd/{}", device.as_raw_fd());
     let options = [("source", Some(source.as_str())), ("discard", None), ("noinit_itable", None), ("nobarrier", None)];
-    Ok(mount::create("ext4", &options, mount::NODEV)?)
+    let mount = mount::create("ext4", &options, mount::NODEV).map_err(ImageError::of("ext4"))?;
+    Ok((mount, empty))
 }
 
 /// Has `mkfs.ext4` make an empty file system in the file.
@@ -94,10 +124,15 @@ fn make(path: &Path) -> Result<(), ImageError> {
         Err(_) => PROGRAMS.to_owned(),
     };
     let program = search.split(':').map(|place| Path::new(place).join("mkfs.ext4")).find(|program| program.is_file());
-    let Some(program) = program else { return Err(ImageError::Impossible { what: "mkfs.ext4 (package e2fsprogs)" }) };
+    let Some(program) = program else {
+        return Err(ImageError::Impossible {
+            what: "mkfs.ext4 (package e2fsprogs)",
+            error: io::ErrorKind::NotFound.into(),
+        });
+    };
     let made = Command::new(program)
-        .args(["-q", "-F", "-b", "4096", "-m", "0", "-i", "8192", "-I", "256", "-O", FEATURES])
-        .args(["-E", "nodiscard,lazy_itable_init=1,root_owner=0:0"])
+        .args(["-q", "-F", "-b", "4096", "-m", "0", "-i", "4096", "-I", "256", "-O", FEATURES])
+        .args(["-E", "nodiscard,lazy_itable_init=1,num_backup_sb=0,root_owner=0:0"])
         .arg(path)
         .env_clear()
         .stdin(Stdio::null())
@@ -109,52 +144,38 @@ fn make(path: &Path) -> Result<(), ImageError> {
     Err(ImageError::Failed(io::Error::other(format!("mkfs.ext4 ended with {}: {}", made.status, words.trim()))))
 }
 
-/// Bytes that were written to such a file system in this directory and are still there; `None` when there is none in it.
-///
-/// What its container has written last is brought to the file first. Blocking.
-pub(crate) fn bytes(directory: &Path) -> io::Result<Option<u64>> {
-    let Some((path, empty)) = find(directory)? else { return Ok(None) };
-    if let Some(device) = device_of(&path)? {
-        // One that is gone by now has written all.
-        if let Err(error) = File::open(device).and_then(|device| loop_device::flush(std::os::fd::AsFd::as_fd(&device)))
-        {
-            tracing::debug!(%error, path = %path.display(), "a file system was not flushed before it was measured");
-        }
-    }
-    match fs::metadata(&path) {
-        Ok(found) => Ok(Some((found.blocks() * BLOCK).saturating_sub(empty))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn find(directory: &Path) -> io::Result<Option<(PathBuf, u64)>> {
+/// Bytes that such file systems in this directory took when nothing was written to them.
+pub(crate) fn overhead(directory: &Path) -> io::Result<u64> {
     let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         other => other?,
     };
+    let mut sum = 0u64;
     for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
-        let empty = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).and_then(|empty| empty.parse().ok());
+        let empty: Option<u64> = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)?.parse().ok());
         if let Some(empty) = empty.filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file())) {
-            return Ok(Some((entry.path(), empty)));
+            sum = sum.saturating_add(empty);
         }
     }
-    Ok(None)
+    Ok(sum)
 }
 
-/// The loop device that has this file.
-fn device_of(path: &Path) -> io::Result<Option<PathBuf>> {
+/// Whether a loop device has this file.
+fn has_device(path: &Path) -> io::Result<bool> {
     let path = fs::canonicalize(path)?;
-    for entry in fs::read_dir("/sys/block")? {
-        let entry = entry?;
-        let Ok(backing) = fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };
+    let entries = match fs::read_dir("/sys/block") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    for entry in entries {
+        let Ok(backing) = fs::read_to_string(entry?.path().join("loop/backing_file")) else { continue };
         if Path::new(backing.trim_end_matches('\n')) == path {
-            return Ok(Some(Path::new("/dev").join(entry.file_name())));
+            return Ok(true);
         }
     }
-    Ok(None)
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -164,33 +185,34 @@ mod tests {
     #[test]
     fn a_file_system_has_room_for_what_is_asked_and_little_more() {
         for bytes in [1u64 << 20, 10 << 20, 1 << 30, 10 << 30, 1 << 40] {
-            let size = size(bytes);
-            assert!(
-                size.is_multiple_of(PAGE) && size > bytes + bytes / 20 && size <= bytes + bytes / 16 + (2 << 20) + PAGE,
-                "{size}"
-            );
+            let (size, least) = (size(bytes), bytes + bytes / 10);
+            let most = bytes + bytes / 8 + (2 << 20) + PAGE;
+            assert!(size.is_multiple_of(PAGE) && (least..=most).contains(&size), "{size}");
         }
-        assert!(size(u64::MAX) <= 1 << 44, "ext4 has an end");
+        assert!(size(u64::MAX) < (1 << 44) - PAGE, "ext4 has an end");
     }
 
     #[test]
-    fn a_directory_without_such_a_file_system_is_measured_by_others() {
+    fn what_a_file_system_took_when_empty_is_in_its_name() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(bytes(dir.path()).unwrap(), None);
-        assert_eq!(bytes(&dir.path().join("absent")).unwrap(), None);
+        assert_eq!(overhead(&dir.path().join("absent")).unwrap(), 0);
         fs::create_dir(dir.path().join("upper")).unwrap();
         fs::create_dir(dir.path().join("7.ext4")).unwrap();
         fs::write(dir.path().join("x.ext4"), "").unwrap();
-        assert_eq!(bytes(dir.path()).unwrap(), None);
+        assert_eq!(overhead(dir.path()).unwrap(), 0);
+        fs::write(dir.path().join("8192.ext4"), "").unwrap();
+        assert_eq!(overhead(dir.path()).unwrap(), 8192);
     }
 
     #[test]
-    fn what_it_took_when_empty_is_not_counted() {
+    fn what_came_to_nothing_is_removed_and_what_others_have_written_stays() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("8192.ext4"), vec![1; 20_480]).unwrap();
-        File::open(dir.path().join("8192.ext4")).unwrap().sync_all().unwrap();
-        assert_eq!(bytes(dir.path()).unwrap(), Some(12_288));
-        fs::rename(dir.path().join("8192.ext4"), dir.path().join("65536.ext4")).unwrap();
-        assert_eq!(bytes(dir.path()).unwrap(), Some(0));
+        fs::write(dir.path().join(UNFINISHED), "x").unwrap();
+        fs::write(dir.path().join("7.ext4"), "x").unwrap();
+        clear(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        fs::create_dir_all(dir.path().join("upper/x")).unwrap();
+        assert!(matches!(clear(dir.path()), Err(ImageError::Taken)));
+        assert!(dir.path().join("upper/x").is_dir());
     }
 }

@@ -5,27 +5,31 @@
 //! | has project quotas ([`quota`]) | a project of the directory's own | `EDQUOT` (ext4), `ENOSPC` (XFS) |
 //! | any other | an ext4 of its own in a file ([`image`]), mounted for this start alone | `ENOSPC` |
 //!
+//! A sandbox without a user namespace of its own gets the latter always: whoever owns a file there could give it another project.
+//!
 //! Neither needs anything to be taken down: a project whose files are gone is free for the next directory, and the file system in
-//! the file is there as long as the container's root is.
+//! the file is there as long as the container's root is, or as long as it is held here: what was written to it last is counted by
+//! it alone, and whoever lets go of it last waits until that is on the disk, which is not to be the container's shim.
 
 pub(crate) mod image;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, fstatvfs, openat};
 
 use super::{layout, sources};
 use crate::contract::SandboxError;
+use crate::spec::{ContainerName, SandboxId};
 use crate::sys::quota;
 
 /// Numbers of projects that are given out; far from those that people write into /etc/projid.
 const FIRST: u32 = 0x4E4C_0000;
 const COUNT: u32 = 0x1_0000;
-
 /// Bytes that the overlay's own directories take of a project's limit, and more.
 const DIRECTORIES: u64 = 64 << 10;
 
@@ -37,37 +41,70 @@ pub(crate) struct Room {
     next: Mutex<u32>,
     /// It was said that this host cannot.
     said: AtomicBool,
+    held: Mutex<BTreeMap<SandboxId, BTreeMap<ContainerName, Held>>>,
+}
+
+/// A file system of a container's own.
+#[derive(Debug)]
+struct Held {
+    attempt: u32,
+    mount: OwnedFd,
+}
+
+/// Whose writable directory it is, and what it may hold.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) sandbox: SandboxId,
+    pub(crate) container: ContainerName,
+    pub(crate) attempt: u32,
+    pub(crate) bytes: u64,
+    /// The sandbox has a user namespace.
+    pub(crate) own_ids: bool,
 }
 
 impl Room {
     /// `wanted`: whether limits are kept at all.
     pub(crate) fn new(wanted: bool) -> Self {
-        Self { wanted, next: Mutex::new(0), said: AtomicBool::new(false) }
+        Self { wanted, next: Mutex::new(0), said: AtomicBool::new(false), held: Mutex::default() }
     }
 
     /// The detached mount of a container's writable directory, which is made when missing, and in which no more than so many
-    /// bytes can be kept. What an earlier start has left in it may be gone. Blocking.
-    pub(crate) fn limited(&self, path: &Path, bytes: u64) -> Result<OwnedFd, SandboxError> {
+    /// bytes can be kept. The same attempt gets the same one, unless another backend has made it. Blocking.
+    pub(crate) fn limited(&self, path: &Path, wanted: &Wanted) -> Result<OwnedFd, SandboxError> {
         if !self.wanted {
             return sources::writable(path);
         }
         let failed = |error: io::Error| SandboxError::Failed {
-            operation: format!("limit of {bytes} bytes for writable directory {}", path.display()),
+            operation: format!("limit of {} bytes for writable directory {}", wanted.bytes, path.display()),
             message: error.to_string(),
         };
+        if let Some(held) = self.of_this_attempt(wanted) {
+            return held.map_err(failed);
+        }
         layout::make_directory(path).map_err(failed)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = openat(CWD, path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
-        if quota::are_held(&directory).map_err(failed)? {
-            self.give_project(&directory, bytes).map_err(failed)?;
+        if wanted.own_ids && quota::are_held(&directory).map_err(failed)? {
+            self.give_project(&directory, wanted.bytes).map_err(failed)?;
             return sources::writable(path);
         }
-        match image::mount(path, bytes) {
-            Ok(mount) => Ok(mount),
-            Err(image::ImageError::Impossible { what }) => {
+        match image::mount(path, wanted.bytes.min(size_of_disk(&directory).map_err(failed)?)) {
+            Ok(mount) => {
+                let copy = mount.try_clone().map_err(failed)?;
+                let held = Held { attempt: wanted.attempt, mount };
+                let last =
+                    self.held().entry(wanted.sandbox.clone()).or_default().insert(wanted.container.clone(), held);
+                // Which may take its time: not with the others locked.
+                drop(last);
+                Ok(copy)
+            }
+            // A start by another backend has begun with it as it is.
+            Err(image::ImageError::Taken) => sources::writable(path),
+            Err(image::ImageError::Impossible { what, error }) => {
                 if !self.said.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         what,
+                        %error,
                         "what containers write to their roots is limited by eviction alone: neither project quotas nor file systems in files"
                     );
                 }
@@ -75,6 +112,38 @@ impl Room {
             }
             Err(image::ImageError::Failed(error)) => Err(failed(error)),
         }
+    }
+
+    /// Bytes in those of a sandbox's file systems that are held here.
+    pub(crate) fn written(&self, sandbox: &SandboxId) -> BTreeMap<ContainerName, u64> {
+        let held = self.held();
+        let each = held.get(sandbox).into_iter().flatten();
+        each.filter_map(|(name, held)| {
+            let found = fstatvfs(&held.mount).ok()?;
+            Some((name.clone(), found.f_blocks.saturating_sub(found.f_bfree).saturating_mul(found.f_frsize)))
+        })
+        .collect()
+    }
+
+    /// Lets go of a sandbox's file systems: what they have not written yet is written before the last is gone. Blocking.
+    pub(crate) fn forget(&self, sandbox: &SandboxId) {
+        let gone = self.held().remove(sandbox);
+        drop(gone);
+    }
+
+    /// A sandbox has some.
+    pub(crate) fn has(&self, sandbox: &SandboxId) -> bool {
+        self.held().contains_key(sandbox)
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<SandboxId, BTreeMap<ContainerName, Held>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of_this_attempt(&self, wanted: &Wanted) -> Option<io::Result<OwnedFd>> {
+        let held = self.held();
+        let held = held.get(&wanted.sandbox)?.get(&wanted.container)?;
+        (held.attempt == wanted.attempt).then(|| held.mount.try_clone())
     }
 
     /// Has the directory be of a project that nothing else is of, with this limit; of the one that it has already, if any.
@@ -96,4 +165,10 @@ impl Room {
         }
         Err(io::Error::other(format!("all {COUNT} projects have files")))
     }
+}
+
+/// Bytes of the file system that a directory is on: nothing on it can be larger.
+fn size_of_disk(directory: impl AsFd) -> io::Result<u64> {
+    let found = fstatvfs(directory)?;
+    Ok(found.f_blocks.saturating_mul(found.f_frsize))
 }
