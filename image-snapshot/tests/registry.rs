@@ -289,6 +289,30 @@ async fn basic_credentials_do_without_a_token() {
 }
 
 #[tokio::test]
+async fn of_two_names_for_one_registry_the_second_is_tried_when_the_first_is_refused_without_a_challenge() {
+    let registry = FakeRegistry::start(|r| match r.headers.get("authorization").map(String::as_str) {
+        Some("Basic dXNlcjpzZWNyZXQ=") => None,
+        // It is known, and may not have this image.
+        Some("Basic b3RoZXI6cGFzcw==") => Some(Reply::status(403)),
+        _ => Some(Reply::status(401).with("WWW-Authenticate", r#"Basic realm="x""#)),
+    })
+    .await;
+    let name = registry.push("a", "1", &Made::simple(b"x"));
+    let root = store();
+    let images = open(root.path());
+    let host = registry.address.to_string();
+    let with = |credentials| {
+        let mut request = request(&name, PullPolicy::Always);
+        request.credentials = credentials;
+        images.ensure(request, |_| {})
+    };
+    let (other, user) = (basic(&host, "other", "pass"), basic(&host, "user", "secret"));
+    let error = with(vec![other.clone()]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthorized);
+    with(vec![other, user]).await.unwrap();
+}
+
+#[tokio::test]
 async fn unknown_names_are_told_in_the_registrys_words() {
     let registry = FakeRegistry::plain().await;
     let root = store();

@@ -65,6 +65,8 @@ struct Standing {
     header: Option<Secret>,
     /// Which candidate made the header.
     candidate: usize,
+    /// What the header answers.
+    challenge: Option<Challenge>,
     /// The header has been accepted at least once, so a refusal means that it is too old.
     proven: bool,
 }
@@ -141,7 +143,9 @@ impl Session {
         if standing.generation != used.generation {
             return Ok(true);
         }
-        let Some(challenge) = challenge(response.headers()) else {
+        // Who knows a name and refuses it need not ask for another: the next one answers the question of before.
+        let asked = standing.challenge.clone().filter(|_| !standing.proven);
+        let Some(challenge) = challenge(response.headers()).or(asked) else {
             return Ok(false);
         };
         let client = match &challenge {
@@ -166,6 +170,7 @@ impl Session {
                         generation: used.generation + 1,
                         header: Some(value),
                         candidate: index,
+                        challenge: Some(challenge),
                         proven: false,
                     };
                     return Ok(true);

@@ -1,8 +1,8 @@
 //! Asks a source for everything a pod needs, side by side.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
-use agent_api::proto::{ClusterDns, Object, RegistryCredential, Resolved, ServiceAccountToken};
+use agent_api::proto::{ClusterDns, Object, Resolved, ServiceAccountToken};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 
@@ -193,11 +193,14 @@ fn pull_secret(name: &str, found: Option<&ReferencedObject>, resolution: &mut Re
         field: "spec.imagePullSecrets".to_owned(),
     };
     match found.map(credentials) {
+        // A registry may know several names, of which each image wants another: all of them are tried, in this order.
         Some(Ok(list)) => {
-            let known: HashMap<String, ()> =
-                resolution.resolved.registry_credentials.iter().map(|c| (c.registry.clone(), ())).collect();
-            let new = list.into_iter().filter(|c: &RegistryCredential| !known.contains_key(&c.registry));
-            resolution.resolved.registry_credentials.extend(new);
+            let all = &mut resolution.resolved.registry_credentials;
+            for credential in list {
+                if !all.contains(&credential) {
+                    all.push(credential);
+                }
+            }
         }
         Some(Err(error)) => resolution.warnings.push(warning(format!("pull secret {name}: {error}"))),
         None => {

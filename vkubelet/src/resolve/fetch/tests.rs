@@ -144,6 +144,21 @@ async fn a_missing_pull_secret_only_warns() {
 }
 
 #[tokio::test]
+async fn all_credentials_of_a_registry_are_sent_in_the_order_of_the_pull_secrets_equal_ones_once() {
+    let mut fake = FakeReferences::default();
+    let auths = |auths: serde_json::Value| object(&[(".dockerconfigjson", &json!({"auths": auths}).to_string())]);
+    let of = |user: &str| json!({"username": user, "password": "p"});
+    fake.secrets.insert("z".into(), auths(json!({"r.io": of("first"), "other.io": of("x")})));
+    fake.secrets.insert("a".into(), auths(json!({"r.io": of("second")})));
+    fake.secrets.insert("copy".into(), auths(json!({"r.io": of("first")})));
+    let names = ["z", "a", "copy"].map(|name| json!({"name": name}));
+    let pod = pod(json!({"containers": [{"name": "a"}], "imagePullSecrets": names}));
+    let sent = resolved(run(&fake, &pod, &[], 0).await).resolved.registry_credentials;
+    let sent: Vec<_> = sent.iter().map(|c| (c.registry.as_str(), c.username.as_str())).collect();
+    assert_eq!(sent, [("other.io", "x"), ("r.io", "first"), ("r.io", "second")]);
+}
+
+#[tokio::test]
 async fn unusable_variable_names_are_told() {
     let mut fake = FakeReferences::default();
     fake.config_maps.insert("m".into(), object(&[("good", "1"), ("a=b", "2")]));
