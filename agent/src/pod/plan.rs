@@ -151,13 +151,9 @@ pub(super) fn pull_policy(written: Option<&str>, image: &str) -> PullPolicy {
     }
 }
 
-/// The API server's default: `latest`, given or implied, is pulled each time.
+/// The API server's default: `latest`, given or implied, is pulled each time. What is no name is not pulled at all.
 fn moves(image: &str) -> bool {
-    if image.contains('@') || image.starts_with("oci-layout:") || image.starts_with("docker-archive:") {
-        return false;
-    }
-    let last = image.rsplit('/').next().unwrap_or(image);
-    last.rsplit_once(':').is_none_or(|(_, tag)| tag == "latest")
+    image.parse::<image_snapshot::Reference>().is_ok_and(|name| name.defaults_to_always())
 }
 
 #[cfg(test)]
@@ -184,6 +180,16 @@ mod tests {
         use PullPolicy::*;
         assert_eq!(pulls, [Always, IfNotPresent, Always, IfNotPresent]);
         assert!(plan.slots.iter().all(|s| s.restart == Restart::Always && s.role == Role::Main));
+    }
+
+    #[test]
+    fn an_image_of_a_host_path_is_not_read_at_each_start_whatever_it_is_packed_in() {
+        for image in
+            ["oci-layout:/a", "oci-archive:/a.tar", "oci-archive:/a.tar:latest", "docker-archive:/a.tar:x:latest"]
+        {
+            assert_eq!(pull_policy(None, image), PullPolicy::IfNotPresent, "{image}");
+        }
+        assert_eq!(pull_policy(None, "oci-archive/a"), PullPolicy::Always, "a repository");
     }
 
     #[test]
