@@ -88,6 +88,11 @@ pub enum RunError {
     /// The sandboxes.
     #[error("could not open the sandboxes")]
     Sandboxes(#[source] sandbox::contract::SandboxError),
+    /// Layers would be converted as root.
+    #[error(
+        "could not find the agent's own program, which converts layers without privileges: /proc must be mounted, and the program's file still be there"
+    )]
+    Program(#[source] std::io::Error),
     /// The images.
     #[error("could not open the image store")]
     Images(#[source] image_snapshot::ImageError),

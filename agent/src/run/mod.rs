@@ -183,13 +183,7 @@ async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Met
         images_config.timeouts.progress = silence;
         images_config.timeouts.connect = images_config.timeouts.connect.min(silence);
     }
-    match std::env::current_exe() {
-        // Untrusted archives are parsed by a process without privileges.
-        Ok(program) => {
-            images_config.converter = Converter::Program { program, args: vec!["convert-layer".to_owned()] };
-        }
-        Err(error) => tracing::warn!(%error, "this program cannot be found: layers are converted in the agent itself"),
-    }
+    images_config.converter = converter(std::env::current_exe())?;
     if !config.oci_layouts.is_empty() {
         images_config.local_sources = LocalSources::Under(config.oci_layouts.clone());
     }
@@ -250,6 +244,12 @@ async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Met
     Ok(Parts { sandboxes, roster, meter, service })
 }
 
+/// Untrusted archives are parsed by a process without privileges, which is this program again; never by the agent itself, as root.
+fn converter(program: std::io::Result<std::path::PathBuf>) -> Result<Converter, RunError> {
+    let program = program.map_err(RunError::Program)?;
+    Ok(Converter::Program { program, args: vec!["convert-layer".to_owned()] })
+}
+
 /// The resolver that pods get; one on the host's loopback is of no use to them.
 fn resolver(config: &Config) -> Resolver {
     const UPLINK: &str = "/run/systemd/resolve/resolv.conf";
@@ -287,4 +287,17 @@ async fn close(config: &Config, parts: Parts) {
         tracing::warn!(error = chain(&error), "the place for secrets was not cleared");
     }
     tracing::info!("the agent ends; nothing runs");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_does_not_find_its_program_does_not_start() {
+        let error = converter(Err(std::io::ErrorKind::NotFound.into())).unwrap_err();
+        assert!(matches!(error, RunError::Program(_)), "{error}");
+        let found = converter(Ok("/usr/bin/nodeless-agent".into())).unwrap();
+        assert!(matches!(found, Converter::Program { .. }), "{found:?}");
+    }
 }
