@@ -228,8 +228,10 @@ fn failure(error: &ImageError) -> ImageFailure {
 
 #[async_trait]
 impl ImageSource for ImageStore {
-    async fn is_present(&self, reference: &str) -> bool {
-        self.images.get_local(reference).await.is_ok_and(|found| found.is_some())
+    async fn is_present(&self, wish: &ImageWish) -> bool {
+        let here = async |images: Images| images.get_local(&wish.reference).await.is_ok_and(|found| found.is_some());
+        // What the host has for all is copied for a domain, not pulled.
+        here(self.images.of_domain(&wish.domain)).await || here(self.images.of_domain("")).await
     }
 
     async fn ensure(&self, wish: &ImageWish, told: Told) -> Result<ReadyImage, ImageFailure> {
@@ -285,7 +287,7 @@ fn found(image: &image_snapshot::Image) -> Found {
 impl Shelf for ImageStore {
     async fn fetch(&self, wish: &ImageWish, size: u64, told: Told) -> Result<Found, ImageFailure> {
         if let Some(percent) = self.room.fullness_with(size)
-            && !self.is_present(&wish.reference).await
+            && !self.is_present(wish).await
         {
             let high = self.room.marks.high;
             let would_be = if size == 0 { "is" } else { "would be" };

@@ -105,8 +105,8 @@ pub type Told = Box<dyn Fn(u64, u64) + Send + Sync>;
 /// Where images come from.
 #[async_trait]
 pub trait ImageSource: Send + Sync {
-    /// Is it here under this name? Asks nobody else and checks nobody's rights.
-    async fn is_present(&self, reference: &str) -> bool;
+    /// Is what was wished for here, under this name, for these pods? Asks nobody else and checks nobody's rights.
+    async fn is_present(&self, wish: &ImageWish) -> bool;
     /// Makes it available. `told` how far that is, when something has to come.
     async fn ensure(&self, wish: &ImageWish, told: Told) -> Result<ReadyImage, ImageFailure>;
     /// Holds layers that pods from before an agent restart still use; they are never let go while the value lives.

@@ -329,8 +329,8 @@ impl RootFiles for NoFiles {
 
 #[async_trait]
 impl ImageSource for FakeImages {
-    async fn is_present(&self, reference: &str) -> bool {
-        self.present.lock().unwrap().contains(reference)
+    async fn is_present(&self, wish: &ImageWish) -> bool {
+        self.present.lock().unwrap().contains(&wish.reference)
     }
 
     async fn ensure(&self, wish: &ImageWish, told: Told) -> Result<ReadyImage, ImageFailure> {
@@ -347,7 +347,7 @@ impl ImageSource for FakeImages {
         if wish.reference.contains(' ') {
             return fail("InvalidImageName", "invalid reference format");
         }
-        if wish.policy == crate::ports::PullPolicy::Never && !self.is_present(&wish.reference).await {
+        if wish.policy == crate::ports::PullPolicy::Never && !self.is_present(wish).await {
             return fail("ErrImageNeverPull", "not present");
         }
         self.present.lock().unwrap().insert(wish.reference.clone());
@@ -369,6 +369,40 @@ impl ImageSource for FakeImages {
     }
 
     fn allow_collection(&self) {}
+}
+
+/// An image of one empty layer, in an OCI layout.
+pub(crate) fn layout(dir: &Path) -> String {
+    let blobs = dir.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let put = |kind: &str, bytes: Vec<u8>| {
+        let digest = image_snapshot::Digest::sha256(&bytes);
+        std::fs::write(blobs.join(digest.hex()), &bytes).unwrap();
+        serde_json::json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest.to_string(), "size": bytes.len()})
+    };
+    let layer = put("layer.v1.tar", vec![0; 1024]);
+    let architecture = image_snapshot::ImagesConfig::new(dir).platform.architecture;
+    let rootfs = serde_json::json!({"type": "layers", "diff_ids": [layer["digest"]]});
+    let config = serde_json::json!({"architecture": architecture, "os": "linux", "config": {}, "rootfs": rootfs});
+    let config = put("config.v1+json", config.to_string().into_bytes());
+    let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": [layer]});
+    let mut entry: serde_json::Value = put("manifest.v1+json", manifest.to_string().into_bytes());
+    entry["annotations"] = serde_json::json!({"org.opencontainers.image.ref.name": "1"});
+    std::fs::write(dir.join("index.json"), serde_json::json!({"schemaVersion": 2, "manifests": [entry]}).to_string())
+        .unwrap();
+    std::fs::write(dir.join("oci-layout"), serde_json::json!({"imageLayoutVersion": "1.0.0"}).to_string()).unwrap();
+    format!("oci-layout:{}:1", dir.display())
+}
+
+/// A wish of the host's operator.
+pub(crate) fn wish(reference: &str) -> ImageWish {
+    ImageWish {
+        reference: reference.to_owned(),
+        policy: crate::ports::PullPolicy::IfNotPresent,
+        credentials: Vec::new(),
+        trusted: true,
+        domain: String::new(),
+    }
 }
 
 /// A network that counts.

@@ -57,7 +57,7 @@ pub(super) async fn image(world: &World, wish: &ImageWish, teller: &Teller) -> R
     let pulls = match wish.policy {
         PullPolicy::Always => true,
         PullPolicy::Never => false,
-        PullPolicy::IfNotPresent => !world.images.is_present(name).await,
+        PullPolicy::IfNotPresent => !world.images.is_present(wish).await,
     };
     if pulls {
         teller.tell(false, "Pulling", format!("Pulling image \"{name}\""));
@@ -154,7 +154,10 @@ fn go_duration(taken: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::images::ImageStore;
 
     #[test]
     fn how_far_a_pull_is_is_told_in_mebibytes() {
@@ -187,5 +190,44 @@ mod tests {
         let told: Vec<String> = journal.after(0, 10).into_iter().map(|event| event.message).collect();
         let said = |done: u32| format!("Pulling image \"slow:1\": {done} of 400 MiB ({} %)", done / 4);
         assert_eq!(told, [0, 100, 300].map(said));
+    }
+
+    #[tokio::test]
+    async fn a_present_copy_of_a_namespace_is_told_as_present_and_counts_as_no_pull() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let reference = crate::testing::layout(&dir.path().join("layout"));
+        let mut config = image_snapshot::ImagesConfig::new(dir.path().join("images"));
+        config.copies = image_snapshot::Copies::PerDomain;
+        let images = ImageStore::new(image_snapshot::Images::open(config).unwrap(), None);
+        let rig = crate::testing::Rig::new();
+        let world = rig.world_with("boot", |world| world.images = Arc::new(images.clone()));
+        let teller = Teller {
+            journal: world.journal.clone(),
+            uid: "u".to_owned(),
+            namespace: "a".to_owned(),
+            name: "pod".to_owned(),
+            field_path: String::new(),
+        };
+        let mut told = 0;
+        // Events of a pull, of a present image, and how many pulls there were so far.
+        let mut start = async |domain: &str| {
+            let wish = ImageWish { domain: domain.to_owned(), ..crate::testing::wish(&reference) };
+            image(&world, &wish, &teller).await.unwrap();
+            let news = world.journal.after(told, 10);
+            told = news.last().map_or(told, |event| event.seq);
+            let present = news.iter().filter(|event| event.message.contains("already present on machine")).count();
+            let text = world.metrics.text();
+            let pulls = text.lines().find_map(|line| line.split_once("image_pull_seconds_count ")).unwrap().1;
+            (news.len() - present, present, pulls.to_owned())
+        };
+        let pulled = |pulls: &str| (2, 0, pulls.to_owned());
+        let present = |pulls: &str| (0, 1, pulls.to_owned());
+        assert_eq!(start("a").await, pulled("1"));
+        assert_eq!(start("a").await, present("1"));
+        assert_eq!(start("b").await, pulled("2"), "another namespace has none yet");
+        // What the host has for all is copied.
+        images.pull(&crate::testing::wish(&reference), |_| {}).await.unwrap();
+        assert_eq!(start("c").await, present("2"));
     }
 }
