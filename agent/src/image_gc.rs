@@ -97,6 +97,7 @@ pub async fn run(images: ImageStore) {
         if let Err(error) = images.images().note_use().await {
             tracing::warn!(error = error.chain(), "cannot write down which images are in use");
         }
+        images.compare_mounts().await;
         images.measure().await;
         let goal = images.room().goal();
         if goal.bytes == 0 && goal.max_age.is_none() {

@@ -10,12 +10,12 @@ use image_snapshot::{
     Rootfs, Secret,
 };
 
-use sandbox::namespace::NamespaceSandboxes;
 use sandbox::spec::Layer;
 
 use crate::host_credentials::HostCredentials;
 use crate::image_gc::Room;
 use crate::image_metrics::ImageMetrics;
+use crate::layer_mounts::{LayerMounts, Mounts};
 use crate::ports::{ImageConfig, ImageFailure, ImageSource, ImageWish, PullPolicy, ReadyImage, RootFiles, Told};
 use crate::prepared::{Found, Shelf};
 use crate::pulled_bytes::Sum;
@@ -25,8 +25,7 @@ use crate::resolved::RegistryCredential;
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     images: Images,
-    /// Holds layer mounts that must go before their files.
-    mounts: Option<NamespaceSandboxes>,
+    mounts: Option<Mounts>,
     room: Room,
     host_credentials: Option<Arc<HostCredentials>>,
     metrics: ImageMetrics,
@@ -55,8 +54,14 @@ pub struct Removed {
 
 impl ImageStore {
     /// On an open store. `mounts`: who holds layers mounted.
-    pub fn new(images: Images, mounts: Option<NamespaceSandboxes>) -> Self {
-        Self { images, mounts, room: Room::default(), host_credentials: None, metrics: ImageMetrics::default() }
+    pub fn new(images: Images, mounts: Option<Arc<dyn LayerMounts>>) -> Self {
+        Self {
+            images,
+            mounts: mounts.map(Mounts::new),
+            room: Room::default(),
+            host_credentials: None,
+            metrics: ImageMetrics::default(),
+        }
     }
 
     /// With a disk that is looked after.
@@ -95,7 +100,7 @@ impl ImageStore {
     pub async fn make_room(&self, goal: Eviction) -> Result<GcReport, ImageError> {
         let report = self.images.evict(goal).await?;
         self.metrics.made_way(&report);
-        self.release(&report).await;
+        self.release(&report.removed).await;
         Ok(report)
     }
 
@@ -140,12 +145,16 @@ impl ImageStore {
         }
     }
 
-    async fn release(&self, report: &GcReport) {
-        let gone: Vec<String> = report.removed.iter().map(ToString::to_string).collect();
-        if let Some(mounts) = self.mounts.as_ref().filter(|_| !gone.is_empty())
-            && let Err(error) = mounts.release_layers(&gone).await
-        {
-            tracing::warn!(error = crate::errors::chain(&error), "mounts of removed layers stay for now");
+    async fn release(&self, removed: &[image_snapshot::Digest]) {
+        if let Some(mounts) = &self.mounts {
+            mounts.release(removed.iter().map(ToString::to_string)).await;
+        }
+    }
+
+    /// Lets go of mounts of layers that are not here, and of those that could not be let go of before.
+    pub async fn compare_mounts(&self) {
+        if let Some(mounts) = &self.mounts {
+            mounts.compare(&self.images).await;
         }
     }
 
@@ -167,7 +176,7 @@ impl ImageStore {
     pub async fn discard(&self, layer: &image_snapshot::Digest) -> Result<bool, ImageError> {
         let gone = self.images.discard(layer).await?;
         if gone {
-            self.release(&GcReport { removed: vec![layer.clone()], ..GcReport::default() }).await;
+            self.release(std::slice::from_ref(layer)).await;
         }
         Ok(gone)
     }
@@ -180,7 +189,7 @@ impl ImageStore {
         };
         let report = self.images.gc().await?;
         self.metrics.made_way(&report);
-        self.release(&report).await;
+        self.release(&report.removed).await;
         Ok(Removed { found, freed: report.freed })
     }
 }

@@ -18,7 +18,7 @@
 //! | [`roster`] | every pod of this host: admission, complete-set sync, the mass-delete brake |
 //! | [`ledger`], [`recover`] | what survives the agent, and how it goes on |
 //! | [`host`] | capacity, conditions, identity |
-//! | [`images`] | the image store as the pod task sees it |
+//! | [`images`], [`layer_mounts`] | the image store as the pod task sees it; mounts of layers, which go with their files |
 //! | [`prepared`], [`image_gc`], [`image_metrics`], [`host_credentials`] | images kept ready ahead of their use; those that make way; the host's own rights to pull |
 //! | [`events`] | a bounded journal of what happened, in a kubelet's words |
 //! | [`logs`] | CRI log files read as a kubelet reads them |
@@ -43,6 +43,7 @@ pub mod image_gc;
 pub mod image_metrics;
 pub mod images;
 pub mod intent;
+pub mod layer_mounts;
 pub mod ledger;
 pub mod link;
 pub mod logs;

@@ -61,6 +61,23 @@ async fn privileged_an_agents_restart_loses_nothing() {
 }
 
 #[tokio::test]
+async fn privileged_an_agent_learns_which_layers_are_mounted_for_the_one_before_it() {
+    privileged!("privileged_an_agent_learns_which_layers_are_mounted_for_the_one_before_it");
+    let mut host = Host::with_pool(1).await;
+    assert!(host.sandboxes().mounted_layers().await.unwrap().is_empty());
+    let id = host.sandbox("survivor").await;
+    host.sandboxes().start(&id, &host.shell("main", "exec sleep 1000")).await.unwrap();
+    host.reopen().await;
+    let mounted = host.sandboxes().mounted_layers().await.unwrap();
+    assert_eq!(mounted, ["sha256:busybox"]);
+    host.sandboxes().release_layers(&mounted).await.unwrap();
+    assert!(host.sandboxes().mounted_layers().await.unwrap().is_empty());
+    let (exit, ..) = host.exec(&id, "main", &["true"]).await;
+    assert_eq!(exit.code, 0, "the container has a clone of its own");
+    host.close().await;
+}
+
+#[tokio::test]
 async fn privileged_a_killed_keeper_is_started_again_and_nobody_notices() {
     privileged!("privileged_a_killed_keeper_is_started_again_and_nobody_notices");
     let host = Host::new().await;

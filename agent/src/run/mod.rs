@@ -189,10 +189,11 @@ async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Met
     }
     let images = blocking(move || Images::open(images_config)).await?.map_err(RunError::Images)?;
     let disk = image_gc::Room { dir: config.state_dir.clone(), marks: config.image_gc };
-    let images = ImageStore::new(images, Some(sandboxes.clone()))
+    let images = ImageStore::new(images, Some(Arc::new(sandboxes.clone())))
         .with_room(disk)
         .with_metrics(metrics.images.clone())
         .with_host_credentials(config.docker_config.clone());
+    images.compare_mounts().await;
     let (state_dir, shelf) = (config.state_dir.clone(), Arc::new(images.clone()));
     let prepared = blocking(move || Prepared::open(&state_dir, shelf)).await?.map_err(RunError::Prepared)?;
     let shared: Arc<dyn Sandboxes> = Arc::new(sandboxes.clone());

@@ -293,6 +293,12 @@ impl Images {
         .await
     }
 
+    /// Every layer that is here.
+    pub async fn layers_here(&self) -> Result<BTreeSet<Digest>, ImageError> {
+        let store = self.inner.store.clone();
+        blocking(move || Ok(store.layers()?.into_iter().map(|layer| layer.id).collect())).await
+    }
+
     /// Reads a layer and says whether it is what was written.
     pub async fn verify_layer(&self, layer: &Digest) -> Result<Verdict, ImageError> {
         let (store, layer) = (self.inner.store.clone(), layer.clone());

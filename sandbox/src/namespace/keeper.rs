@@ -66,6 +66,15 @@ impl Keeper {
         Ok(delivered.fds)
     }
 
+    /// Identities of the layers that are mounted.
+    pub(crate) async fn mounted(&self) -> Result<Vec<String>, SandboxError> {
+        let operation = "listing of mounted layers";
+        match self.call(operation, || Request::List, Vec::new).await?.reply {
+            Reply::Listed { layers, .. } => Ok(layers),
+            _ => Err(unexpected(operation)),
+        }
+    }
+
     /// Forgets layers.
     pub(crate) async fn release(&self, ids: &[String]) -> Result<(), SandboxError> {
         let request = || Request::Release { ids: ids.to_vec() };

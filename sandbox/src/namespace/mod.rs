@@ -191,6 +191,11 @@ impl NamespaceSandboxes {
         self.inner.pool.lock().await.len()
     }
 
+    /// Identities of the layers that the keeper holds mounted, those of agents before this one included.
+    pub async fn mounted_layers(&self) -> Result<Vec<String>, SandboxError> {
+        self.inner.keeper.mounted().await
+    }
+
     /// Lets go of layers that no new container will need: the files may be deleted afterwards. Containers that use them go
     /// on.
     pub async fn release_layers(&self, ids: &[String]) -> Result<(), SandboxError> {
