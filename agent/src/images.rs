@@ -172,6 +172,15 @@ impl ImageStore {
         self.ensure_with_room(wish, progress).await
     }
 
+    /// Whether its source has it for this host now; nothing of it is kept.
+    pub async fn ask(&self, wish: &ImageWish) -> Result<(), ImageError> {
+        let request = match &self.host_credentials {
+            None => request(wish),
+            Some(host) => with_hosts(request(wish), host).await,
+        };
+        self.images.ask(request).await
+    }
+
     /// Removes a layer that is not what was written; its mount goes too. False: somebody uses it.
     pub async fn discard(&self, layer: &image_snapshot::Digest) -> Result<bool, ImageError> {
         let gone = self.images.discard(layer).await?;

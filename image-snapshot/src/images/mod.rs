@@ -175,6 +175,11 @@ impl Images {
         self.inner.ensure(request, &self.domain, Arc::new(progress)).await
     }
 
+    /// Whether the source has this image for the caller now: fetches manifest and configuration, whatever is here, and keeps nothing.
+    pub async fn ask(&self, request: EnsureRequest) -> Result<(), ImageError> {
+        self.inner.ask(request).await
+    }
+
     /// The image, if it is here under this name; asks nobody and checks nobody's rights.
     pub async fn get_local(&self, reference: &str) -> Result<Option<Image>, ImageError> {
         let name = parse(reference)?.to_string();

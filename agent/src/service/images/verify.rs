@@ -9,6 +9,10 @@ use crate::images::ImageStore;
 use crate::ports::{ImageWish, PullPolicy};
 use crate::service::{Answers, answers};
 
+/// What an operator can do about an image that this host is not given.
+const KEPT: &str = "nothing was removed; give the host credentials (--docker-config) or its registry back, and repair again, or remove the \
+                    image (nodeless images rm): the next pod with the right to pull it brings it anew";
+
 /// Tells of each layer as soon as it has been read; all that is looked at ends when nobody listens any more.
 pub(super) fn verify(images: ImageStore, repair: bool) -> Answers<proto::VerifiedLayer> {
     let (sender, stream) = answers();
@@ -53,13 +57,23 @@ async fn look(images: &ImageStore, layer: &Digest, repair: bool) -> Result<Optio
     Ok(Some(proto::VerifiedLayer { layer, verdict: verdict.to_owned(), references, action, message }))
 }
 
-/// Removes a layer that is not what was written, and pulls an image that needs it. What was done, and why no more.
+/// Removes a layer that is not what was written, and pulls an image that needs it. What was done, and why no more. Nothing is removed before
+/// a source has said that this host may have such an image: pods may have pulled it with secrets that the host does not have.
 async fn mend(images: &ImageStore, layer: &Digest, of: &[&ImageSummary]) -> Result<(String, String), ImageError> {
+    let (mut to_be_had, mut problems) = (Vec::new(), Vec::new());
+    for image in of {
+        match ask(images, image).await {
+            Ok(()) => to_be_had.push(image),
+            Err(error) => problems.push(error.chain()),
+        }
+    }
+    if to_be_had.is_empty() && !of.is_empty() {
+        return Ok(("failed".to_owned(), format!("{}: {KEPT}", problems.join("; "))));
+    }
     if !images.discard(layer).await? {
         return Ok(("in use".to_owned(), "a pod runs on it: delete the pod, then repair".to_owned()));
     }
-    let mut problems = Vec::new();
-    for image in of {
+    for image in to_be_had {
         match bring(images, image).await {
             Ok(()) => return Ok(("repaired".to_owned(), String::new())),
             // The next pod that has the right to brings it anew.
@@ -69,22 +83,42 @@ async fn mend(images: &ImageStore, layer: &Digest, of: &[&ImageSummary]) -> Resu
     Ok(("removed".to_owned(), problems.join("; ")))
 }
 
-/// Pulls an image as it is here, whatever its tag means by now; if its registry has that no more, what the tag means.
-async fn bring(images: &ImageStore, image: &ImageSummary) -> Result<(), ImageError> {
+/// Its names, the best first: as it is here, whatever its tag means by now, then what the tag means.
+fn wishes(image: &ImageSummary) -> Vec<ImageWish> {
     // What comes from a path of this host has no digest of a repository.
-    if image.repo_digest.contains('@') && image.repo_digest != image.reference {
-        let known = images.images().list().await?;
-        let wish = wish(&image.repo_digest, &image.domain);
-        if let Ok(held) = images.pull(&wish, |_| {}).await {
-            let named = |known: &ImageSummary| known.reference == held.reference && known.domain == image.domain;
-            if !known.iter().any(named) {
-                // A name that nobody has asked for.
-                images.images().remove_copy(&held.reference, &image.domain).await?;
-            }
-            return Ok(());
+    let exact = (image.repo_digest.contains('@') && image.repo_digest != image.reference).then_some(&image.repo_digest);
+    exact.into_iter().chain([&image.reference]).map(|reference| wish(reference, &image.domain)).collect()
+}
+
+/// Whether the source has it for this host under one of its names, or what it says of the last one.
+async fn ask(images: &ImageStore, image: &ImageSummary) -> Result<(), ImageError> {
+    let mut last = Ok(());
+    for wish in wishes(image) {
+        last = images.ask(&wish).await;
+        if last.is_ok() {
+            break;
         }
     }
-    images.pull(&wish(&image.reference, &image.domain), |_| {}).await.map(drop)
+    last
+}
+
+/// Pulls it under the first of its names that leads to it. A name that nobody has asked for does not stay.
+async fn bring(images: &ImageStore, image: &ImageSummary) -> Result<(), ImageError> {
+    let known = images.images().list().await?;
+    let mut last = Ok(());
+    for wish in wishes(image) {
+        match images.pull(&wish, |_| {}).await {
+            Ok(held) => {
+                let named = |known: &ImageSummary| known.reference == held.reference && known.domain == image.domain;
+                if !known.iter().any(named) {
+                    images.images().remove_copy(&held.reference, &image.domain).await?;
+                }
+                return Ok(());
+            }
+            Err(error) => last = Err(error),
+        }
+    }
+    last
 }
 
 fn wish(reference: &str, domain: &str) -> ImageWish {
@@ -99,34 +133,43 @@ fn wish(reference: &str, domain: &str) -> ImageWish {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
 
+    use axum::http::{HeaderMap, StatusCode, Uri, header};
+    use axum::response::{IntoResponse as _, Response};
     use image_snapshot::{Images, ImagesConfig};
     use serde_json::{Value, json};
     use tokio_stream::StreamExt as _;
 
     use super::*;
+    use crate::resolved::RegistryCredential;
+    use crate::testing::layout;
 
-    /// An image of one empty layer, in an OCI layout.
-    fn layout(dir: &Path) -> String {
-        let blobs = dir.join("blobs/sha256");
-        std::fs::create_dir_all(&blobs).unwrap();
-        let put = |kind: &str, bytes: Vec<u8>| {
-            let digest = Digest::sha256(&bytes);
-            std::fs::write(blobs.join(digest.hex()), &bytes).unwrap();
-            json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest.to_string(), "size": bytes.len()})
-        };
-        let layer = put("layer.v1.tar", vec![0; 1024]);
-        let architecture = ImagesConfig::new(dir).platform.architecture;
-        let rootfs = json!({"type": "layers", "diff_ids": [layer["digest"]]});
-        let config = json!({"architecture": architecture, "os": "linux", "config": {}, "rootfs": rootfs});
-        let config = put("config.v1+json", config.to_string().into_bytes());
-        let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": [layer]});
-        let mut entry: Value = put("manifest.v1+json", manifest.to_string().into_bytes());
-        entry["annotations"] = json!({"org.opencontainers.image.ref.name": "1"});
-        std::fs::write(dir.join("index.json"), json!({"schemaVersion": 2, "manifests": [entry]}).to_string()).unwrap();
-        std::fs::write(dir.join("oci-layout"), json!({"imageLayoutVersion": "1.0.0"}).to_string()).unwrap();
-        format!("oci-layout:{}:1", dir.display())
+    /// What a private registry says of an image in a layout.
+    fn said(layout: &Path, uri: &Uri, headers: &HeaderMap) -> Response {
+        if headers.get(header::AUTHORIZATION).is_none_or(|value| value != "Basic dXNlcjpzZWNyZXQ=") {
+            return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"x\"")]).into_response();
+        }
+        let index: Value = serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
+        let manifest = index["manifests"][0]["digest"].as_str().unwrap();
+        let last = uri.path().rsplit('/').next().unwrap();
+        let digest = if last == "1" { manifest } else { last };
+        let kind =
+            if digest == manifest { "application/vnd.oci.image.manifest.v1+json" } else { "application/octet-stream" };
+        match std::fs::read(layout.join("blobs").join(digest.replace(':', "/"))) {
+            Ok(bytes) => ([(header::CONTENT_TYPE, kind)], bytes).into_response(),
+            Err(_) => StatusCode::NOT_FOUND.into_response(),
+        }
+    }
+
+    /// Puts other bytes in a file's place: nobody writes to the file itself.
+    fn damage(file: &Path) -> Vec<u8> {
+        let mut bytes = std::fs::read(file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        let other = file.with_extension("other");
+        std::fs::write(&other, &bytes).unwrap();
+        std::fs::rename(&other, file).unwrap();
+        bytes
     }
 
     async fn verified(images: &ImageStore, repair: bool) -> (String, String) {
@@ -148,26 +191,15 @@ mod tests {
         let reference = layout(&dir.path().join("layout"));
         let root = dir.path().join("images");
         let images = ImageStore::new(Images::open(ImagesConfig::new(&root)).unwrap(), None);
-        let wish = ImageWish {
-            reference,
-            policy: PullPolicy::IfNotPresent,
-            credentials: Vec::new(),
-            trusted: true,
-            domain: String::new(),
-        };
+        let wish = wish(&reference, "");
         let held = images.pull(&wish, |_| {}).await.unwrap();
         let sound = ("sound".to_owned(), String::new());
         let damaged = |action: &str| ("damaged".to_owned(), action.to_owned());
         assert_eq!(verified(&images, true).await, sound);
 
         let layer: Digest = held.rootfs.layers[0].id.parse().unwrap();
-        let file: PathBuf = held.rootfs.layers[0].path.clone();
-        let mut bytes = std::fs::read(&file).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        // Nobody writes to it, so it is put in its place.
-        let other = dir.path().join("other");
-        std::fs::write(&other, &bytes).unwrap();
-        std::fs::rename(&other, &file).unwrap();
+        let file = held.rootfs.layers[0].path.clone();
+        let bytes = damage(&file);
         assert_eq!(verified(&images, false).await, damaged(""));
         assert_eq!(verified(&images, true).await, damaged("in use"));
         drop(held);
@@ -184,5 +216,41 @@ mod tests {
         images.remove(&wish.reference, None).await.unwrap();
         assert!(images.images().layers().await.unwrap().is_empty());
         assert!(look(&images, &layer, false).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_bad_layer_of_an_image_that_the_host_may_not_pull_is_told_and_kept() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("layout");
+        layout(&from);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let registry = listener.local_addr().unwrap().to_string();
+        let answer = move |uri: Uri, headers: HeaderMap| async move { said(&from, &uri, &headers) };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+
+        let images = ImageStore::new(Images::open(ImagesConfig::new(dir.path().join("images"))).unwrap(), None);
+        let secret = RegistryCredential {
+            registry: registry.clone(),
+            username: "user".to_owned(),
+            password: "secret".to_owned(),
+            identity_token: String::new(),
+        };
+        let of_pod = ImageWish { credentials: vec![secret], ..wish(&format!("{registry}/private:1"), "") };
+        let file = images.pull(&of_pod, |_| {}).await.unwrap().rootfs.layers[0].path.clone();
+        let bytes = damage(&file);
+
+        let mut answers = verify(images.clone(), true);
+        let told = answers.next().await.unwrap().unwrap();
+        assert_eq!((told.verdict.as_str(), told.action.as_str()), ("damaged", "failed"));
+        assert!(told.message.contains("401") && told.message.contains("--docker-config"), "{}", told.message);
+        assert_eq!(std::fs::read(&file).unwrap(), bytes);
+
+        let config = dir.path().join("docker.json");
+        let auths = json!({"auths": {(registry): {"auth": "dXNlcjpzZWNyZXQ="}}});
+        std::fs::write(&config, auths.to_string()).unwrap();
+        let images = images.with_host_credentials(Some(config));
+        assert_eq!(verified(&images, true).await, ("damaged".to_owned(), "repaired".to_owned()));
+        assert_ne!(std::fs::read(&file).unwrap(), bytes);
     }
 }
