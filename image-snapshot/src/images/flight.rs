@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::{
     Digest, ImageError, LayerPhase,
     convert::ConvertError,
+    error::chain,
     source::SourceError,
     store::{LayerRecord, StoreError},
 };
@@ -26,6 +27,16 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// In words, with all causes.
+    pub(super) fn chain(&self) -> String {
+        match self {
+            Self::Fetch(error) => chain(&**error),
+            Self::Convert(error) => chain(&**error),
+            Self::Store(error) => chain(&**error),
+            Self::Interrupted => "interrupted".to_owned(),
+        }
+    }
+
     /// The same, told about an image.
     pub(super) fn of_image(self, reference: &str, id: &Digest, blob: &Digest) -> ImageError {
         let (reference, layer) = (reference.to_owned(), blob.clone());

@@ -1,8 +1,14 @@
 //! The way of one layer: fetch and stage at once, wait for the layers below, finish, commit.
+//!
+//! Bytes are proved only when the last one has come, and are in the hash and in the converter by then. So what one server has sent is never
+//! gone on with from another: where a mirror fails, the layer begins anew, in a file of its own, with the next server.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    fs::File,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::{
@@ -16,11 +22,11 @@ use super::{
     rights::Brought,
 };
 use crate::{
-    Converter, Digest, LayerPhase, Limits,
+    Converter, Digest, ErrorKind, LayerPhase, Limits,
     convert::{ConvertError, StagedLayer, stage_layer},
     manifest::Descriptor,
     source::{Source, SourceError, channel},
-    store::{LayerRecord, Store, StoreError, faults::failpoint},
+    store::{Ingest, LayerRecord, Store, StoreError, faults::failpoint},
 };
 
 /// Between two reports of progress.
@@ -68,10 +74,7 @@ impl LayerJob {
             return Ok(record);
         }
         state.send_modify(|s| s.phase = LayerPhase::Converting);
-        let store = self.store.clone();
-        let (ingest, file) = blocking(move || store.ingest()).await?.map_err(store_failure)?;
-        let out = file.try_clone().map_err(|e| convert_failure(ConvertError::Write(e)))?;
-        let staged = self.fetch(state, out).await?;
+        let (ingest, file, staged) = self.stage(state).await?;
         drop(permits);
         failpoint!(LayerStaged);
         // The bytes were the right ones: it is theirs, whoever has brought it before.
@@ -95,7 +98,7 @@ impl LayerJob {
             let mut files = Vec::with_capacity(below.len());
             for layer in below {
                 let missing = || Failure::Store(Arc::new(StoreError::LayerMissing { id: layer.to_string() }));
-                files.push(Arc::new(std::fs::File::open(store.layer_path(layer)).map_err(|_| missing())?));
+                files.push(Arc::new(File::open(store.layer_path(layer)).map_err(|_| missing())?));
             }
             let converted = staged.finish(&files).map_err(convert_failure)?;
             failpoint!(LayerConverted);
@@ -112,13 +115,33 @@ impl LayerJob {
         blocking(move || store.layer(&id)).await?.map_err(store_failure)
     }
 
-    async fn fetch(&self, state: &watch::Sender<State>, out: std::fs::File) -> Result<StagedLayer, Failure> {
+    /// The layer from the first server that sends the right bytes. The last one's error counts.
+    async fn stage(&self, state: &watch::Sender<State>) -> Result<(Ingest, File, StagedLayer), Failure> {
+        let servers = self.source.servers();
+        let mut server = 0;
+        loop {
+            let store = self.store.clone();
+            let (ingest, file) = blocking(move || store.ingest()).await?.map_err(store_failure)?;
+            let out = file.try_clone().map_err(|e| convert_failure(ConvertError::Write(e)))?;
+            match self.fetch(state, server, out).await {
+                Ok(staged) => return Ok((ingest, file, staged)),
+                Err(Refusal::Server(failure)) if server + 1 < servers.len() => {
+                    let (mirror, layer, error) = (servers[server], &self.blob.digest, failure.chain());
+                    tracing::warn!(mirror, %layer, error, "a mirror did not bring a layer: the next server is asked for all of it");
+                    server += 1;
+                }
+                Err(Refusal::Server(failure) | Refusal::Layer(failure)) => return Err(failure),
+            }
+        }
+    }
+
+    async fn fetch(&self, state: &watch::Sender<State>, server: usize, out: File) -> Result<StagedLayer, Refusal> {
         let count = Arc::new(AtomicU64::new(0));
         let (sink, reader) = channel(&self.blob, count.clone());
         let (diff_id, limits) = (self.diff_id.clone(), self.limits.clone());
         let converter = self.converter.clone();
         let staging = blocking(move || stage_layer(&converter, reader, &diff_id, out, &limits));
-        let both = async { tokio::join!(self.source.blob(&self.blob, sink), staging) };
+        let both = async { tokio::join!(self.source.blob(&self.blob, server, sink), staging) };
         tokio::pin!(both);
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -131,17 +154,31 @@ impl LayerJob {
                 }
             }
         };
-        judge(fetched, staged?)
+        judge(fetched, staged.map_err(Refusal::Layer)?)
     }
 }
 
+/// Why a layer did not come from one server.
+#[derive(Debug)]
+enum Refusal {
+    /// Another server may do better.
+    Server(Failure),
+    /// It is the layer, or this host.
+    Layer(Failure),
+}
+
 /// Of two errors, the one that explains the other.
-fn judge(fetched: Result<(), SourceError>, staged: Result<StagedLayer, ConvertError>) -> Result<StagedLayer, Failure> {
+fn judge<T>(fetched: Result<(), SourceError>, staged: Result<T, ConvertError>) -> Result<T, Refusal> {
     match (fetched, staged) {
         (Ok(()), Ok(staged)) => Ok(staged),
-        (Ok(()) | Err(SourceError::Abandoned { .. }), Err(error)) => Err(convert_failure(error)),
+        (Ok(()), Err(error)) => Err(Refusal::Layer(convert_failure(error))),
+        // The converter has refused bytes that nobody has proved, and the rest was too long to prove them.
+        (Err(SourceError::Abandoned { .. }), Err(error)) => match error.kind() {
+            ErrorKind::Corrupt | ErrorKind::InvalidImage => Err(Refusal::Server(convert_failure(error))),
+            _ => Err(Refusal::Layer(convert_failure(error))),
+        },
         // Bytes that are not the ones promised, or not all of them, may look like anything to the converter.
-        (Err(error), _) => Err(Failure::Fetch(Arc::new(error))),
+        (Err(error), _) => Err(Refusal::Server(Failure::Fetch(Arc::new(error)))),
     }
 }
 
@@ -156,4 +193,22 @@ fn store_failure(error: StoreError) -> Failure {
 /// Runs something that blocks.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Failure::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_server_is_asked_when_bytes_were_wrong_or_unproved_and_not_when_it_is_the_layer_or_the_host() {
+        let what = || "GET it".to_owned();
+        let abandoned = || Err(SourceError::Abandoned { what: what() });
+        let short = || Err(SourceError::Truncated { what: what(), got: 1, want: 2 });
+        let bad = || ConvertError::Truncated { what: "a header" };
+        let full = || ConvertError::Write(std::io::ErrorKind::StorageFull.into());
+        let server = |fetched, staged| matches!(judge::<()>(fetched, Err(staged)), Err(Refusal::Server(_)));
+        assert!(server(short(), bad()) && server(short(), ConvertError::Cancelled) && server(abandoned(), bad()));
+        assert!(!server(Ok(()), bad()), "the bytes are those that the manifest names: it is the layer");
+        assert!(!server(Ok(()), full()) && !server(abandoned(), full()), "it is the disk");
+    }
 }

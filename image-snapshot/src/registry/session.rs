@@ -186,6 +186,14 @@ impl Session {
         Attempts { session: self, index: 0, retry: Retry::new(&self.registries.timeouts) }
     }
 
+    /// After a failure: waits, or gives the error back when this server is not to be asked again.
+    async fn pause(&self, retry: &mut Retry<'_>, error: SourceError) -> Result<(), SourceError> {
+        let Some(pause) = retry.after(&error) else { return Err(error) };
+        (self.notice)(&error, pause);
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
     async fn document(
         &self,
         kind: &str,
@@ -230,6 +238,32 @@ impl Session {
         match (self.image.digest(), self.image.tag()) {
             (Some(digest), _) => digest.to_string(),
             (None, tag) => tag.unwrap_or(crate::reference::DEFAULT_TAG).to_owned(),
+        }
+    }
+
+    /// A blob from one server, in as many connections as it takes: what one has brought, the next goes on with.
+    async fn blob_parts(&self, peer: &Peer, url: &str, want: u64, sink: &mut BlobSink) -> Result<(), SourceError> {
+        let mut retry = Retry::new(&self.registries.timeouts);
+        let mut cuts = 0;
+        loop {
+            let before = sink.received();
+            let mut result = self.blob_part(peer, url, sink).await;
+            let got = sink.received();
+            if result.is_ok() && got < want {
+                result = Err(SourceError::Truncated { what: format!("GET {url}"), got, want });
+            }
+            match result {
+                Ok(()) => return Ok(()),
+                // The connection broke on the very last byte.
+                Err(error) if error.is_transient() && got == want && got > 0 => return Ok(()),
+                Err(error) => {
+                    cuts += 1;
+                    if got > before && cuts < MAX_CUTS {
+                        retry.reset();
+                    }
+                    self.pause(&mut retry, error).await?;
+                }
+            }
         }
     }
 
@@ -299,32 +333,15 @@ impl Source for Session {
         Ok(self.document("blobs", &which, limit, Some(&descriptor.digest)).await?.bytes)
     }
 
-    async fn blob(&self, descriptor: &Descriptor, mut sink: BlobSink) -> Result<(), SourceError> {
-        let which = descriptor.digest.to_string();
-        let mut attempts = self.attempts();
-        let mut cuts = 0;
-        loop {
-            let url = self.url(attempts.peer(), "blobs", &which);
-            let before = sink.received();
-            let mut result = self.blob_part(attempts.peer(), &url, &mut sink).await;
-            let (got, want) = (sink.received(), descriptor.size);
-            let what = format!("GET {url}");
-            if result.is_ok() && got < want {
-                result = Err(SourceError::Truncated { what: what.clone(), got, want });
-            }
-            match result {
-                Ok(()) => return sink.finish(&what).await,
-                // The connection broke on the very last byte.
-                Err(error) if error.is_transient() && got == want && got > 0 => return sink.finish(&what).await,
-                Err(error) => {
-                    cuts += 1;
-                    if got > before && cuts < MAX_CUTS {
-                        attempts.progressed();
-                    }
-                    attempts.failed(error).await?;
-                }
-            }
-        }
+    fn servers(&self) -> Vec<&str> {
+        self.endpoints.iter().map(|peer| peer.endpoint.host.as_str()).collect()
+    }
+
+    async fn blob(&self, descriptor: &Descriptor, server: usize, mut sink: BlobSink) -> Result<(), SourceError> {
+        let peer = &self.endpoints[server];
+        let url = self.url(peer, "blobs", &descriptor.digest.to_string());
+        self.blob_parts(peer, &url, descriptor.size, &mut sink).await?;
+        sink.finish(&format!("GET {url}")).await
     }
 
     async fn offers(&self, descriptor: &Descriptor) -> Result<bool, SourceError> {
@@ -347,7 +364,7 @@ impl Source for Session {
     }
 }
 
-/// Endpoints in turn, with retries at each. The last endpoint's error counts: it is the registry itself.
+/// Endpoints in turn, with retries at each, for what is small and taken as a whole. The last endpoint's error counts: it is the registry itself.
 struct Attempts<'a> {
     session: &'a Session,
     index: usize,
@@ -359,26 +376,16 @@ impl<'a> Attempts<'a> {
         &self.session.endpoints[self.index]
     }
 
-    fn progressed(&mut self) {
-        self.retry.reset();
-    }
-
     /// After a failure: waits, or turns to the next endpoint, or gives the error back when all has been tried.
     async fn failed(&mut self, error: SourceError) -> Result<(), SourceError> {
-        if matches!(error, SourceError::Abandoned { .. }) {
-            return Err(error);
+        match self.session.pause(&mut self.retry, error).await {
+            Err(_) if self.index + 1 < self.session.endpoints.len() => {
+                self.index += 1;
+                self.retry = Retry::new(&self.session.registries.timeouts);
+                Ok(())
+            }
+            waited => waited,
         }
-        if let Some(pause) = self.retry.after(&error) {
-            (self.session.notice)(&error, pause);
-            tokio::time::sleep(pause).await;
-            return Ok(());
-        }
-        if self.index + 1 == self.session.endpoints.len() {
-            return Err(error);
-        }
-        self.index += 1;
-        self.retry = Retry::new(&self.session.registries.timeouts);
-        Ok(())
     }
 }
 

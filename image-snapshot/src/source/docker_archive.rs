@@ -133,7 +133,7 @@ impl Source for DockerArchive {
         self.files.read_checked(path, &descriptor.digest).await
     }
 
-    async fn blob(&self, descriptor: &Descriptor, sink: BlobSink) -> Result<(), SourceError> {
+    async fn blob(&self, descriptor: &Descriptor, _server: usize, sink: BlobSink) -> Result<(), SourceError> {
         let path = self.member(&descriptor.digest).await?;
         self.files.open(path).await?.send(sink).await
     }

@@ -31,8 +31,13 @@ pub(crate) trait Source: Send + Sync {
     /// A small blob (configuration), whole and checked against its digest.
     async fn small_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>, SourceError>;
 
-    /// A layer's bytes. The sink checks size and digest.
-    async fn blob(&self, descriptor: &Descriptor, sink: BlobSink) -> Result<(), SourceError>;
+    /// Who may have its layers, in the order in which to ask them: mirrors, and last the one whose word counts.
+    fn servers(&self) -> Vec<&str> {
+        vec!["this host"]
+    }
+
+    /// A layer's bytes, all of them from one of [`Source::servers`], by its place. The sink checks size and digest.
+    async fn blob(&self, descriptor: &Descriptor, server: usize, sink: BlobSink) -> Result<(), SourceError>;
 
     /// Whether it has this blob for this caller and says so without sending it.
     async fn offers(&self, _descriptor: &Descriptor) -> Result<bool, SourceError> {

@@ -70,7 +70,7 @@ impl Source for OciLayout {
         self.files.read_checked(&blob_path(&descriptor.digest), &descriptor.digest).await
     }
 
-    async fn blob(&self, descriptor: &Descriptor, sink: BlobSink) -> Result<(), SourceError> {
+    async fn blob(&self, descriptor: &Descriptor, _server: usize, sink: BlobSink) -> Result<(), SourceError> {
         self.files.open(&blob_path(&descriptor.digest)).await?.send(sink).await
     }
 
