@@ -96,6 +96,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// From request to response header, and longest silence within a body.
     pub progress: Duration,
+    /// What a layer may take from one server, however small it is. A larger one may take a second more for each 32 KiB.
+    pub layer: Duration,
     /// Tries of one request (the first included) before giving up on failures that may pass.
     pub attempts: u32,
     /// First pause between tries; doubles each time, with jitter.
@@ -109,6 +111,7 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(10),
             progress: Duration::from_secs(60),
+            layer: Duration::from_secs(10 * 60),
             attempts: 5,
             backoff: Duration::from_millis(250),
             backoff_max: Duration::from_secs(20),

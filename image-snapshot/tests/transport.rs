@@ -5,6 +5,7 @@ mod support;
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,12 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use image_snapshot::{ErrorKind, Images, RegistryHost};
+use image_snapshot::{Converter, ErrorKind, Images, Progress, PullPolicy, RegistryHost};
 use support::{
     config,
     fake_registry::{FakeRegistry, Gate, Reply, Request},
     images::{File, Made, Packing, tar},
-    pull,
+    leftovers, pull, request,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -77,6 +78,119 @@ async fn no_more_layers_are_fetched_at_once_than_the_settings_say() {
     }
     until("both images are here", || done.load(Ordering::SeqCst) == 2).await;
     assert_eq!((all.most(), gates[0].most(), gates[1].most()), (3, 2, 2));
+}
+
+/// An image of one layer, and a registry that holds its blob back at the gate, the first so many times.
+async fn held(made: &Made, gate: &Arc<Gate>, times: usize) -> FakeRegistry {
+    let (made, gate) = (made.clone(), gate.clone());
+    FakeRegistry::start(move |asked| {
+        let (layer, at) = (made.layers[0].clone(), asked.earlier);
+        let blob = &made.blobs[&layer];
+        let held = asked.path.ends_with(&layer) && at < times;
+        held.then(|| Reply { gates: vec![gate.clone()], ..Reply::status(200).body(blob.clone()) })
+    })
+    .await
+}
+
+/// Processes that this one has started.
+fn children() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.map(|list| list.split_whitespace().count()).sum()
+}
+
+#[tokio::test]
+async fn a_pull_that_nobody_waits_for_any_more_gives_back_its_place_and_leaves_nothing() {
+    let (made, gate) = (Made::simple(b"held"), Gate::shut());
+    let registry = held(&made, &gate, 1).await;
+    let (slow, other) = (registry.push("slow", "1", &made), registry.push("other", "1", &Made::simple(b"other")));
+    let root = tempfile::tempdir().unwrap();
+    let mut config = config(root.path());
+    // Longer than anybody here waits for anything.
+    config.timeouts.progress = Duration::from_secs(600);
+    config.concurrency.layers_in_all = 1;
+    let converter = std::env::current_exe().unwrap();
+    let converter = converter.parent().and_then(Path::parent).unwrap().join("examples/layer-converter");
+    assert!(converter.exists(), "{converter:?} is missing: a run of all of this package's tests builds it");
+    config.converter = Converter::Program { program: converter, args: Vec::new() };
+    let images = Images::open(config).unwrap();
+    let pulls = [0, 1].map(|_| {
+        let (images, slow) = (images.clone(), slow.clone());
+        tokio::spawn(async move { pull(&images, &slow).await })
+    });
+    until("the layer is under way", || gate.waiting() == 1 && children() == 1).await;
+    for pull in pulls {
+        pull.abort();
+    }
+    // It had the only place.
+    tokio::time::timeout(Duration::from_secs(60), pull(&images, &other)).await.expect("no place").unwrap();
+    until("its converter has ended", || children() == 0).await;
+    until("its file is gone", || !leftovers(root.path()).iter().any(|file| file.starts_with("ingest"))).await;
+    let image = pull(&images, &slow).await.unwrap();
+    assert_eq!(image.rootfs.read_file("content", 10).unwrap().unwrap(), b"held");
+    assert_eq!(registry.count(&made.layers[0]), 2, "it was begun anew");
+}
+
+#[tokio::test]
+async fn a_pull_that_another_still_waits_for_goes_on() {
+    let (made, gate) = (Made::simple(b"held"), Gate::shut());
+    let registry = held(&made, &gate, 1).await;
+    let name = registry.push("slow", "1", &made);
+    let root = tempfile::tempdir().unwrap();
+    let mut config = config(root.path());
+    config.timeouts.progress = Duration::from_secs(60);
+    let images = Images::open(config).unwrap();
+    let told = [0, 1].map(|_| Arc::new(AtomicUsize::new(0)));
+    let [gone, stays] = told.each_ref().map(|told| {
+        let (images, name, told) = (images.clone(), name.clone(), told.clone());
+        let tell = move |progress: Progress| {
+            told.fetch_add(usize::from(matches!(progress, Progress::Layer { .. })), Ordering::SeqCst);
+        };
+        tokio::spawn(async move { images.ensure(request(&name, PullPolicy::Always), tell).await })
+    });
+    let both = || told.iter().all(|told| told.load(Ordering::SeqCst) > 0);
+    until("both wait for the layer", || gate.waiting() == 1 && both()).await;
+    gone.abort();
+    let _ = gone.await;
+    gate.open(1);
+    stays.await.unwrap().unwrap();
+    assert_eq!(registry.count(&made.layers[0]), 1);
+}
+
+/// What is said of a layer of which only ten bytes come, or so many milliseconds apart.
+async fn said_of_slow(layer: Duration, progress: Duration, reply: Reply) -> (String, String) {
+    let made = Made::simple(b"x");
+    let (blob, bytes) = (made.layers[0].clone(), made.blobs[&made.layers[0]].clone());
+    let registry = FakeRegistry::start(move |asked| {
+        asked.path.ends_with(&blob).then(|| Reply { status: 200, body: bytes.clone(), ..reply.clone() })
+    })
+    .await;
+    let name = registry.push("a", "1", &made);
+    let root = tempfile::tempdir().unwrap();
+    let mut config = config(root.path());
+    (config.timeouts.layer, config.timeouts.progress) = (layer, progress);
+    let error = pull(&Images::open(config).unwrap(), &name).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{}", error.chain());
+    assert!(error.is_retryable());
+    let url = format!("GET http://{}/v2/a/blobs/{}", registry.address, made.layers[0]);
+    (error.chain(), url)
+}
+
+#[tokio::test]
+async fn a_layer_that_takes_longer_than_its_size_allows_is_given_up_with_its_registry_bytes_and_time() {
+    let minute = Duration::from_secs(60);
+    let reply = Reply { hang: Some(10), ..Reply::default() };
+    let (said, url) = said_of_slow(Duration::from_millis(300), minute, reply).await;
+    let size = Made::simple(b"x").blobs[&Made::simple(b"x").layers[0]].len();
+    let words = format!("{url}: only 10 of {size} bytes came in 300ms, the most that they may take");
+    assert!(said.contains(&words), "{said}");
+    // It drips, whereupon a new connection drips as well.
+    let reply = Reply { drip: Some(20), ..Reply::default() };
+    let (said, url) = said_of_slow(minute, Duration::from_millis(200), reply).await;
+    assert!(
+        said.contains(&format!("{url}: only ")) && said.contains("bytes came in 200ms, of at least 262144"),
+        "{said}"
+    );
 }
 
 /// Answers whatever comes as a web server answers what it does not understand; how often somebody came.

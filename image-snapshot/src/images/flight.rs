@@ -1,9 +1,17 @@
-//! One download per layer, however many pods ask for it.
+//! One download per layer, however many pods ask for it, and none when nobody does any more.
+//!
+//! ```text
+//!   join ──> under way ──────────────────────────> ended       all who follow it are told, and whoever comes later looks into the store
+//!                │  the last who follows has gone
+//!                └─────────────────────────────> dropped       its work with all that it holds; whoever comes later starts another
+//! ```
+//!
+//! Work that must not be dropped any more follows its own flight: [`watch::Sender::subscribe`].
 
 use std::{
     collections::HashMap,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use tokio::sync::watch;
@@ -60,44 +68,66 @@ pub(super) struct State {
 
 pub(super) type Watch = watch::Receiver<State>;
 
+/// What a flight's work tells by.
+pub(super) type Teller = Arc<watch::Sender<State>>;
+
+/// Of which layer, by which right.
+type Key = (Digest, String);
+
 /// Layers on their way, by chain id and by the right by which they come.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    running: Mutex<HashMap<(Digest, String), Watch>>,
+    running: Mutex<HashMap<Key, Weak<watch::Sender<State>>>>,
 }
 
 impl Flights {
-    /// The flight of that layer by that right; started if there is none. `start` makes the work, which goes on even when nobody waits any more, and
-    /// must have put the layer into the store when it says that it did.
+    /// The flight of that layer by that right; started if there is none. `start` makes the work, which is dropped when nobody follows it any more,
+    /// and must have put the layer into the store when it says that it did.
     pub(super) fn join<F, W>(self: &Arc<Self>, id: &Digest, right: &str, start: F) -> Watch
     where
-        F: FnOnce(watch::Sender<State>) -> W,
-        W: Future<Output = (watch::Sender<State>, Result<LayerRecord, Failure>)> + Send + 'static,
+        F: FnOnce(Teller) -> W,
+        W: Future<Output = Result<LayerRecord, Failure>> + Send + 'static,
     {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (id.clone(), right.to_owned());
-        if let Some(watch) = running.get(&key) {
-            // One whose task died leaves its watch behind, closed.
-            if watch.has_changed().is_ok() {
-                return watch.clone();
-            }
+        // One whose task died has left its teller behind, which is gone.
+        if let Some(teller) = running.get(&key).and_then(Weak::upgrade) {
+            return teller.subscribe();
         }
-        let (sender, watch) = watch::channel(State { phase: LayerPhase::Waiting, done: 0, outcome: None });
-        running.insert(key.clone(), watch.clone());
-        let work = start(sender);
+        let (teller, watch) = watch::channel(State { phase: LayerPhase::Waiting, done: 0, outcome: None });
+        let teller = Arc::new(teller);
+        running.insert(key.clone(), Arc::downgrade(&teller));
+        let work = start(teller.clone());
         let flights = self.clone();
-        tokio::spawn(async move {
-            let (sender, outcome) = work.await;
-            // First out of the table, then the news: whoever comes later looks into the store.
-            flights.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-            sender.send_modify(|state| {
-                if outcome.is_ok() {
-                    state.phase = LayerPhase::Present;
-                }
-                state.outcome = Some(outcome);
-            });
-        });
+        tokio::spawn(async move { flights.run(&key, &teller, work).await });
         watch
+    }
+
+    async fn run(&self, key: &Key, teller: &Teller, work: impl Future<Output = Result<LayerRecord, Failure>>) {
+        tokio::pin!(work);
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                outcome = &mut work => break outcome,
+                () = teller.closed() => {
+                    // Whoever joins does it under the lock: either he is seen here, or he does not find this flight.
+                    let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+                    if teller.is_closed() {
+                        running.remove(key);
+                        tracing::debug!(layer = %key.0, "nobody waits for a layer any more: it is given up");
+                        return;
+                    }
+                }
+            }
+        };
+        // First out of the table, then the news: whoever comes later looks into the store.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        teller.send_modify(|state| {
+            if outcome.is_ok() {
+                state.phase = LayerPhase::Present;
+            }
+            state.outcome = Some(outcome);
+        });
     }
 }
 
@@ -131,10 +161,10 @@ mod tests {
         let watches: Vec<Watch> = (0..20)
             .map(|_| {
                 let (starts, mut gate) = (starts.clone(), gate.clone());
-                flights.join(&id, "", move |sender| async move {
+                flights.join(&id, "", move |_| async move {
                     starts.fetch_add(1, Ordering::Relaxed);
                     gate.wait_for(|open| *open).await.unwrap();
-                    (sender, Err(Failure::Convert(Arc::new(ConvertError::Cancelled))))
+                    Err(Failure::Convert(Arc::new(ConvertError::Cancelled)))
                 })
             })
             .collect();
@@ -150,12 +180,66 @@ mod tests {
     async fn a_flight_whose_task_dies_is_told_and_can_be_started_again() {
         let flights = Arc::new(Flights::default());
         let id = Digest::sha256(b"x");
-        let first = flights.join(&id, "", |sender| async move {
-            drop(sender);
-            panic!("on purpose");
-        });
+        let first = flights.join(&id, "", |_| async { panic!("on purpose") });
         assert!(matches!(follow(first, |_, _| {}).await, Err(Failure::Interrupted)));
-        let second = flights.join(&id, "", |sender| async move { (sender, Err(Failure::Interrupted)) });
+        let second = flights.join(&id, "", |_| async { Err(Failure::Interrupted) });
         assert!(matches!(follow(second, |_, _| {}).await, Err(Failure::Interrupted)));
+    }
+
+    /// Whether the work is dropped, or never will be.
+    async fn is_dropped(ended: tokio::sync::oneshot::Receiver<()>) -> bool {
+        tokio::time::timeout(std::time::Duration::from_secs(60), ended).await.is_ok()
+    }
+
+    /// Work that never ends by itself; its end is seen at the other side of the channel.
+    async fn endless(_held: tokio::sync::oneshot::Sender<()>) -> Result<LayerRecord, Failure> {
+        std::future::pending().await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flight_ends_when_its_last_waiter_has_gone_and_not_before_and_the_next_one_starts_anew() {
+        let flights = Arc::new(Flights::default());
+        let id = Digest::sha256(b"x");
+        let (held, mut ended) = tokio::sync::oneshot::channel();
+        let first = flights.join(&id, "", |_| endless(held));
+        let second = flights.join(&id, "", |_| async { panic!("there is one") });
+        drop(first);
+        tokio::task::yield_now().await;
+        assert!(matches!(ended.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty)), "one still waits");
+        drop(second);
+        assert!(is_dropped(ended).await, "the work and what it held are dropped");
+        assert!(flights.running.lock().unwrap().is_empty());
+        let third = flights.join(&id, "", |_| async { Err(Failure::Interrupted) });
+        assert!(follow(third, |_, _| {}).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flight_goes_with_the_one_that_builds_on_it() {
+        let flights = Arc::new(Flights::default());
+        let (held, ended) = tokio::sync::oneshot::channel();
+        let below = flights.join(&Digest::sha256(b"below"), "", |_| endless(held));
+        let above = flights.join(&Digest::sha256(b"above"), "", |_| async move { follow(below, |_, _| {}).await });
+        drop(above);
+        assert!(is_dropped(ended).await);
+    }
+
+    #[tokio::test]
+    async fn work_in_its_last_step_ends_without_anybody_and_serves_who_comes_meanwhile() {
+        let flights = Arc::new(Flights::default());
+        let id = Digest::sha256(b"x");
+        let (open, gate) = tokio::sync::oneshot::channel::<()>();
+        let (begun, last) = tokio::sync::oneshot::channel();
+        let first = flights.join(&id, "", |teller| async move {
+            let _to_its_end = teller.subscribe();
+            begun.send(()).unwrap();
+            gate.await.unwrap();
+            Err(Failure::Convert(Arc::new(ConvertError::Cancelled)))
+        });
+        last.await.unwrap();
+        drop(first);
+        tokio::task::yield_now().await;
+        let second = flights.join(&id, "", |_| async { panic!("there is one") });
+        open.send(()).unwrap();
+        assert!(matches!(follow(second, |_, _| {}).await, Err(Failure::Convert(_))));
     }
 }

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    flight::{Failure, State, Watch, follow},
+    flight::{Failure, State, Teller, Watch, follow},
     lease::Lease,
     rights::Brought,
 };
@@ -54,13 +54,8 @@ pub(super) struct LayerJob {
 }
 
 impl LayerJob {
-    /// Runs to the end and says how it went.
-    pub(super) async fn run(self, state: watch::Sender<State>) -> (watch::Sender<State>, Result<LayerRecord, Failure>) {
-        let outcome = self.work(&state).await;
-        (state, outcome)
-    }
-
-    async fn work(self, state: &watch::Sender<State>) -> Result<LayerRecord, Failure> {
+    /// Runs to the end and says how it went. Dropped on its way, it leaves nothing: the file under way, the permits and the converter go with it.
+    pub(super) async fn run(self, state: Teller) -> Result<LayerRecord, Failure> {
         let [of_image, of_store] = &self.permits;
         // Closed never happens; if it did, running without the permit would be right.
         let permits = (of_image.acquire().await, of_store.acquire().await);
@@ -74,7 +69,7 @@ impl LayerJob {
             return Ok(record);
         }
         state.send_modify(|s| s.phase = LayerPhase::Converting);
-        let (ingest, file, staged) = self.stage(state).await?;
+        let (ingest, file, staged) = self.stage(&state).await?;
         drop(permits);
         failpoint!(LayerStaged);
         // The bytes were the right ones: it is theirs, whoever has brought it before.
@@ -91,6 +86,8 @@ impl LayerJob {
             follow(below, |_, _| {}).await.map_err(|_| Failure::Interrupted)?;
         }
         failpoint!(LowerLayersThere);
+        // What is left takes little, no registry has a hand in it, and it cannot be stopped: who asks meanwhile is to find it under way.
+        let _to_its_end = state.subscribe();
         let (store, chain, diff_id) = (self.store.clone(), self.chain.clone(), self.diff_id.clone());
         let lease = self.lease.clone();
         blocking(move || {

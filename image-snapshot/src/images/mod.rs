@@ -165,8 +165,9 @@ impl Images {
         Self { inner: self.inner.clone(), domain: Arc::from(domain) }
     }
 
-    /// Makes the image available, fetching what is missing, and leases it. Dropping the future stops the waiting; layers under way are
-    /// finished all the same, for whoever asks next.
+    /// Makes the image available, fetching what is missing, and leases it. Dropping the future stops the waiting; a
+    /// layer under way that nobody else waits for is given up, unless all but its last step is done. So it is with the others of an image of
+    /// which one layer fails. What is there by then stays, for whoever asks next.
     pub async fn ensure(
         &self,
         request: EnsureRequest,

@@ -6,6 +6,7 @@
 mod auth;
 mod body;
 mod endpoint;
+mod pace;
 mod retry;
 mod session;
 

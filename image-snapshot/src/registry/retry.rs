@@ -34,7 +34,7 @@ impl<'a> Retry<'a> {
     fn after_with(&mut self, error: &SourceError, jitter: f64) -> Option<Duration> {
         self.failures += 1;
         // Each silence costs its whole time, in which nobody learns why the pod waits.
-        self.silences += u32::from(matches!(error, SourceError::TimedOut { .. }));
+        self.silences += u32::from(matches!(error, SourceError::TimedOut { .. } | SourceError::TooSlow { .. }));
         if !error.is_transient() || self.failures >= self.timeouts.attempts || self.silences > 1 {
             return None;
         }

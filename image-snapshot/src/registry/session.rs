@@ -12,6 +12,7 @@ use super::{
     auth::{Challenge, answer, challenge},
     body::{read, refuse, transport},
     endpoint::{Endpoint, Registries},
+    pace::{LEAST, Pace, longest},
     retry::Retry,
 };
 use crate::{
@@ -22,8 +23,6 @@ use crate::{
     store::Access,
 };
 
-/// A blob that comes slower than this many bytes per progress timeout counts as standing still.
-const SLOWEST: u64 = 16 << 10;
 /// Connections that one blob may use up, however much each of them brought.
 const MAX_CUTS: u32 = 50;
 
@@ -284,21 +283,18 @@ impl Session {
             _ => from,
         };
         let waited = self.registries.timeouts.progress;
-        let (mut since, mut mark) = (Instant::now(), 0);
-        let mut came: u64 = 0;
-        while let Some(mut bytes) = response.chunk().await.map_err(|e| transport(&what, waited, e))? {
-            came += bytes.len() as u64;
+        let mut pace = Pace::new(waited);
+        loop {
+            let asked = Instant::now();
+            let Some(mut bytes) = response.chunk().await.map_err(|e| transport(&what, waited, e))? else {
+                return Ok(());
+            };
+            let pace = pace.came(asked.elapsed(), bytes.len() as u64);
             let skipped = skip.min(bytes.len() as u64);
             skip -= skipped;
             sink.push(&what, bytes.split_off(skipped as usize)).await?;
-            if since.elapsed() > waited {
-                if came - mark < SLOWEST {
-                    return Err(SourceError::TimedOut { what, after: waited });
-                }
-                (since, mark) = (Instant::now(), came);
-            }
+            pace.map_err(|came| SourceError::TooSlow { what: what.clone(), came, least: LEAST, after: waited })?;
         }
-        Ok(())
     }
 }
 
@@ -340,8 +336,12 @@ impl Source for Session {
     async fn blob(&self, descriptor: &Descriptor, server: usize, mut sink: BlobSink) -> Result<(), SourceError> {
         let peer = &self.endpoints[server];
         let url = self.url(peer, "blobs", &descriptor.digest.to_string());
-        self.blob_parts(peer, &url, descriptor.size, &mut sink).await?;
-        sink.finish(&format!("GET {url}")).await
+        let what = format!("GET {url}");
+        let (want, after) = (descriptor.size, longest(self.registries.timeouts.layer, descriptor.size));
+        let parts = tokio::time::timeout(after, self.blob_parts(peer, &url, want, &mut sink)).await;
+        parts
+            .unwrap_or_else(|_| Err(SourceError::Overdue { what: what.clone(), got: sink.received(), want, after }))?;
+        sink.finish(&what).await
     }
 
     async fn offers(&self, descriptor: &Descriptor) -> Result<bool, SourceError> {

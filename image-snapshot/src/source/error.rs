@@ -55,6 +55,30 @@ pub enum SourceError {
         /// How long we waited.
         after: Duration,
     },
+    /// Hardly more than silence.
+    #[error("{what}: only {came} bytes came in {after:?}, of at least {least}")]
+    TooSlow {
+        /// The request.
+        what: String,
+        /// Bytes that came in that time.
+        came: u64,
+        /// The least that must.
+        least: u64,
+        /// How long we waited for them.
+        after: Duration,
+    },
+    /// A blob took as long as one of its size may.
+    #[error("{what}: only {got} of {want} bytes came in {after:?}, the most that they may take")]
+    Overdue {
+        /// The request.
+        what: String,
+        /// Bytes that came.
+        got: u64,
+        /// Bytes promised.
+        want: u64,
+        /// The time that it had.
+        after: Duration,
+    },
     /// No connection, or it broke.
     #[error("{what}: could not talk to the registry")]
     Network {
@@ -179,7 +203,7 @@ impl SourceError {
             | Self::Client { .. }
             | Self::Protocol { .. }
             | Self::Abandoned { .. } => ErrorKind::Unavailable,
-            Self::TimedOut { .. } => ErrorKind::TimedOut,
+            Self::TimedOut { .. } | Self::TooSlow { .. } | Self::Overdue { .. } => ErrorKind::TimedOut,
             Self::Truncated { .. } | Self::DigestMismatch { .. } => ErrorKind::Corrupt,
             Self::TooLarge { .. } | Self::Parse { .. } | Self::Archive { .. } => ErrorKind::InvalidImage,
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -190,7 +214,11 @@ impl SourceError {
     /// Whether the same request may succeed soon.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::RateLimited { .. } | Self::TimedOut { .. } | Self::Network { .. } | Self::Truncated { .. } => true,
+            Self::RateLimited { .. }
+            | Self::TimedOut { .. }
+            | Self::TooSlow { .. }
+            | Self::Network { .. }
+            | Self::Truncated { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 500..=599),
             _ => false,
         }

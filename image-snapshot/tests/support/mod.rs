@@ -23,6 +23,7 @@ pub(crate) fn config(root: &Path) -> ImagesConfig {
     config.timeouts = Timeouts {
         connect: Duration::from_secs(2),
         progress: Duration::from_millis(400),
+        layer: Duration::from_secs(120),
         attempts: 3,
         backoff: Duration::from_millis(5),
         backoff_max: Duration::from_secs(2),
