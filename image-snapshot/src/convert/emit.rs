@@ -19,9 +19,9 @@ use crate::{
 impl Staged {
     /// Resolves the layer over those below (lowest first) and completes its file.
     pub(crate) fn finish(self, lower: &Merged) -> Result<Converted, ConvertError> {
-        let Self { mut writer, journal, most_names } = self;
+        let Self { mut writer, journal, bounds } = self;
         let entries = journal.len();
-        let tree = Tree::build(journal, lower, most_names)?;
+        let tree = Tree::build(journal, lower, bounds, writer.content())?;
         let copies = tree.copies.iter().map(|leaf| copy_up(&mut writer, lower, leaf)).collect::<Result<Vec<_>, _>>()?;
         let mut plan = Plan {
             tree: &tree,

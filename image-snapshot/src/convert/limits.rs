@@ -3,7 +3,7 @@
 /// Limits that an archive must keep. Beyond one the layer is refused.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
-    /// Uncompressed bytes of a layer.
+    /// Uncompressed bytes of a layer; also those of its files, with the files of layers below that it links to, as it takes copies of these.
     pub layer_bytes: u64,
     /// Uncompressed to compressed bytes, looked at once [`Limits::ratio_from`] bytes came out.
     pub ratio: u64,

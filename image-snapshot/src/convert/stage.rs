@@ -23,8 +23,16 @@ const LINK_MAX: usize = 4095;
 pub struct Staged {
     pub(super) writer: Writer,
     pub(super) journal: Journal,
-    /// Of [`Limits::entries`].
-    pub(super) most_names: u64,
+    pub(super) bounds: Bounds,
+}
+
+/// What the layers below may add to a layer: of [`Limits`], with the layer's own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// [`Limits::entries`].
+    pub(super) names: u64,
+    /// [`Limits::layer_bytes`].
+    pub(super) bytes: u64,
 }
 
 /// Reads an uncompressed archive and writes its contents to `out`. The reader is left behind the end-of-archive marker.
@@ -42,7 +50,8 @@ pub(super) fn stage<R: Read>(input: R, out: File, limits: &Limits) -> Result<(St
     if !is_archive {
         only_zeros(&mut rest)?;
     }
-    Ok((Staged { writer, journal, most_names: limits.entries }, rest))
+    let bounds = Bounds { names: limits.entries, bytes: limits.layer_bytes };
+    Ok((Staged { writer, journal, bounds }, rest))
 }
 
 /// An empty archive is all zeros. What begins with as many but goes on is something else (an EROFS image begins with 1024).

@@ -20,6 +20,7 @@ use super::{
     ConvertError,
     journal::{Described, Journal, Sets, What},
     names::{Name, Names},
+    stage::Bounds,
 };
 use crate::{
     erofs::InodeRef,
@@ -92,16 +93,24 @@ pub(super) struct Tree<'a> {
     pub(super) copies: Vec<merged::Leaf>,
     /// Names of files below that have several, by layer and inode; made when first needed.
     names_below: Option<LinkedNames>,
-    /// Names that there may be: an archive brings some without naming them, such as parents that it leaves out.
-    most: u64,
+    /// Names that there may be: an archive brings some without naming them, such as parents that it leaves out. And bytes of files, since it
+    /// brings those below that it links to.
+    bounds: Bounds,
+    /// Bytes of its own files and of copies.
+    content: u64,
     steps: u64,
     /// The last parent that was looked up, while nothing happened that could move it.
     last_parent: Option<(Vec<u8>, Id)>,
 }
 
 impl<'a> Tree<'a> {
-    /// Replays the journal over the layers below; `most` is how many names may come out.
-    pub(super) fn build(journal: Journal, lower: &'a Merged, most: u64) -> Result<Self, ConvertError> {
+    /// Replays the journal over the layers below; `content` is how many bytes its own files have.
+    pub(super) fn build(
+        journal: Journal,
+        lower: &'a Merged,
+        bounds: Bounds,
+        content: u64,
+    ) -> Result<Self, ConvertError> {
         let entries = journal.len() as usize;
         let (mut replay, sets) = journal.replay();
         let mut tree = Self {
@@ -116,7 +125,8 @@ impl<'a> Tree<'a> {
             linked: Vec::new(),
             copies: Vec::new(),
             names_below: None,
-            most,
+            bounds,
+            content,
             steps: 0,
             last_parent: None,
         };
@@ -237,8 +247,9 @@ impl<'a> Tree<'a> {
     fn add(&mut self, dir: Id, name: &[u8], node: Node) -> Result<Id, ConvertError> {
         let id = self.nodes.len() as Id;
         // The root is nobody's entry.
-        if u64::from(id) > self.most {
-            return Err(ConvertError::Limit { what: "entries, with directories that they need", limit: self.most });
+        let limit = self.bounds.names;
+        if u64::from(id) > limit {
+            return Err(ConvertError::Limit { what: "entries, with directories that they need", limit });
         }
         let next = self.dir(dir).map_or(NONE, |dir| dir.first);
         let name = self.names.keep(name);

@@ -73,6 +73,16 @@ pub(crate) fn good(random: &mut Random) -> Vec<u8> {
     Tar::some(random).end()
 }
 
+/// One of many names for each of some files below.
+pub(crate) fn links(targets: &[&str], random: &mut Random) -> Vec<u8> {
+    let mut tar = Tar::some(random);
+    for i in 0..40 {
+        let target = targets[i % targets.len()];
+        tar = tar.link(&format!("links/{i}"), b'1', target.as_bytes());
+    }
+    tar.end()
+}
+
 /// A path with `..` in it.
 fn climbing(random: &mut Random) -> String {
     let (a, b) = (random.path(), random.path());

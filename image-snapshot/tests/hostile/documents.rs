@@ -6,6 +6,7 @@ use image_snapshot::Digest;
 use serde_json::{Value, json};
 
 use super::{
+    archives::links,
     random::Random,
     support::images::{File, Packing, pack, tar},
 };
@@ -75,6 +76,12 @@ impl Parts {
         self.diff_ids().insert(0, id);
     }
 
+    fn above(&mut self, archive: &[u8]) {
+        let layer = self.put(archive.to_vec(), "application/vnd.oci.image.layer.v1.tar");
+        self.layers().push(layer);
+        self.diff_ids().push(json!(Digest::sha256(archive).to_string()));
+    }
+
     fn layers(&mut self) -> &mut Vec<Value> {
         self.manifest["layers"].as_array_mut().unwrap()
     }
@@ -135,7 +142,16 @@ fn any(random: &mut Random) -> Spoilt {
     random.of(&[Spoilt::Layer, Spoilt::Config, Spoilt::Manifest])
 }
 
-pub(crate) const DOCUMENTS: [(&str, Document); 24] = [
+pub(crate) const DOCUMENTS: [(&str, Document); 25] = [
+    ("links to more below than a layer may hold", |p, r| {
+        // Each of the layers is well within its bounds by itself.
+        let big = vec![b'b'; (9 << 18) + r.below(1 << 16)];
+        for name in ["big/a", "big/b"] {
+            p.below(&tar(&[File(name, &big)]));
+        }
+        let archive = links(&["big/a", "big/b"], r);
+        p.above(&archive);
+    }),
     ("content has another digest", |p, r| spoil(p, any(r), |bytes| bytes[0] ^= 1)),
     ("content is short", |p, r| spoil(p, any(r), |bytes| bytes.truncate(bytes.len() - 1))),
     ("content is long", |p, r| spoil(p, any(r), |bytes| bytes.push(b'\n'))),

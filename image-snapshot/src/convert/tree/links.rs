@@ -24,10 +24,9 @@ impl Tree<'_> {
             Some(Node::Whiteout | Node::Gone) => return Err(place(path, "hard link to a missing file")),
             None => match self.below(target_dir, target_name)? {
                 Some(merged::Node::Leaf(leaf)) => {
-                    let copy = self.copies.len() as u32;
                     let many = leaf.inode.nlink > 1;
                     let (layer, nid) = (leaf.layer, leaf.inode.nid);
-                    self.copies.push(leaf);
+                    let copy = self.copy(leaf)?;
                     self.add(target_dir, target_name, Node::Copy(copy))?;
                     if many {
                         self.copy_other_names(layer, nid, copy)?;
@@ -43,6 +42,17 @@ impl Tree<'_> {
             self.put(parent, name, copy)?;
         }
         Ok(())
+    }
+
+    /// Has a file of a layer below copied: once, as its names are the copy's from then on.
+    fn copy(&mut self, leaf: merged::Leaf) -> Result<u32, ConvertError> {
+        let limit = self.bounds.bytes;
+        self.content = self.content.saturating_add(leaf.inode.size);
+        if self.content > limit {
+            return Err(ConvertError::Limit { what: "uncompressed bytes, with files below that it links to", limit });
+        }
+        self.copies.push(leaf);
+        Ok(self.copies.len() as u32 - 1)
     }
 
     /// The file that is copied has more names below: they must go on naming the same file.

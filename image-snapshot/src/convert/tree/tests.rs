@@ -1,3 +1,5 @@
+use std::{fs::File, sync::Arc};
+
 use crate::{
     Limits,
     convert::ConvertError,
@@ -173,6 +175,35 @@ fn hard_links_share_an_inode_also_with_a_file_below() {
     assert_eq!(inode("x"), inode("z"));
     assert_eq!(inode("y").2, 3);
     assert_eq!(merged.read_file("d/b", 1 << 20).unwrap().unwrap(), [b'z'; 10_000]);
+}
+
+#[test]
+fn files_below_that_a_layer_links_to_count_against_its_bytes_each_once() {
+    let limits = Limits { layer_bytes: 25_000, ..Limits::default() };
+    let convert = |archive: &[u8], below: &[Arc<File>]| {
+        let out = tempfile::tempfile().unwrap();
+        crate::convert::convert(archive, below, out.try_clone().unwrap(), &limits).map(|done| (done, Arc::new(out)))
+    };
+    let big = [b'z'; 10_000];
+    let (_, one) = convert(&Tar::new().file("a", &big).hardlink("d/a", "a").symlink("l", "d").end(), &[]).unwrap();
+    let (_, two) = convert(&Tar::new().file("b", &big).end(), &[one.clone()]).unwrap();
+    let below = [one, two];
+    let mut tar = Tar::new().file("own", &[b'o'; 6_000]);
+    for i in 0..50 {
+        tar = tar.hardlink(&format!("x/{i}"), ["a", "d/a", "l/a", "x/0"][i % 4]);
+    }
+    let archive = tar.end();
+    let (done, _) = convert(&archive, &below).unwrap();
+    assert_eq!(done.content, 16_000, "one copy");
+    assert!(done.bytes < 32 << 10, "{}", done.bytes);
+    let archive = [&archive[..archive.len() - 1024], &Tar::new().hardlink("y", "b").end()].concat();
+    let error = convert(&archive, &below).unwrap_err();
+    assert!(matches!(error, ConvertError::Limit { limit: 25_000, .. }), "{error:?}");
+    assert_eq!(error.kind(), crate::ErrorKind::InvalidImage);
+    // As many as fit.
+    let (done, _) =
+        convert(&Tar::new().file("own", &[b'o'; 5_000]).hardlink("x", "a").hardlink("y", "b").end(), &below).unwrap();
+    assert_eq!(done.content, 25_000);
 }
 
 #[test]
