@@ -193,6 +193,36 @@ async fn a_layer_that_takes_longer_than_its_size_allows_is_given_up_with_its_reg
     );
 }
 
+#[tokio::test]
+async fn only_so_many_layers_wait_for_one_below_and_the_lowest_ones_go_on() {
+    let layer = |i: usize| (tar(&[File(&format!("file-{i}"), &i.to_le_bytes())]), Packing::Gzip);
+    let made = Made::new(&(0..60).map(layer).collect::<Vec<_>>(), |_, _| {});
+    let gate = Gate::shut();
+    let registry = held(&made, &gate, 1).await;
+    let name = registry.push("deep", "1", &made);
+    let root = tempfile::tempdir().unwrap();
+    let mut config = config(root.path());
+    config.timeouts.progress = Duration::from_secs(600);
+    let images = Images::open(config).unwrap();
+    let deep = {
+        let (images, name) = (images.clone(), name.clone());
+        tokio::spawn(async move { pull(&images, &name).await })
+    };
+    let asked = || made.layers.iter().filter(|layer| registry.count(layer) > 0).count();
+    until("the lowest and what may come before it are asked for", || gate.waiting() == 1 && asked() >= 17).await;
+    // Others of several layers have no room ahead, and come all the same, one layer after the other.
+    for seed in 0..3 {
+        let other = registry.push(&format!("other-{seed}"), "1", &four_layers(seed));
+        let pulled = tokio::time::timeout(Duration::from_secs(60), pull(&images, &other)).await;
+        pulled.expect("an image of which each layer could be next").unwrap();
+    }
+    assert_eq!(asked(), 17);
+    gate.open(1);
+    let image = tokio::time::timeout(Duration::from_secs(60), deep).await.expect("a circle").unwrap().unwrap();
+    assert_eq!(image.rootfs.layers.len(), 60);
+    assert_eq!(image.rootfs.read_file("file-59", 10).unwrap().unwrap(), 59_usize.to_le_bytes());
+}
+
 /// Answers whatever comes as a web server answers what it does not understand; how often somebody came.
 async fn web_server() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

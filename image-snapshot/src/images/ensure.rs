@@ -228,6 +228,7 @@ impl Inner {
                 chain: chain[..=index].to_vec(),
                 below: below.take(),
                 permits: [of_image.clone(), self.permits.clone()],
+                ahead: self.ahead.clone(),
                 lease: lease.clone(),
                 right: right.clone(),
                 brought: self.brought.clone(),

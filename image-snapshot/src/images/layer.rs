@@ -2,6 +2,10 @@
 //!
 //! Bytes are proved only when the last one has come, and are in the hash and in the converter by then. So what one server has sent is never
 //! gone on with from another: where a mirror fails, the layer begins anew, in a file of its own, with the next server.
+//!
+//! A layer that is fetched ahead of the one below waits for that with its converter, a process with its buffers. So there is room for only
+//! so many on a host, and it is taken before anything is fetched. Who has it waits for layers below only, and the lowest that is missing needs
+//! none: it always goes on, and the one above it when it is there, in turn with all others, so nobody waits in a circle.
 
 use std::{
     fs::File,
@@ -12,7 +16,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::{Duration, MissedTickBehavior, interval},
 };
 
@@ -28,6 +32,10 @@ use crate::{
     source::{Source, SourceError, channel},
     store::{Ingest, LayerRecord, Store, StoreError, faults::failpoint},
 };
+
+/// Layers of a whole store that are fetched before the one right below is there. Each keeps a converter, of some 15 MiB as a rule and 64 at
+/// most; images of as many layers are rare.
+pub(super) const AHEAD: usize = 16;
 
 /// Between two reports of progress.
 const TICK: Duration = Duration::from_millis(100);
@@ -46,6 +54,8 @@ pub(super) struct LayerJob {
     pub(super) below: Option<Watch>,
     /// Of the image, then of the store.
     pub(super) permits: [Arc<Semaphore>; 2],
+    /// Of the store: room for [`AHEAD`].
+    pub(super) ahead: Arc<Semaphore>,
     /// Keeps the layers below in place even if all who asked have gone.
     pub(super) lease: Lease,
     /// By which right it comes, and who has shown one.
@@ -56,6 +66,8 @@ pub(super) struct LayerJob {
 impl LayerJob {
     /// Runs to the end and says how it went. Dropped on its way, it leaves nothing: the file under way, the permits and the converter go with it.
     pub(super) async fn run(self, state: Teller) -> Result<LayerRecord, Failure> {
+        // Before the permits: whoever holds one of those needs nobody else to give it back.
+        let _ahead = self.room_ahead().await?;
         let [of_image, of_store] = &self.permits;
         // Closed never happens; if it did, running without the permit would be right.
         let permits = (of_image.acquire().await, of_store.acquire().await);
@@ -105,6 +117,17 @@ impl LayerJob {
             Ok(record)
         })
         .await?
+    }
+
+    /// Waits until the layer may begin: when the one below is there, or there is room for one more that comes before it.
+    async fn room_ahead(&self) -> Result<Option<SemaphorePermit<'_>>, Failure> {
+        let Some(below) = self.below.clone() else { return Ok(None) };
+        tokio::select! {
+            biased;
+            below = follow(below, |_, _| {}) => below.map(|_| None).map_err(|_| Failure::Interrupted),
+            // Closed never happens; if it did, going on would be right.
+            room = self.ahead.acquire() => Ok(room.ok()),
+        }
     }
 
     async fn present(&self, id: &Digest) -> Result<Option<LayerRecord>, Failure> {

@@ -52,6 +52,8 @@ struct Inner {
     flights: Arc<Flights>,
     brought: Arc<Brought>,
     permits: Arc<Semaphore>,
+    /// Room for layers that are fetched before the one below is there.
+    ahead: Arc<Semaphore>,
     gc_allowed: AtomicBool,
     /// Names, in normal form, that no collection takes.
     pins: std::sync::Mutex<BTreeSet<String>>,
@@ -146,6 +148,7 @@ impl Images {
             flights: Arc::default(),
             brought: Arc::default(),
             permits: Arc::new(Semaphore::new(config.concurrency.layers_in_all.max(1))),
+            ahead: Arc::new(Semaphore::new(layer::AHEAD)),
             gc_allowed: AtomicBool::new(false),
             pins: std::sync::Mutex::default(),
             records: Arc::default(),
