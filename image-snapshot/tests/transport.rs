@@ -77,7 +77,9 @@ async fn no_more_layers_are_fetched_at_once_than_the_settings_say() {
         all.open(1);
     }
     until("both images are here", || done.load(Ordering::SeqCst) == 2).await;
-    assert_eq!((all.most(), gates[0].most(), gates[1].most()), (3, 2, 2));
+    // Of three at once one image has two; whether the other comes to two as well is the order's matter.
+    let of_one = [gates[0].most(), gates[1].most()];
+    assert_eq!((all.most(), of_one.into_iter().max()), (3, Some(2)), "{of_one:?}");
 }
 
 /// An image of one layer, and a registry that holds its blob back at the gate, the first so many times.

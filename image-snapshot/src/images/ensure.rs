@@ -8,7 +8,7 @@ use tracing::Instrument as _;
 
 use super::{
     EnsureRequest, Inner, LocalAccess, blocking, domain,
-    flight::{Watch, follow},
+    flight::{Watch, follow, linger},
     layer::LayerJob,
     lease::Lease,
     parse,
@@ -211,7 +211,7 @@ impl Inner {
         let right = rights::word(&wish.reference, &wish.source.access());
         let of_image = Arc::new(Semaphore::new(self.config.concurrency.layers_per_image.max(1)));
         let mut below: Option<Watch> = None;
-        let mut waits = Vec::new();
+        let (mut waits, mut under_way) = (Vec::new(), Vec::new());
         for (index, id) in chain.iter().enumerate() {
             if let Some(record) = &present[index] {
                 below = None;
@@ -235,6 +235,7 @@ impl Inner {
             };
             let watch = self.flights.join(id, &right, move |state| job.run(state));
             below = Some(watch.clone());
+            under_way.push(watch.clone());
             waits.push((index, Ok(watch)));
         }
         let waits = waits.into_iter().map(|(index, wait)| {
@@ -249,7 +250,12 @@ impl Inner {
             }
         });
         // Polled lowest first, so that a layer's own error comes before those of the layers that built on it.
-        try_join_all(waits).await
+        let all = try_join_all(waits).await;
+        if all.is_err() {
+            // Whoever is told so asks again: what the others have brought by then need not be brought anew.
+            linger(under_way);
+        }
+        all
     }
 
     /// Writes a name's record, after the documents that are not there; rights shown earlier for the same content stay.

@@ -12,6 +12,7 @@ use std::{
     collections::HashMap,
     future::Future,
     sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
 use tokio::sync::watch;
@@ -146,6 +147,16 @@ pub(super) async fn follow(mut watch: Watch, mut tell: impl FnMut(LayerPhase, u6
     }
 }
 
+/// How long layers go on for somebody who was told that another of their image has failed: as long as a pod waits at most before it
+/// asks again.
+const LINGER: Duration = Duration::from_secs(5 * 60);
+
+/// Follows them for that long.
+pub(super) fn linger(watches: Vec<Watch>) {
+    let all = futures::future::join_all(watches.into_iter().map(|watch| follow(watch, |_, _| {})));
+    tokio::spawn(tokio::time::timeout(LINGER, all));
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -211,6 +222,16 @@ mod tests {
         assert!(flights.running.lock().unwrap().is_empty());
         let third = flights.join(&id, "", |_| async { Err(Failure::Interrupted) });
         assert!(follow(third, |_, _| {}).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn layers_beside_one_that_failed_go_on_for_as_long_as_a_pod_waits_before_it_asks_again() {
+        let flights = Arc::new(Flights::default());
+        let (held, mut ended) = tokio::sync::oneshot::channel();
+        linger(vec![flights.join(&Digest::sha256(b"x"), "", |_| endless(held))]);
+        tokio::time::sleep(LINGER - Duration::from_secs(1)).await;
+        assert!(matches!(ended.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty)));
+        assert!(is_dropped(ended).await);
     }
 
     #[tokio::test(start_paused = true)]

@@ -117,3 +117,24 @@ impl Made {
         std::fs::write(path.join("index.json"), index.to_string()).expect("write");
     }
 }
+
+/// An image of a layer of each packing, three million bytes that do not compress among them.
+pub(crate) fn three_layers() -> Made {
+    // Does not compress.
+    let mut seed = 88_172_645_463_325_252_u64;
+    let mut random = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed as u8
+    };
+    let big: Vec<u8> = (0..3_000_000).map(|_| random()).collect();
+    Made::new(
+        &[
+            (tar(&[File("etc/passwd", b"root:x:0:0"), File("big", &big)]), Packing::Gzip),
+            (tar(&[File("etc/group", b"root:x:0:"), File("gone", b"")]), Packing::Zstd),
+            (tar(&[File("etc/passwd", b"root:x:0:0:new"), File(".wh.gone", b"")]), Packing::Plain),
+        ],
+        |_, _| {},
+    )
+}

@@ -114,6 +114,12 @@ impl Dirs {
         self.unified.as_ref().map(|dir| dir.fd.as_fd())
     }
 
+    /// As [`Dirs::all`], without v1's memory controller where that has a hierarchy for itself.
+    pub(super) fn of_shim(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let v1 = self.v1.iter().filter(|dir| dir.controllers != [Controller::Memory]);
+        self.unified().into_iter().chain(v1.map(|dir| dir.fd.as_fd()))
+    }
+
     /// Every hierarchy's directory, the unified one first.
     pub(super) fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.unified().into_iter().chain(self.v1.iter().map(|dir| dir.fd.as_fd()))

@@ -75,6 +75,13 @@ impl Group {
         (handle, self.dirs.all().collect())
     }
 
+    /// The directories that the shim of this pod enters: all but that of v1's memory controller. A pod that is full, as of files in
+    /// memory that no end of a process frees, has nothing left for what the shim must do to say so: the kernel would end it, alone
+    /// as it is. On v2 there is one group for all controllers.
+    pub fn of_shim(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.dirs.of_shim()
+    }
+
     /// The other end of [`Group::lend`]. `None` when the number of descriptors is not the described one.
     pub fn receive(handle: Handle, fds: Vec<OwnedFd>) -> Option<Self> {
         let controllers = |names: &[String]| names.iter().filter_map(|n| Controller::from_name(n)).collect::<Vec<_>>();
@@ -217,7 +224,7 @@ impl Group {
 
     /// The processes in it and below it, by their numbers in the caller's PID namespace.
     pub fn processes(&self) -> Result<Vec<rustix::process::Pid>, CgroupError> {
-        self.dirs.all().next().map_or_else(|| Ok(Vec::new()), super::v1::members)
+        self.dirs.of_shim().next().map_or_else(|| Ok(Vec::new()), super::v1::members)
     }
 
     /// Processes live in it or below it.

@@ -4,7 +4,8 @@
 //! PARENT/                     one a host, made by the agent (`Tree::open`)
 //!   <sandbox id>/             one a pod, carries the pod's limits
 //!     shim/                   the shim, outside every container's limit; on v1 it is in the pod's own group instead: there a
-//!                             group may have processes beside children, and each group costs kernel memory and time
+//!                             group may have processes beside children, and each group costs kernel memory and time. Its memory
+//!                             is the keeper's there, so that a full pod does not end it
 //!     <container>/            one leaf a container, carries the container's limits
 //! ```
 //!

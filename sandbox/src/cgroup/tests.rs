@@ -1,5 +1,6 @@
 //! Trees on a temporary directory, and on the real host.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -37,6 +38,24 @@ fn a_pod_has_a_directory_in_every_hierarchy_and_is_listed_while_any_is_left() {
     tree.remove_pod(&id("a"), SOON).unwrap();
     assert_eq!(tree.pods().unwrap(), []);
     tree.remove_pod(&id("a"), SOON).unwrap();
+}
+
+#[test]
+fn on_v1_a_shim_is_in_every_hierarchy_but_memorys() {
+    let root = tempfile::tempdir().unwrap();
+    let mut layout = temporary_layout(root.path());
+    // Hierarchies may have several controllers: then it is in that of memory too.
+    for (number, expected) in [(0, vec!["cpu", "pids"]), (1, vec!["cpu", "pids", "memory"])] {
+        if number == 1 {
+            layout.v1[2].controllers.push("devices".to_owned());
+        }
+        let tree = Tree::open(&layout, &format!("parent{number}")).unwrap();
+        let pod = tree.create_pod(&id("a")).unwrap();
+        let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+        let of = |name: &&str| inode(&root.path().join(name).join(format!("parent{number}/a")));
+        let entered: Vec<u64> = pod.of_shim().map(|dir| rustix::fs::fstat(dir).unwrap().st_ino).collect();
+        assert_eq!(entered, expected.iter().map(of).collect::<Vec<_>>());
+    }
 }
 
 #[test]

@@ -135,7 +135,7 @@ fn unless_absent(result: Result<(), CgroupError>) -> Result<(), CgroupError> {
 
 /// Without `cgroup.kill`: freeze (so that nothing forks away), signal, thaw, until nothing is left.
 fn kill_loop(dirs: &Dirs) -> Result<(), CgroupError> {
-    let Some(dir) = dirs.v1.first().map(|dir| dir.fd.as_fd()) else { return Ok(()) };
+    let Some(dir) = dirs.of_shim().next() else { return Ok(()) };
     let freezer = dirs.of(Controller::Freezer);
     for _ in 0..KILL_ROUNDS {
         if let Some(freezer) = freezer {

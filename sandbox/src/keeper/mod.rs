@@ -147,6 +147,7 @@ pub fn run(config: &Config) -> Result<(), KeeperError> {
     crate::sys::failpoint::join();
     crate::sys::process::reset_signals().step("reset of signals")?;
     raise_descriptor_limit();
+    spare_from_oom_killer();
     crate::sys::failpoint::failpoint!(KeeperStarted);
     // Whatever started it may go away, with its session and terminal; a leader already is as good.
     let _ = rustix::process::setsid();
@@ -172,6 +173,18 @@ fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
         tracing::warn!(error = %errno, "limit of open files stays as it is");
+    }
+}
+
+/// `oom_score_adj` of the keeper and its shims: the kubelet's own. A container's is never below -997, so that the kernel ends what
+/// fills a pod, and not the shim that would say so; a shim that is alone in a full pod goes, and the pod is made anew.
+const OOM_SCORE: &str = "-999";
+
+/// For the keeper and all that it forks; containers' stubs set their own.
+fn spare_from_oom_killer() {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
+        // Needs CAP_SYS_RESOURCE, which some hosts' root lacks.
+        tracing::warn!(%error, "short of memory, the kernel may end shims before what their pods run");
     }
 }
 

@@ -169,7 +169,7 @@ impl Inner {
         match group.clone_into() {
             Some(directory) => lent.push((FdRole::CgroupDirectory, copy(directory)?)),
             None => {
-                for directory in group.lend().1 {
+                for directory in group.of_shim() {
                     let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
                     let procs = rustix::fs::openat(directory, "cgroup.procs", flags, rustix::fs::Mode::empty())
                         .map_err(|errno| io_failed("open of a shim's control group", errno.into()))?;

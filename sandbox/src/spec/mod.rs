@@ -227,7 +227,7 @@ pub struct Resources {
     pub cpuset: Option<String>,
     /// Most processes and threads.
     pub pids_limit: Option<u64>,
-    /// `oom_score_adj` of its processes, -1000 to 1000.
+    /// `oom_score_adj` of its processes, -1000 to 1000; 0 when it is not given.
     pub oom_score_adj: Option<i32>,
 }
 

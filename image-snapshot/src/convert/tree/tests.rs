@@ -186,7 +186,7 @@ fn files_below_that_a_layer_links_to_count_against_its_bytes_each_once() {
     };
     let big = [b'z'; 10_000];
     let (_, one) = convert(&Tar::new().file("a", &big).hardlink("d/a", "a").symlink("l", "d").end(), &[]).unwrap();
-    let (_, two) = convert(&Tar::new().file("b", &big).end(), &[one.clone()]).unwrap();
+    let (_, two) = convert(&Tar::new().file("b", &big).end(), std::slice::from_ref(&one)).unwrap();
     let below = [one, two];
     let mut tar = Tar::new().file("own", &[b'o'; 6_000]);
     for i in 0..50 {

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::program::{self, Program};
 use super::report::Step;
-use super::{Shared, begin, connect, fail, identity, leave_host, owner_of, set_oom_score, terminal};
+use super::{Shared, begin, connect, fail, identity, leave_host, oom_score, owner_of, set_oom_score, terminal};
 use crate::cgroup::Group;
 use crate::protocol::{Connection, Refusal};
 use crate::seccomp;
@@ -57,7 +57,7 @@ pub(crate) fn join(
     let Some((mut report, streams)) = split(fds) else { process::exit_now(1) };
     let steps = |report: &mut Connection| {
         begin(Some(leaf))?;
-        set_oom_score((CWD, "/proc/self/oom_score_adj"), spec.resources.oom_score_adj, report)?;
+        set_oom_score((CWD, "/proc/self/oom_score_adj"), oom_score(&spec.resources), report)?;
         enter(init)?;
         let terminal = match further.terminal {
             None => None,
@@ -133,10 +133,8 @@ impl Beside {
         channel: &mut Connection,
     ) -> Result<Self, Refusal> {
         begin(Some(leaf))?;
-        if let Some(score) = spec.resources.oom_score_adj {
-            // Where lowering it is not allowed, the container's first process has said so.
-            let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
-        }
+        // Where lowering it is not allowed, the container's first process has said so.
+        let _ = std::fs::write("/proc/self/oom_score_adj", oom_score(&spec.resources).to_string());
         let children = Some(LinkNameSpaceType::ProcessID);
         move_into_link_name_space(namespace.as_fd(), children).step("joining the container's PID namespace")?;
         enter(init)?;

@@ -50,7 +50,7 @@ use crate::ids::Ids;
 use crate::protocol::shim::StartFds;
 use crate::protocol::{Connection, Refusal};
 use crate::seccomp;
-use crate::spec::{ContainerSpec, Seccomp, Security, User};
+use crate::spec::{ContainerSpec, Resources, Seccomp, Security, User};
 use crate::sys::{paths, process};
 
 /// Things left out that are told: they wait in the channel until the stub's end.
@@ -127,7 +127,7 @@ fn make_container(
     let parts = ManuallyDrop::new(Parts::of(order, fds));
     crate::sys::failpoint::failpoint!(StubCommanded);
     // Its /proc is in the own root, or in one that was made ahead.
-    set_oom_score((stage.proc.as_fd(), "self/oom_score_adj"), spec.resources.oom_score_adj, report)?;
+    set_oom_score((stage.proc.as_fd(), "self/oom_score_adj"), oom_score(&spec.resources), report)?;
     let assembled = match ahead {
         Some(tree) if order.counts.assembled => tree,
         other => {
@@ -209,24 +209,26 @@ pub(crate) fn begin(leaf: Option<&Group>) -> Result<(), Refusal> {
 }
 
 fn begin_container(leaf: &Group) -> Result<(), Refusal> {
+    // In a pod that is full, the kernel ends this process rather than the shim, from whose memory it differs in nothing so far.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     begin(Some(leaf))?;
     crate::sys::failpoint::failpoint!(StubGrouped);
     nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).step("cgroup namespace")
 }
 
+/// `oom_score_adj` of a container that names none: as usual, whatever the shim has. Set like any other: whoever may not go
+/// below the shim's could otherwise still go down to it.
+fn oom_score(resources: &Resources) -> i32 {
+    resources.oom_score_adj.unwrap_or(0)
+}
+
 /// `file`: the process's own, below a directory.
-fn set_oom_score(
-    file: (BorrowedFd<'_>, &str),
-    oom_score_adj: Option<i32>,
-    report: &mut Connection,
-) -> Result<(), Refusal> {
-    let set = |score: i32| {
+fn set_oom_score(file: (BorrowedFd<'_>, &str), score: i32, report: &mut Connection) -> Result<(), Refusal> {
+    let set = || {
         let file = openat(file.0, file.1, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::write(&file, score.to_string().as_bytes())
     };
-    if let Some(score) = oom_score_adj
-        && let Err(error) = set(score)
-    {
+    if let Err(error) = set() {
         // Lowering it needs CAP_SYS_RESOURCE, which some hosts' root lacks.
         tell(report, &Report::Degraded { what: format!("oom_score_adj {score} is not set: {error}") }, vec![])?;
     }

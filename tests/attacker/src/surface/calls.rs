@@ -139,7 +139,7 @@ const ATTEMPTS: &[Attempt] = &[
     ("x32-ptrace", || call!(0x4000_0000_i64 | 521, 0, 0, 0, 0)),
     ("x32-unshare", || call!(0x4000_0000_i64 | libc::SYS_unshare, libc::CLONE_NEWUSER)),
     // Privileges of the own process.
-    ("lower-oom_score_adj", || write("/proc/self/oom_score_adj", b"-1000")),
+    ("lower-oom_score_adj", lower_oom_score),
     ("raise-hard-open-files", || limit(libc::RLIMIT_NOFILE)),
     ("raise-hard-core", || limit(libc::RLIMIT_CORE)),
     ("real-time-priority", || {
@@ -280,6 +280,13 @@ fn limit(resource: libc::__rlimit_resource_t) -> Result<(), i32> {
 
 fn write(path: &str, bytes: &[u8]) -> Result<(), i32> {
     std::fs::write(path, bytes).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// By one: whoever started the process may have been further down.
+fn lower_oom_score() -> Result<(), i32> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let score = std::fs::read_to_string(FILE).ok().and_then(|score| score.trim().parse::<i32>().ok());
+    write(FILE, (score.ok_or(libc::EIO)? - 1).to_string().as_bytes())
 }
 
 fn open_for_writing(path: &str) -> Result<(), i32> {
