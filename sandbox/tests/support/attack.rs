@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sandbox::contract::{Exit, Sandboxes};
+use sandbox::contract::{Exit, SandboxError, Sandboxes, Stdio};
 use sandbox::spec::{ContainerSpec, Layer, Mount, SandboxId, SandboxSpec};
 
-use super::{Host, exit_of, image, shim};
+use super::{Host, exec_spec, exit_of, image, shim};
 
 /// Why there can be no attack here, if so.
 pub fn why_not() -> Option<String> {
@@ -99,8 +99,12 @@ impl Host {
     /// Tells an attacker that waits for /tmp/stop to end; what it told.
     pub async fn stop(&self, id: &SandboxId, spec: &ContainerSpec) -> Told {
         let mut events = self.sandboxes().events(id).await.unwrap();
-        // Killed, when the attacker, which is the first process, sees it and ends sooner.
-        self.exec(id, &spec.name, &["touch", "/tmp/stop"]).await;
+        let exec = exec_spec(&spec.name, &["touch", "/tmp/stop"]);
+        match self.sandboxes().exec(id, &exec, Stdio::default()).await {
+            Ok(mut process) => drop(process.wait().await.unwrap()),
+            // Killed, or not even known to have begun, when the attacker, which is the first process, sees it and ends sooner.
+            Err(error) => assert!(matches!(error, SandboxError::Failed { .. }), "{error:?}"),
+        }
         exit_of(&mut events, &spec.name, spec.attempt).await;
         Told::new(self.log(id, &spec.name, spec.attempt))
     }

@@ -41,7 +41,7 @@ pub(crate) fn hunt(stop: &str, shared: bool) -> Report {
             if fs::read(directory.join("cmdline")).is_ok_and(|line| of_the_runtime(&line)) {
                 met += 1;
             }
-            look_into(&directory, root.filter(|_| !shared), &mut report);
+            look_into(&directory, root.filter(|_| !shared), Path::new(stop), &mut report);
             if let Ok(exe) = raw::seized(pid, || fs::read_link(directory.join("exe"))) {
                 let runtime = exe.is_ok_and(|exe| of_the_runtime(exe.as_os_str().as_encoded_bytes()));
                 report.tried(runtime, || format!("process {pid} of the runtime's was traced"));
@@ -53,7 +53,7 @@ pub(crate) fn hunt(stop: &str, shared: bool) -> Report {
     report
 }
 
-fn look_into(directory: &Path, root: Option<(u64, u64)>, report: &mut Report) {
+fn look_into(directory: &Path, root: Option<(u64, u64)>, stop: &Path, report: &mut Report) {
     let what = |name: &str| format!("{}/{name}", directory.display());
     for name in ["exe", "root", "cwd"] {
         let opened = openat(CWD, directory.join(name), OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
@@ -76,8 +76,9 @@ fn look_into(directory: &Path, root: Option<(u64, u64)>, report: &mut Report) {
     for entry in fs::read_dir(directory.join("fd")).into_iter().flatten().flatten() {
         let number = entry.file_name().to_string_lossy().into_owned();
         let Ok(link) = fs::read_link(entry.path()) else { continue };
-        // A program's own start reads its own maps.
-        let beyond = number.parse::<u32>().is_ok_and(|number| number > 2) && !link.starts_with(directory);
+        // A program's own start reads its own maps; who makes the file at which this ends has it open.
+        let own = link.starts_with(directory) || link == stop;
+        let beyond = number.parse::<u32>().is_ok_and(|number| number > 2) && !own;
         report.tried(beyond, || format!("{} has descriptor {number}: {}", what("fd"), link.display()));
     }
 }
