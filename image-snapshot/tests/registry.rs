@@ -10,7 +10,7 @@ use serde_json::json;
 use support::{
     basic, config,
     fake_registry::{FakeRegistry, Reply, Request},
-    images::{File, Made, Packing, tar, three_layers},
+    images::{File, Made, Packing, noise, tar, three_layers},
     leftovers, open, pull, pull_watched, request,
 };
 
@@ -122,6 +122,44 @@ async fn many_pods_share_one_download() {
     for layer in &made.layers {
         assert_eq!(registry.count(layer), 1);
     }
+}
+
+/// Bytes of the disk that a directory takes.
+fn blocks_of(dir: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let below = std::fs::read_dir(dir).unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            blocks_of(&entry.path())
+        } else {
+            entry.metadata().unwrap().blocks() * 512
+        }
+    });
+    std::fs::metadata(dir).unwrap().blocks() * 512 + below.sum::<u64>()
+}
+
+#[tokio::test]
+async fn ten_images_on_one_base_fetch_and_keep_it_once() {
+    const BASE: usize = 12_000_000;
+    const TOP: usize = 200_000;
+    let (registry, root) = (FakeRegistry::plain().await, store());
+    let base = (tar(&[File("base", &noise(1, BASE))]), Packing::Gzip);
+    let images = open(root.path());
+    let mut held = Vec::new();
+    for number in 0..10 {
+        let top = (tar(&[File("top", &noise(2 * number + 3, TOP))]), Packing::Gzip);
+        let made = Made::new(&[base.clone(), top], |_, _| {});
+        let name = registry.push(&format!("team/app{number}"), "1", &made);
+        held.push(pull(&images, &name).await.unwrap());
+        assert_eq!(registry.count(&made.layers[0]), 1, "image {number}");
+    }
+    let first = &held[0].rootfs.layers;
+    for image in &held {
+        assert_eq!(image.rootfs.layers[0].path, first[0].path);
+        assert_eq!(image.rootfs.read_file("top", 1 << 20).unwrap().unwrap().len(), TOP);
+    }
+    let (taken, content) = (blocks_of(root.path()), (BASE + 10 * TOP) as u64);
+    assert!(taken > content && taken * 100 <= content * 103, "{taken} bytes of the disk for {content} of the files");
 }
 
 #[tokio::test]

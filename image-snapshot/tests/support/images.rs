@@ -118,17 +118,20 @@ impl Made {
     }
 }
 
-/// An image of a layer of each packing, three million bytes that do not compress among them.
-pub(crate) fn three_layers() -> Made {
-    // Does not compress.
-    let mut seed = 88_172_645_463_325_252_u64;
-    let mut random = || {
+/// So many bytes that do not compress, others for each (odd) seed.
+pub(crate) fn noise(mut seed: u64, length: usize) -> Vec<u8> {
+    let random = || {
         seed ^= seed << 13;
         seed ^= seed >> 7;
         seed ^= seed << 17;
         seed as u8
     };
-    let big: Vec<u8> = (0..3_000_000).map(|_| random()).collect();
+    std::iter::repeat_with(random).take(length).collect()
+}
+
+/// An image of a layer of each packing, three million bytes that do not compress among them.
+pub(crate) fn three_layers() -> Made {
+    let big = noise(88_172_645_463_325_253, 3_000_000);
     Made::new(
         &[
             (tar(&[File("etc/passwd", b"root:x:0:0"), File("big", &big)]), Packing::Gzip),
