@@ -602,6 +602,25 @@ async fn gigantic_documents_and_endless_redirects_are_cut_off() {
 }
 
 #[tokio::test]
+async fn a_gigantic_token_is_not_read_to_its_end() {
+    let ask = |asked: &Request, reply: fn() -> Reply| {
+        let host = asked.headers.get("host").cloned().unwrap_or_default();
+        let challenge = format!(r#"Bearer realm="http://{host}/token",service="s""#);
+        let answer = || Reply::status(401).with("WWW-Authenticate", &challenge);
+        Some(if asked.path.starts_with("/token") { reply() } else { answer() })
+    };
+    let long = || Reply::status(200).body([br#"{"token":""#.to_vec(), vec![b'x'; 3 << 20]].concat());
+    let claims = || Reply::status(200).with("Content-Length", "99999999999");
+    for reply in [long as fn() -> Reply, claims] {
+        let registry = FakeRegistry::start(move |asked| ask(asked, reply)).await;
+        let root = store();
+        let error = pull(&open(root.path()), &registry.push("a", "1", &Made::simple(b"x"))).await.unwrap_err();
+        assert!(error.chain().contains("1048576"), "{}", error.chain());
+        assert!(error.chain().contains("/token"), "{}", error.chain());
+    }
+}
+
+#[tokio::test]
 async fn a_blob_may_be_elsewhere_and_the_password_stays_here() {
     let made = Made::simple(b"x");
     let elsewhere = FakeRegistry::plain().await;

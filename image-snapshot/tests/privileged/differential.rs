@@ -51,12 +51,21 @@ fn layer(random: &mut Random) -> Layer {
     let mut builder = tar::Builder::new(Vec::new());
     let mut out = Layer { tar: Vec::new(), whiteouts: Vec::new(), opaque: Vec::new(), links: Vec::new() };
     for _ in 0..random.below(9) {
-        let path = random.path();
+        let (path, kind) = (random.path(), random.below(15));
+        // Of a file or a directory.
+        if kind < 7 && random.below(4) == 0 {
+            let name = ["SCHILY.xattr.user.a", "SCHILY.xattr.user.b"][random.below(2) as usize];
+            let value = ["", "one", "two\0more"][random.below(3) as usize];
+            builder.append_pax_extensions([(name, value.as_bytes())]).unwrap();
+        }
+        if kind == 13 {
+            builder.append_pax_extensions(sparse(&path).iter().map(|(key, value)| (*key, &**value))).unwrap();
+        }
         let mut append = |mut header: tar::Header, content: &[u8]| {
             header.set_cksum();
             builder.append(&header, content).unwrap();
         };
-        match random.below(12) {
+        match kind {
             0..4 => {
                 let content = vec![b'x'; [0, 5, 4096, 7000][random.below(4) as usize]];
                 append(header(&path, b'0', content.len(), random), &content);
@@ -80,14 +89,55 @@ fn layer(random: &mut Random) -> Layer {
                 append(header(&format!("{parent}{slash}.wh.{name}"), b'0', 0, random), b"");
                 out.whiteouts.push(path);
             }
-            _ => {
+            11 => {
                 append(header(&format!("{path}/.wh..wh..opq"), b'0', 0, random), b"");
                 out.opaque.push(path);
+            }
+            12 => {
+                let mut h = header(&path, [b'3', b'4'][random.below(2) as usize], 0, random);
+                // Among character devices 0:0 is overlayfs's whiteout; a minor number of more than eight bits is kept otherwise.
+                h.set_device_major(1 + random.below(200) as u32).unwrap();
+                h.set_device_minor(random.below(600) as u32).unwrap();
+                append(h, b"");
+            }
+            13 => {
+                let content = sparse_content(random.below(6000) as usize);
+                append(header("GNUSparseFile.0/x", b'0', content.len(), random), &content);
+            }
+            // As deep as no header's field has room for.
+            _ => {
+                let name = format!("{path}/{}", "long/".repeat(1 + random.below(60) as usize));
+                builder.append_pax_extensions([("path", name.as_bytes())]).unwrap();
+                let mut h = header("short", b'5', 0, random);
+                h.set_cksum();
+                builder.append(&h, &b""[..]).unwrap();
             }
         }
     }
     out.tar = builder.into_inner().unwrap();
     out
+}
+
+/// Where the data of a sparse file begins, and how long the file is.
+const HOLE: usize = 8192;
+const REAL: usize = 20_000;
+
+/// Of a sparse file, in the format 1.0 of GNU tar's manual.
+fn sparse(path: &str) -> [(&'static str, Vec<u8>); 4] {
+    [
+        ("GNU.sparse.major", b"1".to_vec()),
+        ("GNU.sparse.minor", b"0".to_vec()),
+        ("GNU.sparse.name", path.as_bytes().to_vec()),
+        ("GNU.sparse.realsize", REAL.to_string().into_bytes()),
+    ]
+}
+
+/// Its map, and so many bytes.
+fn sparse_content(length: usize) -> Vec<u8> {
+    let mut content = format!("2\n{HOLE}\n{length}\n{REAL}\n0\n").into_bytes();
+    content.resize(512, 0);
+    content.resize(512 + length, b's');
+    content
 }
 
 /// What the image specification says a layer does, with GNU tar: first what it hides (of the layers below only), then what it brings.
@@ -118,7 +168,7 @@ fn apply(root: &Path, archive: &Path, layer: &Layer) -> Option<()> {
     let output = Command::new("tar")
         .arg("-C")
         .arg(root)
-        .args(["--numeric-owner", "--exclude=.wh.*", "-xpPf"])
+        .args(["--numeric-owner", "--exclude=.wh.*", "--xattrs", "--xattrs-include=*", "-xpPf"])
         .arg(archive)
         .output()
         .unwrap();
@@ -133,13 +183,22 @@ fn remove(path: &Path) {
     }
 }
 
+/// How often the rarer things were compared.
+#[derive(Debug, Default)]
+struct Met {
+    attributes: usize,
+    devices: usize,
+    sparse: usize,
+    deep: usize,
+}
+
 #[test]
 fn privileged_random_stacks_show_what_gnu_tar_shows() {
     if let Some(reason) = obstacle() {
         eprintln!("SKIPPED privileged_random_stacks_show_what_gnu_tar_shows: {reason}");
         return;
     }
-    let (mut compared, mut refused) = (0, 0);
+    let (mut compared, mut refused, mut met) = (0, 0, Met::default());
     for seed in 1..=STACKS {
         let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let dir = tempfile::tempdir().unwrap();
@@ -172,10 +231,18 @@ fn privileged_random_stacks_show_what_gnu_tar_shows() {
         for map in [&mut have, &mut want] {
             map.remove(Path::new(""));
         }
+        for (path, facts) in &want {
+            met.attributes += usize::from(facts.has_attributes());
+            met.devices += usize::from(facts.is_device());
+            met.sparse += usize::from(facts.length == REAL as u64);
+            met.deep += usize::from(path.as_os_str().len() > 100);
+        }
         let result = std::panic::catch_unwind(|| tree::compare(&have, &want, tree::DirTimes::Ignored));
         assert!(result.is_ok(), "seed {seed}: {}", listing(&archives));
         compared += 1;
     }
+    let Met { attributes, devices, sparse, deep } = met;
+    assert!([attributes, devices, sparse, deep].into_iter().all(|count| count > 10), "{met:?}");
     assert!(compared > STACKS / 4, "only {compared} stacks could be compared");
     assert!(refused < compared / 10, "{refused} stacks that tar takes were refused");
 }

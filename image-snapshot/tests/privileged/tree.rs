@@ -18,12 +18,23 @@ pub(crate) struct Facts {
     pub(crate) mode: u32,
     owner: (u32, u32),
     mtime: Option<(i64, i64)>,
+    pub(crate) length: u64,
     content: Vec<u8>,
     rdev: u64,
     links: Option<u64>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// First name, in order, of the inode's names.
     same_as: PathBuf,
+}
+
+impl Facts {
+    pub(crate) fn has_attributes(&self) -> bool {
+        !self.xattrs.is_empty()
+    }
+
+    pub(crate) fn is_device(&self) -> bool {
+        self.rdev != 0
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,6 +69,7 @@ pub(crate) fn facts(root: &Path) -> BTreeMap<PathBuf, Facts> {
             mode: meta.mode(),
             owner: (meta.uid(), meta.gid()),
             mtime: Some((meta.mtime(), meta.mtime_nsec())),
+            length: if kind.is_file() { meta.len() } else { 0 },
             content,
             rdev: if is_device { meta.rdev() } else { 0 },
             links: (!kind.is_dir()).then(|| meta.nlink()),
