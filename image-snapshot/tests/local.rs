@@ -38,6 +38,36 @@ async fn a_layout_is_read_by_tag_or_alone() {
 }
 
 #[tokio::test]
+async fn of_a_layout_with_several_images_one_must_be_named() {
+    let (root, layout) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let one = |content: &[u8]| Made::new(&[(tar(&[File("content", content)]), Packing::Gzip)], |_, _| {});
+    let (first, second) = (one(b"first"), one(b"second"));
+    let images = open(root.path());
+    let written = |named: &[(&Made, &str)]| {
+        let mut entries = Vec::new();
+        for (made, tag) in named {
+            made.write_layout(layout.path(), tag);
+            let index = std::fs::read(layout.path().join("index.json")).unwrap();
+            let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+            entries.extend(index["manifests"].as_array().unwrap().clone());
+        }
+        let index = serde_json::json!({"schemaVersion": 2, "manifests": entries});
+        std::fs::write(layout.path().join("index.json"), index.to_string()).unwrap();
+        format!("oci-layout:{}", layout.path().display())
+    };
+    let name = written(&[(&first, "v1"), (&second, "v2")]);
+    let error = pull(&images, &name).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.chain().contains("say which: v1, v2"), "{}", error.chain());
+    let image = pull(&images, &format!("{name}:v2")).await.unwrap();
+    assert_eq!(image.rootfs.read_file("content", 100).unwrap().unwrap(), b"second");
+    // Two names of one image leave no choice.
+    let name = written(&[(&first, "v1"), (&first, "latest")]);
+    let image = pull(&images, &name).await.unwrap();
+    assert_eq!(image.rootfs.read_file("content", 100).unwrap().unwrap(), b"first");
+}
+
+#[tokio::test]
 async fn archives_by_skopeo_hold_the_same_image() {
     if !Path::new("/usr/bin/skopeo").exists() {
         eprintln!("SKIPPED archives_by_skopeo_hold_the_same_image: /usr/bin/skopeo is missing");

@@ -1,6 +1,9 @@
 //! `oci-layout:PATH[:name]`, a directory as `skopeo copy … oci:PATH` and `umoci` make it, and `oci-archive:PATH[:name]`, the same in a tar file.
 
-use std::path::Path;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -44,6 +47,13 @@ impl Source for OciLayout {
             serde_json::from_slice(&bytes).map_err(|source| SourceError::Parse { what: what.clone(), source })?;
         let name_of = |d: &Descriptor| d.annotations.as_ref().and_then(|a| a.get(NAME)).cloned();
         let Some(wanted) = &self.name else {
+            // Several names of one image are no choice, nor are several platforms of one name.
+            let named: BTreeMap<_, _> = index.manifests.iter().filter_map(|d| Some((name_of(d)?, &d.digest))).collect();
+            if named.values().collect::<BTreeSet<_>>().len() > 1 {
+                let names: Vec<_> = named.into_keys().collect();
+                let detail = format!(": it has several images, say which: {}", names.join(", "));
+                return Err(SourceError::NotFound { what, detail });
+            }
             return Ok(Top::Entries(index.manifests));
         };
         let (found, others): (Vec<_>, Vec<_>) =
