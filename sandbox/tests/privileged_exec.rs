@@ -8,6 +8,7 @@ mod plan;
 mod support;
 
 use std::io::{Read, Write};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use sandbox::contract::{SandboxError, Sandboxes, Started, Stdio};
@@ -306,13 +307,38 @@ async fn privileged_a_container_that_gets_no_processor_holds_up_no_exec_but_its_
         }
     }
     assert!(between, "an exec into another container waited for the stuck one's");
-    // One that stays stuck is given up, and the next exec has another.
+    // One that stays stuck is given up, and what it had not even read is done without it.
     let stuck = waiting().await;
     kill_process(stuck, Signal::STOP).unwrap();
-    let refused = host.sandboxes().exec(&id, &exec_spec("main", &["true"]), Stdio::default()).await;
-    assert!(matches!(refused, Err(SandboxError::Failed { .. })));
+    assert_eq!(host.exec(&id, "main", &["echo", "late"]).await.1, "late\n");
     support::until("the stuck one is gone", || !beside(&host, &started).contains(&stuck)).await;
     assert_eq!(host.exec(&id, "main", &["echo", "again"]).await.1, "again\n");
+    host.close().await;
+}
+
+#[tokio::test]
+async fn privileged_an_exec_whose_helper_ends_before_it_has_read_what_to_do_is_done_without_it() {
+    privileged!("privileged_an_exec_whose_helper_ends_before_it_has_read_what_to_do_is_done_without_it");
+    let host = Host::new().await;
+    let id = host.sandbox("unread").await;
+    let mut spec = host.shell("main", "");
+    spec.args = vec!["sleep".into(), "1000".into()];
+    let started = host.sandboxes().start(&id, &spec).await.unwrap();
+    for delay in 0..15 {
+        // The first has one made, which is ready for the second.
+        for _ in 0..2 {
+            assert_eq!(host.exec(&id, "main", &["true"]).await.0.code, 0);
+        }
+        let helper = beside(&host, &started)[0];
+        kill_process(helper, Signal::STOP).unwrap();
+        let ends = async {
+            // Before it is told, meanwhile, or afterwards: each is to be survived.
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            kill_process(helper, Signal::KILL).unwrap();
+        };
+        let (done, ()) = tokio::join!(host.exec(&id, "main", &["echo", "done"]), ends);
+        assert_eq!((done.0.code, done.1.as_str()), (0, "done\n"), "ended after {delay} ms");
+    }
     host.close().await;
 }
 

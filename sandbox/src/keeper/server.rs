@@ -269,7 +269,7 @@ impl Server {
             }
         }
         client.flush()?;
-        if fill == Fill::Closed && !*more {
+        if matches!(fill, Fill::Closed | Fill::Unread) && !*more {
             return Err(ProtocolError::Closed);
         }
         Ok(*more)

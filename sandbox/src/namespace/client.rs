@@ -334,7 +334,7 @@ fn transfer<S>(guard: &mut AsyncFdReadyGuard<'_, Shared<S>>) -> Result<bool, Pro
     }
     match read {
         Some(Fill::WouldBlock) => guard.clear_ready_matching(Ready::READABLE),
-        Some(Fill::Closed) => return Ok(false),
+        Some(Fill::Closed | Fill::Unread) => return Ok(false),
         Some(Fill::Data) | None => {}
     }
     Ok(true)

@@ -32,6 +32,8 @@ pub enum Fill {
     WouldBlock,
     /// The other side closed.
     Closed,
+    /// The other side closed, and had not read all that it was sent (unix(7): `ECONNRESET`).
+    Unread,
 }
 
 #[derive(Debug)]
@@ -114,7 +116,7 @@ impl Connection {
                 Ok(received) => break received,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(Fill::WouldBlock),
-                Err(Errno::CONNRESET) => return Ok(Fill::Closed),
+                Err(Errno::CONNRESET) => return Ok(Fill::Unread),
                 Err(errno) => return Err(errno.into()),
             }
         };
@@ -159,7 +161,7 @@ impl Connection {
             if let Some(message) = self.next_message()? {
                 return Ok(message);
             }
-            if self.fill()? == Fill::Closed {
+            if matches!(self.fill()?, Fill::Closed | Fill::Unread) {
                 return Err(ProtocolError::Closed);
             }
         }
@@ -219,5 +221,24 @@ mod tests {
         drop(a);
         assert!(matches!(b.receive::<String>(), Err(ProtocolError::Closed)));
         assert!(matches!(b.send(&1, vec![]), Err(ProtocolError::Closed)));
+    }
+
+    #[test]
+    fn a_peer_that_closed_tells_whether_it_had_read_all() {
+        let (mut a, mut b) = pair();
+        a.send(&"read", vec![]).unwrap();
+        b.send(&"answer", vec![]).unwrap();
+        assert_eq!(b.receive::<String>().unwrap().0, "read");
+        drop(b);
+        assert_eq!(a.receive::<String>().unwrap().0, "answer");
+        assert_eq!(a.fill().unwrap(), Fill::Closed);
+        let (mut a, mut b) = pair();
+        a.send(&"read", vec![]).unwrap();
+        b.send(&"answer", vec![]).unwrap();
+        assert_eq!(b.receive::<String>().unwrap().0, "read");
+        a.send(&"never read", vec![]).unwrap();
+        drop(b);
+        assert_eq!(a.receive::<String>().unwrap().0, "answer", "what it said before comes first");
+        assert_eq!(a.fill().unwrap(), Fill::Unread);
     }
 }

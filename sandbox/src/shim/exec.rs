@@ -109,11 +109,15 @@ impl Shim {
     ) {
         crate::sys::failpoint::failpoint!(ExecForked);
         let waiter = wanted.waiter;
-        if let Err(refusal) = self.joined(wanted.container) {
+        let gone = self.joined(wanted.container).is_err();
+        let mut role = self.new_exec(wanted);
+        if gone {
+            // It has run, and is told as what ended with its container.
             let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
-            return self.refuse(waiter, refusal);
+            if let Role::Exec { oom_kills, .. } = &mut role {
+                oom_kills.at_end = Some(oom_kills.before);
+            }
         }
-        let role = self.new_exec(wanted);
         let key = self.enrol_running(child, waiter, role, terminal);
         if let Some(status) = ended {
             self.ended(key, status);

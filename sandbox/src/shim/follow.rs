@@ -77,7 +77,7 @@ impl Shim {
             match report.fill() {
                 Ok(Fill::Data) => {}
                 Ok(Fill::WouldBlock) => return false,
-                Ok(Fill::Closed) | Err(_) => break,
+                Ok(Fill::Closed | Fill::Unread) | Err(_) => break,
             }
         }
         self.conclude_launch(key);

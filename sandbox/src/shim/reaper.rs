@@ -34,6 +34,10 @@ impl Shim {
     pub(super) fn ended(&mut self, key: Key, status: WaitStatus) {
         // What the stub said last comes first.
         while !self.follow_report(key) {}
+        // Nor is what has ended its own container refused where it was told to have run.
+        if let Some(joiner) = init_of(&mut self.processes, key).and_then(|container| container.joiner) {
+            self.hear_joiner(joiner);
+        }
         if let Some(container) = init_of(&mut self.processes, key) {
             crate::sys::failpoint::failpoint!(EndSeen);
             let _ = container.leaf.kill();

@@ -211,7 +211,7 @@ impl Shim {
                 }
                 return;
             }
-            Ok(Fill::Closed) | Err(_) => return self.forget_client(key),
+            Ok(Fill::Closed | Fill::Unread) | Err(_) => return self.forget_client(key),
         }
         for _ in 0..TURN * 64 {
             let Some(client) = self.clients.map.get_mut(&key) else { return };

@@ -7,7 +7,6 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitStatus};
 
-use super::super::container::Waiter;
 use super::super::exec::Wanted;
 use super::super::poller::Key;
 use super::super::stub::join::Further;
@@ -33,16 +32,19 @@ pub(super) struct Joiner {
     pub(super) since_ns: u64,
     /// Nothing is asked of it any more. It stays known until it has ended: it may have a child that nobody was told of.
     pub(super) late: bool,
-    /// Who is refused once it has ended, and with it the child that it may have: what was refused is not to run afterwards.
-    pub(super) untold: Option<(Waiter, Refusal)>,
+    /// How who waits for what it was told of is refused, should it end without an answer, and with it the child that it may
+    /// have: what was refused is not to run afterwards.
+    pub(super) refusal: Option<Refusal>,
 }
 
 /// One child that is asked for.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) wanted: Wanted,
-    /// Until it was told.
-    pub(super) order: Option<(Further, Vec<OwnedFd>)>,
+    pub(super) further: Further,
+    /// Its streams.
+    pub(super) fds: Vec<OwnedFd>,
+    pub(super) told: bool,
 }
 
 /// All of them, by their channels.
@@ -54,23 +56,28 @@ pub(crate) struct Joiners {
 }
 
 impl Joiner {
-    /// Says what is asked for next, unless something is asked for already; what could not be said stays with its order.
+    /// Says what is asked for next, unless something is asked for already.
     pub(super) fn tell(&mut self) -> Result<(), ProtocolError> {
-        let Some(asked) = self.asked.front_mut() else { return Ok(()) };
-        let Some((further, fds)) = &asked.order else { return Ok(()) };
+        let Some(asked) = self.asked.front_mut().filter(|asked| !asked.told) else { return Ok(()) };
         self.since_ns = clock::boottime_ns();
-        // Copies: if it is dead these are needed for the other way.
-        let copies = fds.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
-        self.channel.queue(further, copies.map_err(|_| ProtocolError::MissingFds)?)?;
+        // Copies: if it ends without having read this they are needed for the other way.
+        let copies = asked.fds.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
+        self.channel.queue(&asked.further, copies.map_err(|_| ProtocolError::MissingFds)?)?;
         self.channel.flush()?;
-        asked.order = None;
+        asked.told = true;
         Ok(())
+    }
+
+    /// What it was not told of whole, and now never will be.
+    pub(super) fn take_untold(&mut self) -> VecDeque<Asked> {
+        let told = self.asked.front().is_some_and(|asked| asked.told) && !self.channel.wants_write();
+        self.asked.split_off(usize::from(told))
     }
 
     /// When whoever waits now has waited long enough.
     pub(super) fn due_ns(&self) -> Option<u64> {
         let longest = match (self.ready, self.asked.len()) {
-            _ if self.late && self.untold.is_none() => return None,
+            _ if self.late && self.asked.is_empty() => return None,
             // One that no signal ends yet holds up nobody for ever.
             _ if self.late => FORKED,
             (false, _) => READY,

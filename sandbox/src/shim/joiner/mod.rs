@@ -11,8 +11,9 @@
 //!  forked ── Ready ──────────> asked for children, one at a time ── Executed, Refused ──> the exec goes on, is refused
 //!    │ Failed, its end, 1 s          │ 1 s, and others wait      │ its end, 10 s
 //!    ▼                               ▼                           ▼
-//!  who waits joins by itself       the others join by          nobody knows whether there is a child: one that there is is
-//!                                  themselves                  killed once it has ended, and then who waits is refused
+//!  who waits joins by itself       the others join by          if it had read the order nobody knows whether there is a
+//!                                  themselves                  child: one that there is is killed once it has ended, and
+//!                                                              then who waits is refused; if not, who waits joins by itself
 //! ```
 //!
 //! It is in the container's control groups, which may give it no processor for long. So the shim never waits for it.
@@ -50,7 +51,7 @@ impl Shim {
         };
         match self.joiners.map.get_mut(&key) {
             Some(joiner) if joiner.asked.len() < MOST_ASKED && !joiner.late => {
-                joiner.asked.push_back(Asked { wanted, order: Some((further, fds)) });
+                joiner.asked.push_back(Asked { wanted, further, fds, told: false });
                 self.tell_joiner(key);
             }
             _ => self.fork_joining(wanted, &further, fds),
@@ -78,8 +79,8 @@ impl Shim {
         }
         self.sources.insert(key, Source::Joiner);
         let (channel, asked) = (Connection::new(ours), VecDeque::new());
-        let (ready, late, untold, since_ns) = (false, false, None, clock::boottime_ns());
-        let joiner = Joiner { container, child, channel, ready, asked, since_ns, late, untold };
+        let (ready, late, refusal, since_ns) = (false, false, None, clock::boottime_ns());
+        let joiner = Joiner { container, child, channel, ready, asked, since_ns, late, refusal };
         self.joiners.map.insert(key, joiner);
         init_of(&mut self.processes, container)?.joiner = Some(key);
         Some(key)
@@ -122,6 +123,11 @@ impl Shim {
             match joiner.channel.fill() {
                 Ok(Fill::Data) => {}
                 Ok(Fill::WouldBlock) => break,
+                Ok(Fill::Unread) => {
+                    // It has ended before it read what it was told last.
+                    joiner.asked.iter_mut().for_each(|asked| asked.told = false);
+                    return self.lose_joiner(key);
+                }
                 Ok(Fill::Closed) | Err(_) => return self.lose_joiner(key),
             }
         }
@@ -135,6 +141,16 @@ impl Shim {
             if modified.is_err() {
                 self.lose_joiner(key);
             }
+        }
+    }
+
+    /// Hears what a joiner has answered already, and tells it nothing.
+    pub(super) fn hear_joiner(&mut self, key: Key) {
+        let Some(joiner) = self.joiners.map.get_mut(&key).filter(|joiner| joiner.ready) else { return };
+        if matches!(joiner.channel.fill(), Ok(Fill::Data))
+            && let Ok(Some((said, fds))) = joiner.channel.next_message()
+        {
+            self.joiner_said(key, said, fds);
         }
     }
 
@@ -187,7 +203,7 @@ impl Shim {
         self.end_joiner(key, || not_forked("the process beside the container has ended".into()));
     }
 
-    fn end_joiner(&mut self, key: Key, refusal: impl Fn() -> Refusal) {
+    fn end_joiner(&mut self, key: Key, refusal: impl FnOnce() -> Refusal) {
         let Some(joiner) = self.joiners.map.get_mut(&key) else { return };
         if !std::mem::replace(&mut joiner.late, true) {
             kill(&joiner.child);
@@ -195,14 +211,14 @@ impl Shim {
             self.poller.remove(joiner.channel.socket());
             self.sources.remove(&key);
         }
-        let asked = std::mem::take(&mut joiner.asked);
-        if let Some(told) = asked.front().filter(|asked| asked.order.is_none()) {
-            joiner.untold = Some((told.wanted.waiter, refusal()));
-        }
-        for Asked { wanted, order } in asked {
-            if let Some((further, fds)) = order {
-                self.fork_joining(wanted, &further, fds);
-            }
+        joiner.refusal.get_or_insert_with(refusal);
+        let untold = joiner.take_untold();
+        self.join_by_themselves(untold);
+    }
+
+    fn join_by_themselves(&mut self, asked: VecDeque<Asked>) {
+        for Asked { wanted, further, fds, .. } in asked {
+            self.fork_joining(wanted, &further, fds);
         }
     }
 
@@ -221,10 +237,14 @@ impl Shim {
         if let Some(leaf) = leaf {
             self.kill_strangers(&leaf);
         }
-        if let Some((waiter, refusal)) = joiner.untold {
-            self.refuse(waiter, refusal);
-        }
+        self.refuse_told(joiner.asked, joiner.refusal);
         true
+    }
+
+    fn refuse_told(&mut self, told: VecDeque<Asked>, refusal: Option<Refusal>) {
+        for (asked, refusal) in told.into_iter().zip(refusal) {
+            self.refuse(asked.wanted.waiter, refusal);
+        }
     }
 
     /// Kills children of the shim's in a leaf that nobody knows.
@@ -255,8 +275,8 @@ impl Shim {
         for key in late.map(|(key, _)| *key).collect::<Vec<_>>() {
             let Some(joiner) = self.joiners.map.get_mut(&key) else { continue };
             if joiner.late {
-                let untold = joiner.untold.take();
-                untold.into_iter().for_each(|(waiter, refusal)| self.refuse(waiter, refusal));
+                let (told, refusal) = (std::mem::take(&mut joiner.asked), joiner.refusal.clone());
+                self.refuse_told(told, refusal);
                 continue;
             }
             // A paused container's stands still with it.
@@ -265,11 +285,8 @@ impl Shim {
                 continue;
             }
             if joiner.ready && joiner.asked.len() > 1 {
-                for Asked { wanted, order } in joiner.asked.split_off(1) {
-                    if let Some((further, fds)) = order {
-                        self.fork_joining(wanted, &further, fds);
-                    }
-                }
+                let others = joiner.asked.split_off(1);
+                self.join_by_themselves(others);
                 continue;
             }
             self.end_joiner(key, || Refusal::failed(NOT_FORKED, &std::io::ErrorKind::TimedOut.into()));
