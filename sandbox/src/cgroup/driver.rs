@@ -74,6 +74,10 @@ pub enum Enforcement {
 #[derive(Debug)]
 pub struct Dirs {
     pub(super) unified: Option<UnifiedDir>,
+    /// v2, of a pod: the group below that its containers are in, and whose memory is limited. The shim is beside it: a pod that
+    /// is full, as of files in memory that no end of a process frees, has nothing left for what the shim must do to say so; the
+    /// kernel would end it, alone as it is.
+    pub(super) containers: Option<OwnedFd>,
     pub(super) v1: Vec<V1Dir>,
 }
 
@@ -96,6 +100,10 @@ impl Dirs {
     /// Where a controller's files are.
     pub(super) fn of(&self, controller: Controller) -> Option<BorrowedFd<'_>> {
         let unified = self.unified.iter().find(|dir| dir.controllers.contains(&controller)).map(|dir| dir.fd.as_fd());
+        let unified = match (&self.containers, controller) {
+            (Some(containers), Controller::Memory) => unified.map(|_| containers.as_fd()),
+            _ => unified,
+        };
         unified.or_else(|| self.v1.iter().find(|dir| dir.controllers.contains(&controller)).map(|dir| dir.fd.as_fd()))
     }
 
@@ -112,6 +120,11 @@ impl Dirs {
     /// The unified hierarchy's directory.
     pub(super) fn unified(&self) -> Option<BorrowedFd<'_>> {
         self.unified.as_ref().map(|dir| dir.fd.as_fd())
+    }
+
+    /// The unified hierarchy's directory that leaves are made in.
+    pub(super) fn of_leaves(&self) -> Option<BorrowedFd<'_>> {
+        self.containers.as_ref().map(AsFd::as_fd).or_else(|| self.unified())
     }
 
     /// As [`Dirs::all`], without v1's memory controller where that has a hierarchy for itself.

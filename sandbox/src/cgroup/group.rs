@@ -10,7 +10,7 @@ use super::devices::DeviceRule;
 use super::driver::{Controller, Dirs, Driver, Enforcement, UnifiedDir, V1Dir};
 use super::loaded_program::DeviceProgram;
 use super::tree::make_child;
-use super::{CgroupError, files, remove, v1::V1, v2::V2};
+use super::{CgroupError, SHIM_LEAF, files, remove, v1::V1, v2::V2};
 use crate::contract::Usage;
 use crate::spec::Resources;
 
@@ -32,6 +32,16 @@ pub struct Handle {
     pub unified: Option<Vec<String>>,
     /// Controllers of each v1 hierarchy.
     pub v1: Vec<Vec<String>>,
+    /// There is one more descriptor, the last: of the group below that containers are in (a pod's on v2).
+    #[serde(default)]
+    pub containers: bool,
+}
+
+impl Handle {
+    /// How many file descriptors there are.
+    pub fn descriptors(&self) -> usize {
+        usize::from(self.unified.is_some()) + self.v1.len() + usize::from(self.containers)
+    }
 }
 
 /// A name that can be a directory of ours: no separators, no hidden name, not the kernel's reserved prefix. (The name of a
@@ -71,13 +81,13 @@ impl Group {
             name: self.name.clone(),
             unified: self.dirs.unified.as_ref().map(|dir| names(&dir.controllers)),
             v1: self.dirs.v1.iter().map(|dir| names(&dir.controllers)).collect(),
+            containers: self.dirs.containers.is_some(),
         };
-        (handle, self.dirs.all().collect())
+        (handle, self.dirs.all().chain(self.dirs.containers.as_ref().map(AsFd::as_fd)).collect())
     }
 
-    /// The directories that the shim of this pod enters: all but that of v1's memory controller. A pod that is full, as of files in
-    /// memory that no end of a process frees, has nothing left for what the shim must do to say so: the kernel would end it, alone
-    /// as it is. On v2 there is one group for all controllers.
+    /// The directories that the shim of this pod enters on v1: all but that of the memory controller, as a pod that is full leaves
+    /// nothing for what the shim must do to say so. On v2 it has a leaf of its own beside what is limited.
     pub fn of_shim(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.dirs.of_shim()
     }
@@ -85,16 +95,30 @@ impl Group {
     /// The other end of [`Group::lend`]. `None` when the number of descriptors is not the described one.
     pub fn receive(handle: Handle, fds: Vec<OwnedFd>) -> Option<Self> {
         let controllers = |names: &[String]| names.iter().filter_map(|n| Controller::from_name(n)).collect::<Vec<_>>();
-        if fds.len() != usize::from(handle.unified.is_some()) + handle.v1.len() {
+        if fds.len() != handle.descriptors() {
             return None;
         }
+        let mut fds = fds;
+        let containers = if handle.containers { fds.pop() } else { None };
         let mut fds = fds.into_iter();
         let unified = match &handle.unified {
             Some(names) => Some(UnifiedDir { fd: fds.next()?, controllers: controllers(names) }),
             None => None,
         };
         let v1 = handle.v1.iter().zip(fds).map(|(names, fd)| V1Dir { fd, controllers: controllers(names) }).collect();
-        Some(Self::new(handle.name, Dirs { unified, v1 }))
+        Some(Self::new(handle.name, Dirs { unified, containers, v1 }))
+    }
+
+    pub(super) fn set_containers(&mut self, directory: OwnedFd) {
+        self.dirs.containers = Some(directory);
+    }
+
+    /// Makes the leaf that this pod's shim is in: on v2, where none can be in the pod's own group.
+    pub fn create_shim_leaf(&self) -> Result<Option<Self>, CgroupError> {
+        let Some(unified) = self.dirs.unified.as_ref().filter(|_| self.dirs.v1.is_empty()) else { return Ok(None) };
+        let own =
+            UnifiedDir { fd: make_child(unified.fd.as_fd(), SHIM_LEAF)?, controllers: unified.controllers.clone() };
+        Ok(Some(Self::new(SHIM_LEAF.to_owned(), Dirs { unified: Some(own), containers: None, v1: Vec::new() })))
     }
 
     /// Makes a child cgroup in every hierarchy. Making what is there already succeeds.
@@ -118,20 +142,23 @@ impl Group {
             return Err(CgroupError::BadName { name: name.to_owned() });
         }
         let unified = match &self.dirs.unified {
-            Some(dir) => Some(UnifiedDir { fd: open(dir.fd.as_fd())?, controllers: dir.controllers.clone() }),
+            Some(dir) => {
+                let place = self.dirs.of_leaves().unwrap_or(dir.fd.as_fd());
+                Some(UnifiedDir { fd: open(place)?, controllers: dir.controllers.clone() })
+            }
             None => None,
         };
         let mut v1 = Vec::with_capacity(self.dirs.v1.len());
         for dir in &self.dirs.v1 {
             v1.push(V1Dir { fd: open(dir.fd.as_fd())?, controllers: dir.controllers.clone() });
         }
-        Ok(Self::new(name.to_owned(), Dirs { unified, v1 }))
+        Ok(Self::new(name.to_owned(), Dirs { unified, containers: None, v1 }))
     }
 
     /// Names of its children in any hierarchy, sorted.
     pub fn leaves(&self) -> Result<Vec<String>, CgroupError> {
         let mut names = BTreeSet::new();
-        for dir in self.dirs.all() {
+        for dir in self.dirs.of_leaves().into_iter().chain(self.dirs.v1.iter().map(|dir| dir.fd.as_fd())) {
             names.extend(remove::subdirectories(dir)?);
         }
         Ok(names.into_iter().collect())

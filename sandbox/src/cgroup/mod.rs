@@ -2,12 +2,16 @@
 //!
 //! ```text
 //! PARENT/                     one a host, made by the agent (`Tree::open`)
-//!   <sandbox id>/             one a pod, carries the pod's limits
-//!     shim/                   the shim, outside every container's limit; on v1 it is in the pod's own group instead: there a
-//!                             group may have processes beside children, and each group costs kernel memory and time. Its memory
-//!                             is the keeper's there, so that a full pod does not end it
-//!     <container>/            one leaf a container, carries the container's limits
+//!   <sandbox id>/             one a pod, carries the pod's limits, but that of memory on v2
+//!     shim/                   v2: the shim
+//!     containers/             v2: carries the pod's limit of memory
+//!       <container>/          one leaf a container, carries the container's limits
+//!     <container>/            v1: the same. The shim is in the pod's own group: there a group may have processes beside
+//!                             children, and each group costs kernel memory and time. Its memory is the keeper's
 //! ```
+//!
+//! A pod can be full of what no end of a process frees, as files in memory. Were the shim's memory limited with it, the kernel
+//! would end the shim, alone as it is then, and nobody could say what happened.
 //!
 //! * [`Layout`]: which hierarchies the host has and where (plain data; found once, sent along to the shim).
 //! * [`Tree`]: PARENT in all of them; makes, opens, lists and removes pods.
@@ -56,4 +60,6 @@ pub use loaded_program::DeviceProgram;
 pub use tree::Tree;
 
 /// Name of the leaf that holds the shim, on v2.
-pub const SHIM_LEAF: &str = "shim";
+const SHIM_LEAF: &str = "shim";
+/// Name of the group that a pod's containers are in, on v2.
+const CONTAINERS: &str = "containers";

@@ -54,13 +54,13 @@ pub(super) fn has_members(dir: BorrowedFd<'_>) -> Result<bool, CgroupError> {
 
 /// Removes `name` below every directory of `dirs`, trying until `deadline` after `started`.
 pub(super) fn remove(dirs: &Dirs, name: &str, started: Instant, deadline: Duration) -> Result<(), CgroupError> {
-    if let Some(unified) = dirs.unified()
+    if let Some(unified) = dirs.of_leaves()
         && let Some(child) = open_child(unified, name)?
     {
         wait_until_empty(child.as_fd(), name, started, deadline)?;
     }
     // The unified directory goes last: while it is there, what is left is found and killed again by it.
-    for dir in dirs.v1.iter().map(|dir| dir.fd.as_fd()).chain(dirs.unified()) {
+    for dir in dirs.v1.iter().map(|dir| dir.fd.as_fd()).chain(dirs.of_leaves()) {
         while !try_remove(dir, name)? {
             if started.elapsed() >= deadline {
                 return Err(still_in_use(name, started));

@@ -189,7 +189,8 @@ fn privileged_limits_are_what_an_independent_reader_sees() {
     // Raised above and lowered below what is set: both orders of the two v1 memory limits.
     for memory in [64u64 << 20, 16 << 20] {
         leaf.update(&Resources { memory_limit: Some(memory), ..first.clone() }).unwrap();
-        let path = format!("{}/a/web", real.parent);
+        let place = if real.layout.is_v2() { "a/containers/web" } else { "a/web" };
+        let path = format!("{}/{place}", real.parent);
         let judge = cgroups_rs::fs::Cgroup::load(cgroups_rs::fs::hierarchies::auto(), path);
         let controller: &cgroups_rs::fs::memory::MemController = judge.controller_of().unwrap();
         assert_eq!(controller.memory_stat().limit_in_bytes, i64::try_from(memory).unwrap());
@@ -333,6 +334,49 @@ fn privileged_a_device_program_decides_on_the_unified_hierarchy_and_is_replaced_
 }
 
 #[test]
+fn privileged_on_v2_a_pods_shim_is_beside_what_is_limited_and_both_go_with_the_pod() {
+    let Some(real) = RealTree::new("beside") else { return };
+    let Some(root) = &real.layout.unified else {
+        return eprintln!("SKIPPED beside: no unified hierarchy");
+    };
+    let layout = Layout { unified: Some(root.clone()), v1: Vec::new(), cpusets: false };
+    let tree = Tree::open(&layout, &real.parent).unwrap();
+    let pod = tree.create_pod(&id("a")).unwrap();
+    let shim = pod.create_shim_leaf().unwrap().unwrap();
+    let (handle, fds) = pod.lend();
+    let fds = fds.into_iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+    let pod = Group::receive(handle, fds).unwrap();
+    let leaf = pod.create_leaf("web").unwrap();
+    let mut processes = [sleeper_in(&shim), sleeper_in(&leaf)];
+    let place = |child: &Child| {
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
+        groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap().to_owned()
+    };
+    assert!(place(&processes[0]).ends_with("/a/shim"), "{}", place(&processes[0]));
+    assert!(place(&processes[1]).ends_with("/a/containers/web"), "{}", place(&processes[1]));
+    assert_eq!(pod.leaves().unwrap(), ["web"]);
+    if pod.has(Controller::Memory) {
+        pod.apply(&Resources { memory_limit: Some(16 << 20), ..Resources::default() }).unwrap();
+        let pod = root.join(&real.parent).join("a");
+        let limit = |group: &str| std::fs::read_to_string(pod.join(group).join("memory.max")).unwrap();
+        assert_eq!(["", "shim", "containers"].map(|group| limit(group).trim().to_owned()), ["max", "max", "16777216"]);
+    }
+    let found = tree.pod(&id("a")).unwrap();
+    assert_eq!(found.leaf("web").unwrap().processes().unwrap().len(), 1);
+    found.remove_leaf("web", SOON).unwrap();
+    assert!(!processes[1].wait().unwrap().success() && processes[0].try_wait().unwrap().is_none());
+    pod.create_leaf("next").unwrap();
+    tree.remove_pod(&id("a"), SOON).unwrap();
+    assert!(!processes[0].wait().unwrap().success());
+    assert_eq!(tree.pods().unwrap(), []);
+    // The leaves of one that an older agent made are in its own group.
+    let old = tree.parent().create_leaf("old").unwrap();
+    old.create_leaf("web").unwrap();
+    assert_eq!(tree.pod(&id("old")).unwrap().leaves().unwrap(), ["web"]);
+    tree.remove_pod(&id("old"), SOON).unwrap();
+}
+
+#[test]
 fn privileged_memory_protection_is_written_and_summed_up_to_the_parent() {
     let Some(real) = RealTree::new("protection") else { return };
     if !real.layout.is_v2() {
@@ -354,9 +398,12 @@ fn privileged_memory_protection_is_written_and_summed_up_to_the_parent() {
     }
     real.tree.sum_protection().unwrap();
     assert_eq!((read("memory.low"), read("memory.min")), ((24u64 << 20).to_string(), "8192".to_owned()));
-    assert_eq!(read("a/web/memory.high"), (4u64 << 20).to_string());
-    assert_eq!((read("a/web/memory.oom.group"), read("a/memory.oom.group")), ("1".to_owned(), "0".to_owned()));
-    assert_eq!(read("b/web/memory.swap.max"), "0");
+    assert_eq!(read("a/containers/web/memory.high"), (4u64 << 20).to_string());
+    assert_eq!(
+        (read("a/containers/web/memory.oom.group"), read("a/containers/memory.oom.group")),
+        ("1".to_owned(), "0".to_owned())
+    );
+    assert_eq!(read("b/containers/web/memory.swap.max"), "0");
     real.tree.remove_pod(&id("b"), SOON).unwrap();
     real.tree.pod(&id("a")).unwrap().update(&Resources::default()).unwrap();
     real.tree.sum_protection().unwrap();
@@ -379,7 +426,7 @@ fn privileged_huge_pages_are_limited_by_size() {
         let leaf = pod.create_leaf("web").unwrap();
         assert!(leaf.has(Controller::Hugetlb));
         leaf.apply(&Resources { hugepages: [("2MB".to_owned(), 2 << 20)].into(), ..Resources::default() }).unwrap();
-        let path = real.layout.unified.clone().unwrap().join(&real.parent).join("a/web");
+        let path = real.layout.unified.clone().unwrap().join(&real.parent).join("a/containers/web");
         let read = |file: &str| std::fs::read_to_string(path.join(file)).unwrap();
         assert_eq!((read("hugetlb.2MB.max").trim(), read("hugetlb.2MB.rsvd.max").trim()), ("2097152", "2097152"));
     });

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use super::driver::{Controller, Dirs, UnifiedDir, V1Dir};
 use super::group::{Group, is_name};
 use super::layout::{Hierarchy, Layout};
-use super::{CgroupError, files, huge_pages, remove};
+use super::{CONTAINERS, CgroupError, files, huge_pages, remove};
 use crate::spec::SandboxId;
 
 /// The directories under which this host's pods have their cgroups.
@@ -48,7 +48,7 @@ impl Tree {
                 Some(UnifiedDir { fd, controllers })
             }
         };
-        let tree = Self { parent: Group::new(parent.to_owned(), Dirs { unified, v1 }) };
+        let tree = Self { parent: Group::new(parent.to_owned(), Dirs { unified, containers: None, v1 }) };
         tree.warn_of_missing_controllers();
         Ok(tree)
     }
@@ -123,18 +123,28 @@ impl Tree {
 
     /// Makes a pod's cgroup, ready to be given leaves. Making what is there already succeeds.
     pub fn create_pod(&self, id: &SandboxId) -> Result<Group, CgroupError> {
-        let pod = self.parent.create_leaf(&id.0)?;
-        if let Some(unified) = &pod.dirs().unified
-            && !unified.controllers.is_empty()
-        {
+        let mut pod = self.parent.create_leaf(&id.0)?;
+        if let Some(unified) = &pod.dirs().unified {
             enable(unified.fd.as_fd(), &unified.controllers)?;
+            if pod.dirs().v1.is_empty() {
+                let containers = make_child(unified.fd.as_fd(), CONTAINERS)?;
+                enable(containers.as_fd(), &unified.controllers)?;
+                pod.set_containers(containers);
+            }
         }
         Ok(pod)
     }
 
     /// A pod's cgroup.
     pub fn pod(&self, id: &SandboxId) -> Result<Group, CgroupError> {
-        self.parent.leaf(&id.0)
+        let mut pod = self.parent.leaf(&id.0)?;
+        // One of an agent that made none has its leaves in the pod's own.
+        if let Some(unified) = pod.dirs().unified().filter(|_| pod.dirs().v1.is_empty())
+            && let Some(containers) = remove::open_child(unified, CONTAINERS)?
+        {
+            pod.set_containers(containers);
+        }
+        Ok(pod)
     }
 
     /// Every pod that has a cgroup in any hierarchy (so that a half-made or half-removed one is seen too), sorted.

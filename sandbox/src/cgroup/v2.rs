@@ -19,6 +19,10 @@ impl Driver for V2 {
     fn apply(&self, dirs: &Dirs, resources: &Resources, fresh: bool) -> Result<(), CgroupError> {
         for step in plan::v2(resources, fresh)? {
             if let Step::Set { controller, file, value, optional } = step {
+                if dirs.containers.is_some() && ["memory.min", "memory.low"].contains(&&*file) {
+                    // What a group is not granted, none in it has.
+                    protect(dirs, &file, &value)?;
+                }
                 write_setting(dirs, controller, &file, &value, optional, fresh)?;
             }
         }
@@ -62,6 +66,17 @@ impl Driver for V2 {
     fn oom_kills(&self, dirs: &Dirs) -> Result<u64, CgroupError> {
         let Some(dir) = dirs.of(Controller::Memory) else { return Ok(0) };
         Ok(files::read_keyed(dir, "memory.events", "oom_kill")?.unwrap_or(0))
+    }
+}
+
+/// Writes a protection of a pod's memory to its own group; a kernel without the file protects nothing.
+fn protect(dirs: &Dirs, file: &str, value: &str) -> Result<(), CgroupError> {
+    if dirs.of(Controller::Memory).is_none() {
+        return Ok(());
+    }
+    match files::write(unified(dirs)?, file, value) {
+        Err(CgroupError::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

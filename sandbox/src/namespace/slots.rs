@@ -18,7 +18,7 @@ use super::layout::{self, Slot};
 use super::pool::Ending;
 use super::wire::ShimWire;
 use super::{Inner, RECORD, SHIM_SOCKET, events};
-use crate::cgroup::{CgroupError, Group, SHIM_LEAF};
+use crate::cgroup::{CgroupError, Group};
 use crate::contract::{SandboxError, SandboxEvent};
 use crate::protocol::VERSIONS;
 use crate::protocol::keeper::{FdRole, Spawn};
@@ -127,10 +127,7 @@ impl Inner {
         let cgroup = |error: CgroupError| cgroup_failed("control group of a sandbox", &error);
         let pod = self.tree.create_pod(&SandboxId(slot.name.clone())).map_err(cgroup)?;
         crate::sys::failpoint::failpoint!(PodGroupMade);
-        let leaf = match pod.clone_into() {
-            Some(_) => Some(pod.create_leaf(SHIM_LEAF).map_err(cgroup)?),
-            None => None,
-        };
+        let leaf = pod.create_shim_leaf().map_err(cgroup)?;
         crate::sys::failpoint::failpoint!(ShimLeafMade);
         let listener = listen_in(directory).map_err(failed("socket"))?;
         crate::sys::failpoint::failpoint!(SocketBound);

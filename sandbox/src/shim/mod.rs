@@ -131,9 +131,8 @@ pub(crate) fn main(argument: &str, host_fdinfo: Option<OwnedFd>) -> i32 {
 fn run(argument: &str, host_fdinfo: Option<OwnedFd>) -> Result<(), ShimError> {
     let arguments: Arguments = serde_json::from_str(argument).map_err(ShimError::Arguments)?;
     let (listener, record) = (adopt(3), adopt(4));
-    let hierarchies = usize::from(arguments.cgroup.unified.is_some()) + arguments.cgroup.v1.len();
     let mut numbers = 5..;
-    let fds: Vec<OwnedFd> = numbers.by_ref().take(hierarchies).map(adopt).collect();
+    let fds: Vec<OwnedFd> = numbers.by_ref().take(arguments.cgroup.descriptors()).map(adopt).collect();
     let shm = arguments.namespaces.host_ipc.then(|| numbers.next().map(adopt)).flatten();
     let devices = arguments.device_program.then(|| numbers.next().map(adopt)).flatten();
     for fd in [&listener, &record].into_iter().chain(&fds).chain(&shm).chain(&devices).chain(&host_fdinfo) {

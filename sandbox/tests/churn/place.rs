@@ -168,7 +168,8 @@ pub fn kill_keeper(set_up: &SetUp) {
 
 /// The cgroup in which a slot's stub stands by.
 pub fn stub_leaf(set_up: &SetUp, slot: &str) -> Option<PathBuf> {
-    let mut leaves = group_parents(set_up).into_iter().map(|parent| parent.join(slot).join("first"));
+    let pods = group_parents(set_up).into_iter().map(|parent| parent.join(slot));
+    let mut leaves = pods.flat_map(|pod| [pod.join("first"), pod.join("containers/first")]);
     leaves.find(|leaf| leaf.is_dir())
 }
 

@@ -10,6 +10,9 @@ use super::Stack;
 /// The leaf of a sandbox's control group that its shim is in, on cgroup v2; on v1 it is in the group itself.
 const SHIM_LEAF: &str = "shim";
 
+/// The group in a sandbox's control group that its containers' leaves are in, on cgroup v2.
+const CONTAINERS: &str = "containers";
+
 /// How the command line of a shim, and of each stub that it has forked, begins.
 const STUB: &[u8] = b"nodeless-shim\0shim\0";
 
@@ -59,7 +62,9 @@ pub fn cgroup_of(parent: &Path, sandbox: &Path) -> Option<PathBuf> {
 /// Whether a container's process is in a sandbox's control group. A stub that stands by there, or is on its way to becoming
 /// a container's process, is none yet: its command line is still its shim's.
 pub fn has_container_processes(cgroup: &Path) -> bool {
-    let Ok(leaves) = std::fs::read_dir(cgroup) else { return false };
+    // On v2 they are in a group of the containers'.
+    let groups = [cgroup.join(CONTAINERS), cgroup.to_owned()];
+    let leaves = groups.iter().filter_map(|group| std::fs::read_dir(group).ok()).flatten();
     leaves.flatten().filter(|leaf| leaf.file_name() != SHIM_LEAF).any(|leaf| {
         let members = std::fs::read_to_string(leaf.path().join("cgroup.procs")).unwrap_or_default();
         members.lines().any(|pid| {
