@@ -6,6 +6,6 @@ exec_figures=(exec.p50)
 
 # exec_run FIGURE...: prints JSON lines
 exec_run() {
-    say "exec: 200 programs one after the other, each runtime in turn"
+    say "exec: 200 programs one after the other, runtimes taking turns of ten"
     bench_sandboxes exec crun runc -- "$@"
 }

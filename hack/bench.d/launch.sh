@@ -6,6 +6,6 @@ launch_figures=(launch.p50 launch.p99 launch.cold launch.burst200)
 
 # launch_run FIGURE...: prints JSON lines
 launch_run() {
-    say "launch: 200 sandboxes one after the other, each runtime in turn; then 200 at once"
+    say "launch: 200 sandboxes one after the other, runtimes taking turns of ten; then 200 at once"
     bench_sandboxes launch crun runc -- "$@"
 }

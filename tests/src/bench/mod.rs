@@ -44,6 +44,25 @@ pub fn figures() -> impl Iterator<Item = figure::Quantity> {
     all.into_iter().flatten().copied()
 }
 
+/// How often in a row each is asked where all take turns: each begins with the processors' caches as another one left them, and
+/// then with what it left there itself, as on a node that knows no other; and a change of the machine's mood meets all.
+const TURN: usize = 10;
+
+/// How often each is asked in each of its turns, for so many times altogether.
+fn turns(count: usize) -> impl Iterator<Item = usize> {
+    (0..count).step_by(TURN).map(move |done| TURN.min(count - done))
+}
+
 fn milliseconds(time: std::time::Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn turns_are_of_ten_and_together_as_many_as_were_asked_for() {
+        assert_eq!(super::turns(25).collect::<Vec<_>>(), [10, 10, 5]);
+        assert_eq!(super::turns(10).collect::<Vec<_>>(), [10]);
+        assert_eq!(super::turns(0).count(), 0);
+    }
 }

@@ -1,7 +1,7 @@
 //! `exec`: `/bin/true` is asked for in a running container, until its exit is known.
 //!
 //! Ours is `exec` and `wait` on the namespace backend. A peer is `PEER exec` in a container of the same hardening (see
-//! [`super::oci`]), until that program has ended. All take turns. No terminal; standard streams are `/dev/null`.
+//! [`super::oci`]), until that program has ended. All take turns of ten. No terminal; standard streams are `/dev/null`.
 
 use std::time::Instant;
 
@@ -11,8 +11,8 @@ use sandbox::spec::{ExecSpec, SandboxId};
 
 use super::figure::{Figure, Quantity, lower, quantile};
 use super::host::{Backend, Host, SLEEP};
-use super::milliseconds;
 use super::oci::{self, Order, Runner};
+use super::{milliseconds, turns};
 
 /// What is measured here.
 pub const FIGURES: [Quantity; 1] = [lower("exec.p50", "ms")];
@@ -37,10 +37,14 @@ pub async fn run(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<Vec
         let pod = ours.start(&SLEEP).await?;
         let mut own = Vec::new();
         let mut theirs = vec![Vec::new(); runners.len()];
-        for _ in 0..options.count {
-            own.push(exec(ours, &pod.id).await?);
+        for count in turns(options.count) {
+            for _ in 0..count {
+                own.push(exec(ours, &pod.id).await?);
+            }
             for (runner, times) in runners.iter_mut().zip(&mut theirs) {
-                times.push(runner.ask(Order::Exec)?);
+                for _ in 0..count {
+                    times.push(runner.ask(Order::Exec)?);
+                }
             }
         }
         Ok((own, theirs))

@@ -3,7 +3,7 @@
 //! Ours is `prepare`, `configure`, `start` on the namespace backend, from its warm pool (and, for `launch.cold`, without one),
 //! to the time that the shim took of the first byte. A peer is `PEER run` on a prepared bundle, to the first byte on its
 //! standard output: the same program, user namespace, namespaces, capabilities, seccomp rules, masked paths, limits (see
-//! [`oci`]). All take turns, so that a change of the machine's mood meets all of them.
+//! [`oci`]). All take turns of ten.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use super::figure::{Figure, Quantity, lower, quantile};
 use super::floor;
 use super::host::{Backend, Host};
-use super::milliseconds;
 use super::oci::{self, Order, Runner};
+use super::{milliseconds, turns};
 
 /// What is measured here.
 pub const FIGURES: [Quantity; 4] =
@@ -48,11 +48,18 @@ pub async fn run(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<Vec
         let mut floor = floor::runner(&options.host)?;
         let mut theirs = Vec::new();
         let measure = async |ours: &Backend| {
-            repeat(count, async || {
-                theirs.extend(floor.as_mut().map(|floor| floor.ask(Order::Cold)).transpose()?);
-                launch(ours).await
-            })
-            .await
+            let mut times = Vec::with_capacity(count);
+            for count in turns(count) {
+                for _ in 0..count {
+                    times.push(launch(ours).await?);
+                }
+                if let Some(floor) = &mut floor {
+                    for _ in 0..count {
+                        theirs.push(floor.ask(Order::Cold)?);
+                    }
+                }
+            }
+            anyhow::Ok(times)
         };
         let times = options.host.with_backend(0, measure).await?;
         let theirs = floor.map(|_| (floor::NAME, quantile(&theirs, 0.5)));
@@ -82,11 +89,15 @@ async fn warm(options: &Options) -> Result<(Vec<f64>, Vec<(String, Vec<f64>)>)> 
     let measure = async |ours: &Backend| {
         let mut own = Vec::new();
         let mut peers: Vec<_> = runners.iter().map(|runner| (runner.name().to_owned(), Vec::new())).collect();
-        for _ in 0..options.singles {
-            ours.wait_for_pool(POOL).await?;
-            own.push(launch(ours).await?);
+        for count in turns(options.singles) {
+            for _ in 0..count {
+                ours.wait_for_pool(POOL).await?;
+                own.push(launch(ours).await?);
+            }
             for (runner, (_, times)) in runners.iter_mut().zip(&mut peers) {
-                times.push(runner.ask(Order::Launch)?);
+                for _ in 0..count {
+                    times.push(runner.ask(Order::Launch)?);
+                }
             }
         }
         Ok((own, peers))
