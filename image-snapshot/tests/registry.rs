@@ -331,6 +331,32 @@ async fn of_two_names_for_one_registry_the_second_is_tried_when_the_first_is_ref
 }
 
 #[tokio::test]
+async fn who_is_known_and_refused_is_told_why_though_nobody_else_is_let_in_either() {
+    let registry = FakeRegistry::start(|r| {
+        let host = r.headers.get("host").cloned().unwrap_or_default();
+        let authorization = r.headers.get("authorization").map(String::as_str);
+        if r.path.starts_with("/token") {
+            let token = if authorization.is_some() { "known" } else { "anonymous" };
+            return Some(Reply::status(200).body(format!(r#"{{"token":"{token}"}}"#)));
+        }
+        Some(match authorization {
+            Some("Bearer known") => Reply::status(403)
+                .body(r#"{"errors":[{"code":"DENIED","message":"blocked by the policy on severity"}]}"#),
+            _ => Reply::status(401).with("WWW-Authenticate", &format!(r#"Bearer realm="http://{host}/token""#)),
+        })
+    })
+    .await;
+    let name = registry.push("a", "1", &Made::simple(b"x"));
+    let mut request = request(&name, PullPolicy::Always);
+    request.credentials = vec![basic(&registry.address.to_string(), "user", "secret")];
+    let root = store();
+    let error = open(root.path()).ensure(request, |_| {}).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthorized);
+    assert!(error.chain().contains("blocked by the policy on severity"), "{}", error.chain());
+    assert_eq!(registry.count("/token"), 2, "anybody's right was tried too");
+}
+
+#[tokio::test]
 async fn unknown_names_are_told_in_the_registrys_words() {
     let registry = FakeRegistry::plain().await;
     let root = store();

@@ -227,6 +227,7 @@ impl Inner {
                 diff_id: resolved.config.diff_ids[index].clone(),
                 chain: chain[..=index].to_vec(),
                 below: below.take(),
+                flights: self.flights.clone(),
                 permits: [of_image.clone(), self.permits.clone()],
                 ahead: self.ahead.clone(),
                 lease: lease.clone(),

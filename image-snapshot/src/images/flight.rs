@@ -6,7 +6,8 @@
 //!                └─────────────────────────────> dropped       its work with all that it holds; whoever comes later starts another
 //! ```
 //!
-//! Work that must not be dropped any more follows its own flight: [`watch::Sender::subscribe`].
+//! Work that must not be dropped any more follows its own flight: [`watch::Sender::subscribe`]. A layer whose layer below failed waits for the next
+//! flight of that one: [`Flights::news`].
 
 use std::{
     collections::HashMap,
@@ -31,7 +32,7 @@ pub(super) enum Failure {
     Fetch(Arc<SourceError>),
     Convert(Arc<ConvertError>),
     Store(Arc<StoreError>),
-    /// A layer below failed, or this one's task died.
+    /// This one's task died.
     Interrupted,
 }
 
@@ -79,6 +80,8 @@ type Key = (Digest, String);
 #[derive(Debug, Default)]
 pub(super) struct Flights {
     running: Mutex<HashMap<Key, Weak<watch::Sender<State>>>>,
+    /// Changes with each flight that begins or ends.
+    news: watch::Sender<()>,
 }
 
 impl Flights {
@@ -91,8 +94,7 @@ impl Flights {
     {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (id.clone(), right.to_owned());
-        // One whose task died has left its teller behind, which is gone.
-        if let Some(teller) = running.get(&key).and_then(Weak::upgrade) {
+        if let Some(teller) = under_way(&running, &key) {
             return teller.subscribe();
         }
         let (teller, watch) = watch::channel(State { phase: LayerPhase::Waiting, done: 0, outcome: None });
@@ -101,7 +103,19 @@ impl Flights {
         let work = start(teller.clone());
         let flights = self.clone();
         tokio::spawn(async move { flights.run(&key, &teller, work).await });
+        self.news.send_replace(());
         watch
+    }
+
+    /// The flight of that layer by that right, if there is one.
+    pub(super) fn find(&self, id: &Digest, right: &str) -> Option<Watch> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way(&running, &(id.clone(), right.to_owned())).map(|teller| teller.subscribe())
+    }
+
+    /// Changes whenever a flight begins or ends.
+    pub(super) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     async fn run(&self, key: &Key, teller: &Teller, work: impl Future<Output = Result<LayerRecord, Failure>>) {
@@ -129,7 +143,13 @@ impl Flights {
             }
             state.outcome = Some(outcome);
         });
+        self.news.send_replace(());
     }
+}
+
+/// One whose task died has left its teller behind, which is gone.
+fn under_way(running: &HashMap<Key, Weak<watch::Sender<State>>>, key: &Key) -> Option<Teller> {
+    running.get(key).and_then(Weak::upgrade)
 }
 
 /// Follows a flight to its end, telling each change.
@@ -147,9 +167,9 @@ pub(super) async fn follow(mut watch: Watch, mut tell: impl FnMut(LayerPhase, u6
     }
 }
 
-/// How long layers go on for somebody who was told that another of their image has failed: as long as a pod waits at most before it
-/// asks again.
-const LINGER: Duration = Duration::from_secs(5 * 60);
+/// How long layers go on for somebody who was told that another of their image has failed: the longest back-off of a pod (the kubelet's five
+/// minutes), and a little for what comes before the layers when it asks again.
+const LINGER: Duration = Duration::from_secs(6 * 60);
 
 /// Follows them for that long.
 pub(super) fn linger(watches: Vec<Watch>) {

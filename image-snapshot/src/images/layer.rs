@@ -6,6 +6,8 @@
 //! A layer that is fetched ahead of the one below waits for that with its converter, a process with its buffers. So there is room for only
 //! so many on a host, and it is taken before anything is fetched. Who has it waits for layers below only, and the lowest that is missing needs
 //! none: it always goes on, and the one above it when it is there, in turn with all others, so nobody waits in a circle.
+//!
+//! Where the one below fails, who asked for the image is told so, and asks again; this one is as good then, and waits for it ([`super::flight::linger`]).
 
 use std::{
     fs::File,
@@ -21,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    flight::{Failure, State, Teller, Watch, follow},
+    flight::{Failure, Flights, State, Teller, Watch, follow},
     lease::Lease,
     rights::Brought,
 };
@@ -52,6 +54,7 @@ pub(super) struct LayerJob {
     pub(super) chain: Vec<Digest>,
     /// The flight of the layer right below, if that is not in the store yet.
     pub(super) below: Option<Watch>,
+    pub(super) flights: Arc<Flights>,
     /// Of the image, then of the store.
     pub(super) permits: [Arc<Semaphore>; 2],
     /// Of the store: room for [`AHEAD`].
@@ -93,10 +96,7 @@ impl LayerJob {
             s.phase = LayerPhase::Finishing;
             s.done = self.blob.size;
         });
-        if let Some(below) = self.below.clone() {
-            // Its waiters get its own error; here it only means that there is nothing to build on.
-            follow(below, |_, _| {}).await.map_err(|_| Failure::Interrupted)?;
-        }
+        self.until_below_is_there().await?;
         failpoint!(LowerLayersThere);
         // What is left takes little, no registry has a hand in it, and it cannot be stopped: who asks meanwhile is to find it under way.
         let _to_its_end = state.subscribe();
@@ -121,12 +121,47 @@ impl LayerJob {
 
     /// Waits until the layer may begin: when the one below is there, or there is room for one more that comes before it.
     async fn room_ahead(&self) -> Result<Option<SemaphorePermit<'_>>, Failure> {
-        let Some(below) = self.below.clone() else { return Ok(None) };
+        let failed = async {
+            let failed = match self.below.clone() {
+                Some(below) => follow(below, |_, _| {}).await.is_err(),
+                None => false,
+            };
+            if !failed {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             biased;
-            below = follow(below, |_, _| {}) => below.map(|_| None).map_err(|_| Failure::Interrupted),
+            there = self.until_below_is_there() => there.map(|()| None),
+            // Whether anybody asks again is not known: what has not begun need not.
+            () = failed => self.until_below_is_there().await.map(|()| None),
             // Closed never happens; if it did, going on would be right.
             room = self.ahead.acquire() => Ok(room.ok()),
+        }
+    }
+
+    /// Waits for the layer below; where that fails, for whoever brings it the next time. Its waiters get its error, and nobody follows this layer
+    /// alone for long.
+    async fn until_below_is_there(&self) -> Result<(), Failure> {
+        let (Some(first), [.., id, _]) = (&self.below, &self.chain[..]) else { return Ok(()) };
+        let mut flight = Some(first.clone());
+        let mut news = self.flights.news();
+        loop {
+            if let Some(flight) = flight
+                && follow(flight, |_, _| {}).await.is_ok()
+            {
+                return Ok(());
+            }
+            news.mark_unchanged();
+            // It may come by another right as well.
+            if self.present(id).await?.is_some() {
+                return Ok(());
+            }
+            flight = self.flights.find(id, &self.right);
+            if flight.is_none() {
+                // The sender is this job's own as well: it is never closed.
+                let _ = news.changed().await;
+            }
         }
     }
 

@@ -170,7 +170,7 @@ impl Images {
 
     /// Makes the image available, fetching what is missing, and leases it. Dropping the future stops the waiting; a
     /// layer under way that nobody else waits for is given up, unless all but its last step is done. Where one layer of an image fails, the
-    /// others go on for five minutes. What is there by then stays, for whoever asks next.
+    /// others go on for at most six minutes. What is there by then stays, for whoever asks next.
     pub async fn ensure(
         &self,
         request: EnsureRequest,

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-/// What a connection must bring within a progress timeout (a minute): some 4 KiB/s, as a telephone line did.
-pub(super) const LEAST: u64 = 256 << 10;
+/// What a connection must bring in a minute: some 4 KiB/s, as a telephone line did. In proportion within another progress timeout.
+const LEAST: u64 = 256 << 10;
 /// Bytes a second that a layer must come with on average, beyond what any layer may take: an eighth of the slowest lines that hosts are on.
 const AVERAGE: u64 = 32 << 10;
 
@@ -36,7 +36,13 @@ impl Pace {
             return Ok(());
         }
         let Self { came, .. } = std::mem::replace(self, Self::new(self.stretch));
-        if came < LEAST { Err(came) } else { Ok(()) }
+        if came < self.least() { Err(came) } else { Ok(()) }
+    }
+
+    /// Bytes that a stretch must bring.
+    pub(super) fn least(&self) -> u64 {
+        let bytes = u128::from(LEAST) * self.stretch.as_millis() / 60_000;
+        u64::try_from(bytes).unwrap_or(u64::MAX).max(1)
     }
 }
 
@@ -58,6 +64,18 @@ mod tests {
         // Just enough, for an hour.
         for _ in 0..3600 {
             assert_eq!(pace.came(second, 4400), Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_a_connection_must_bring_is_in_proportion_to_the_time_that_it_may_be_silent() {
+        let least = |seconds| Pace::new(Duration::from_secs(seconds)).least();
+        assert_eq!([least(60), least(5), least(600)], [256 << 10, (256 << 10) / 12, 2560 << 10]);
+        assert_eq!(Pace::new(Duration::ZERO).least(), 1);
+        // 40 KiB/s is enough, however short the setting.
+        let mut pace = Pace::new(Duration::from_secs(5));
+        for _ in 0..600 {
+            assert_eq!(pace.came(Duration::from_secs(1), 40 << 10), Ok(()));
         }
     }
 

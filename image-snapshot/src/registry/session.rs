@@ -12,7 +12,7 @@ use super::{
     auth::{Challenge, answer, challenge},
     body::{read, refuse, transport},
     endpoint::{Endpoint, Registries},
-    pace::{LEAST, Pace, longest},
+    pace::{Pace, longest},
     retry::Retry,
 };
 use crate::{
@@ -98,6 +98,8 @@ impl Session {
         let client = self.registries.client(&peer.endpoint)?;
         let timeouts = &self.registries.timeouts;
         let what = format!("{method} {url}");
+        // What the first said who knows who asks.
+        let mut forbidden = None;
         loop {
             let standing = peer.standing.lock().await.clone();
             let mut request = client.request(method.clone(), url).header(header::ACCEPT, ACCEPT);
@@ -114,9 +116,33 @@ impl Session {
                 return Ok(response);
             }
             let refused = status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN;
-            if !refused || !self.reauthorize(peer, &standing, &response).await? {
-                return Err(refuse(&what, response, timeouts.progress).await);
-            }
+            let next = if refused { self.reauthorize(peer, &standing, &response).await } else { Ok(false) };
+            let named = standing.header.is_some() && peer.candidates[standing.candidate].is_some();
+            let error = match next {
+                Ok(true) if named && status == StatusCode::FORBIDDEN && forbidden.is_none() => {
+                    forbidden = Some((refuse(&what, response, timeouts.progress).await, standing));
+                    continue;
+                }
+                Ok(true) => continue,
+                Ok(false) => refuse(&what, response, timeouts.progress).await,
+                Err(error) => error,
+            };
+            return Err(match forbidden {
+                // That others, or nobody, are not let in either says less.
+                Some((said, known)) if !error.is_transient() => {
+                    self.go_back(peer, &standing, known).await;
+                    said
+                }
+                _ => error,
+            });
+        }
+    }
+
+    /// Asks again as before, after others were tried in vain.
+    async fn go_back(&self, peer: &Peer, tried: &Standing, before: Standing) {
+        let mut standing = peer.standing.lock().await;
+        if standing.generation == tried.generation && !standing.proven {
+            *standing = Standing { generation: tried.generation + 1, ..before };
         }
     }
 
@@ -289,11 +315,12 @@ impl Session {
             let Some(mut bytes) = response.chunk().await.map_err(|e| transport(&what, waited, e))? else {
                 return Ok(());
             };
-            let pace = pace.came(asked.elapsed(), bytes.len() as u64);
+            let enough = pace.came(asked.elapsed(), bytes.len() as u64);
             let skipped = skip.min(bytes.len() as u64);
             skip -= skipped;
             sink.push(&what, bytes.split_off(skipped as usize)).await?;
-            pace.map_err(|came| SourceError::TooSlow { what: what.clone(), came, least: LEAST, after: waited })?;
+            let least = pace.least();
+            enough.map_err(|came| SourceError::TooSlow { what: what.clone(), came, least, after: waited })?;
         }
     }
 }
