@@ -55,13 +55,11 @@ pub struct Removed {
 impl ImageStore {
     /// On an open store. `mounts`: who holds layers mounted.
     pub fn new(images: Images, mounts: Option<Arc<dyn LayerMounts>>) -> Self {
-        Self {
-            images,
-            mounts: mounts.map(Mounts::new),
-            room: Room::default(),
-            host_credentials: None,
-            metrics: ImageMetrics::default(),
+        let mounts = mounts.map(Mounts::new);
+        if let Some(mounts) = mounts.clone() {
+            images.on_removal(move |layer| mounts.owe([layer.to_string()]));
         }
+        Self { images, mounts, room: Room::default(), host_credentials: None, metrics: ImageMetrics::default() }
     }
 
     /// With a disk that is looked after.
@@ -98,9 +96,10 @@ impl ImageStore {
 
     /// Has images make way.
     pub async fn make_room(&self, goal: Eviction) -> Result<GcReport, ImageError> {
-        let report = self.images.evict(goal).await?;
+        let report = self.images.evict(goal).await;
+        self.release().await;
+        let report = report?;
         self.metrics.made_way(&report);
-        self.release(&report.removed).await;
         Ok(report)
     }
 
@@ -145,9 +144,11 @@ impl ImageStore {
         }
     }
 
-    async fn release(&self, removed: &[image_snapshot::Digest]) {
-        if let Some(mounts) = &self.mounts {
-            mounts.release(removed.iter().map(ToString::to_string)).await;
+    /// Lets go of mounts of what was removed. False: not now.
+    async fn release(&self) -> bool {
+        match &self.mounts {
+            Some(mounts) => mounts.release().await,
+            None => true,
         }
     }
 
@@ -172,8 +173,8 @@ impl ImageStore {
         self.ensure_with_room(wish, progress).await
     }
 
-    /// Whether its source has it for this host now; nothing of it is kept.
-    pub async fn ask(&self, wish: &ImageWish) -> Result<(), ImageError> {
+    /// Which image its source has for this host now, by its manifest's digest; nothing of it is kept.
+    pub async fn ask(&self, wish: &ImageWish) -> Result<image_snapshot::Digest, ImageError> {
         let request = match &self.host_credentials {
             None => request(wish),
             Some(host) => with_hosts(request(wish), host).await,
@@ -181,13 +182,18 @@ impl ImageStore {
         self.images.ask(request).await
     }
 
-    /// Removes a layer that is not what was written; its mount goes too. False: somebody uses it.
-    pub async fn discard(&self, layer: &image_snapshot::Digest) -> Result<bool, ImageError> {
-        let gone = self.images.discard(layer).await?;
-        if gone {
-            self.release(std::slice::from_ref(layer)).await;
+    /// Removes a layer that is not what was written. Its mount goes first, so that nobody is given it instead of what comes anew.
+    pub async fn discard(&self, layer: &image_snapshot::Digest) -> Result<Discarded, ImageError> {
+        if let Some(mounts) = &self.mounts {
+            mounts.owe([layer.to_string()]);
         }
-        Ok(gone)
+        if !self.release().await {
+            return Ok(Discarded::Mounted);
+        }
+        let gone = self.images.discard(layer).await;
+        // Once more, for a pod that has come and gone in between.
+        self.release().await;
+        Ok(if gone? { Discarded::Gone } else { Discarded::InUse })
     }
 
     /// Forgets a name, in all domains or in one, and removes what nobody needs any more.
@@ -196,11 +202,23 @@ impl ImageStore {
             None => self.images.remove(reference).await?,
             Some(domain) => self.images.remove_copy(reference, domain).await?,
         };
-        let report = self.images.gc().await?;
+        let report = self.images.gc().await;
+        self.release().await;
+        let report = report?;
         self.metrics.made_way(&report);
-        self.release(&report.removed).await;
         Ok(Removed { found, freed: report.freed })
     }
+}
+
+/// What became of a layer that was to be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discarded {
+    /// It is gone, and so is its mount.
+    Gone,
+    /// Somebody uses it.
+    InUse,
+    /// Its mount could not be let go of now: it is still here.
+    Mounted,
 }
 
 /// The pod's own credentials go first.

@@ -1,12 +1,13 @@
 //! Mounts of layers go with their files. While the keeper, which outlives agents, holds one whose file was removed, the file's blocks stay
 //! taken, and a layer that comes again under the same identity would be shown from the old file.
 //!
-//! A release that fails is owed, and tried again with the next one. What nobody remembers (an agent that ended between a removal and its
-//! release, a removal that failed halfway) is found by comparing the keeper with the store: at start, and whenever the disk is looked at. A
-//! release is never wrong, only dear: containers have clones of their own, and the next start mounts the layer again.
+//! A release is owed from right before the removal, whoever has the layer removed and whether or not he waits for it; one that fails is tried
+//! again with the next one. What nobody remembers (an agent that ended between a removal and its release) is found by comparing the keeper
+//! with the store: at start, and whenever the disk is looked at. A release is never wrong, only dear: containers have clones of their own, and
+//! the next start mounts the layer again.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use image_snapshot::{Digest, Images};
@@ -40,27 +41,39 @@ impl LayerMounts for NamespaceSandboxes {
 #[derive(Debug, Clone)]
 pub struct Mounts {
     holder: Arc<dyn LayerMounts>,
-    owed: Arc<Mutex<BTreeSet<String>>>,
+    owed: Arc<std::sync::Mutex<BTreeSet<String>>>,
+    /// One release at a time.
+    turn: Arc<Mutex<()>>,
 }
 
 impl Mounts {
     /// Nothing is owed that we know of.
     pub fn new(holder: Arc<dyn LayerMounts>) -> Self {
-        Self { holder, owed: Arc::default() }
+        Self { holder, owed: Arc::default(), turn: Arc::default() }
     }
 
-    /// Lets go of layers whose files are gone, and of what is owed.
-    pub async fn release(&self, removed: impl IntoIterator<Item = String>) {
-        let mut owed = self.owed.lock().await;
-        owed.extend(removed);
+    /// These are to go with the next release.
+    pub fn owe(&self, ids: impl IntoIterator<Item = String>) {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
+    }
+
+    /// Lets go of what is owed. False: it stays owed.
+    pub async fn release(&self) -> bool {
+        let _turn = self.turn.lock().await;
+        // What is owed meanwhile is owed anew.
+        let owed = std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner));
         if owed.is_empty() {
-            return;
+            return true;
         }
-        let ids: Vec<String> = owed.iter().cloned().collect();
-        match self.holder.release(&ids).await {
-            Ok(()) => owed.clear(),
+        let back = Back { owed: &self.owed, ids: owed.into_iter().collect() };
+        match self.holder.release(&back.ids).await {
+            Ok(()) => {
+                back.done();
+                true
+            }
             Err(error) => {
-                tracing::warn!(error = chain(&error), layers = ids.len(), "mounts of removed layers stay for now");
+                tracing::warn!(error = chain(&error), layers = back.ids.len(), "mounts of removed layers stay for now");
+                false
             }
         }
     }
@@ -77,7 +90,8 @@ impl Mounts {
         if !strays.is_empty() {
             tracing::info!(layers = strays.len(), "layers are mounted whose files were removed: their mounts go");
         }
-        self.release(strays).await;
+        self.owe(strays);
+        self.release().await;
     }
 
     async fn strays(&self, images: &Images) -> Result<Vec<String>, String> {
@@ -86,6 +100,24 @@ impl Mounts {
         let here = images.layers_here().await.map_err(|error| error.chain())?;
         let stray = |id: &String| !id.parse::<Digest>().is_ok_and(|id| here.contains(&id));
         Ok(mounted.into_iter().filter(stray).collect())
+    }
+}
+
+/// What a release is under way of: owed again if nobody sees it through.
+struct Back<'a> {
+    owed: &'a std::sync::Mutex<BTreeSet<String>>,
+    ids: Vec<String>,
+}
+
+impl Back<'_> {
+    fn done(mut self) {
+        self.ids.clear();
+    }
+}
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner).extend(self.ids.drain(..));
     }
 }
 
@@ -167,6 +199,41 @@ mod tests {
         store.images().discard(&layer.parse().unwrap()).await.unwrap();
         store.compare_mounts().await;
         assert!(keeper.ids().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_removed_while_nobody_waits_for_it_or_before_a_failure_is_let_go_of_though_it_has_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = Arc::new(FakeKeeper::default());
+        let (store, reference, layer) = mounted(dir.path(), &keeper).await;
+        // As for one who has gone before it was done: by the store itself, which tells nobody else.
+        store.images().remove(&reference).await.unwrap();
+        assert_eq!(store.images().gc().await.unwrap().removed.len(), 1);
+        let image = store.pull(&wish(&reference), |_| {}).await.unwrap();
+        assert_eq!(image.rootfs.layers[0].id, layer);
+        assert_eq!(keeper.ids(), [layer.as_str()]);
+        store.compare_mounts().await;
+        assert!(keeper.ids().is_empty(), "what is mounted is the old file");
+    }
+
+    #[tokio::test]
+    async fn a_release_that_nobody_sees_through_stays_owed() {
+        /// Never answers.
+        #[derive(Debug)]
+        struct Silent;
+        #[async_trait]
+        impl LayerMounts for Silent {
+            async fn mounted(&self) -> Result<Vec<String>, SandboxError> {
+                Ok(Vec::new())
+            }
+            async fn release(&self, _: &[String]) -> Result<(), SandboxError> {
+                std::future::pending().await
+            }
+        }
+        let mounts = Mounts::new(Arc::new(Silent));
+        mounts.owe(["a".to_owned()]);
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(1), mounts.release()).await.is_err());
+        assert_eq!(mounts.owed.lock().unwrap().iter().collect::<Vec<_>>(), ["a"]);
     }
 
     #[tokio::test]

@@ -373,6 +373,11 @@ impl ImageSource for FakeImages {
 
 /// An image of one empty layer, in an OCI layout.
 pub(crate) fn layout(dir: &Path) -> String {
+    layout_of(dir, vec![0; 1024])
+}
+
+/// An image of one layer, in an OCI layout, in the place of the one that was there.
+pub(crate) fn layout_of(dir: &Path, layer: Vec<u8>) -> String {
     let blobs = dir.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).unwrap();
     let put = |kind: &str, bytes: Vec<u8>| {
@@ -380,7 +385,7 @@ pub(crate) fn layout(dir: &Path) -> String {
         std::fs::write(blobs.join(digest.hex()), &bytes).unwrap();
         serde_json::json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest.to_string(), "size": bytes.len()})
     };
-    let layer = put("layer.v1.tar", vec![0; 1024]);
+    let layer = put("layer.v1.tar", layer);
     let architecture = image_snapshot::ImagesConfig::new(dir).platform.architecture;
     let rootfs = serde_json::json!({"type": "layers", "diff_ids": [layer["digest"]]});
     let config = serde_json::json!({"architecture": architecture, "os": "linux", "config": {}, "rootfs": rootfs});

@@ -248,6 +248,8 @@ async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Met
 /// Untrusted archives are parsed by a process without privileges, which is this program again; never by the agent itself, as root.
 fn converter(program: std::io::Result<std::path::PathBuf>) -> Result<Converter, RunError> {
     let program = program.map_err(RunError::Program)?;
+    // Of one that was removed the link says so in words.
+    std::fs::metadata(&program).map_err(RunError::Program)?;
     Ok(Converter::Program { program, args: vec!["convert-layer".to_owned()] })
 }
 
@@ -298,7 +300,9 @@ mod tests {
     fn an_agent_that_does_not_find_its_program_does_not_start() {
         let error = converter(Err(std::io::ErrorKind::NotFound.into())).unwrap_err();
         assert!(matches!(error, RunError::Program(_)), "{error}");
-        let found = converter(Ok("/usr/bin/nodeless-agent".into())).unwrap();
+        let removed = converter(Ok("/usr/bin/nodeless-agent (deleted)".into())).unwrap_err();
+        assert!(matches!(removed, RunError::Program(_)), "{removed}");
+        let found = converter(std::env::current_exe()).unwrap();
         assert!(matches!(found, Converter::Program { .. }), "{found:?}");
     }
 }

@@ -126,13 +126,14 @@ impl Inner {
     }
 
     /// Asks the source for what a pull would ask it for first, and keeps nothing.
-    pub(super) async fn ask(&self, request: EnsureRequest) -> Result<(), ImageError> {
+    pub(super) async fn ask(&self, request: EnsureRequest) -> Result<Digest, ImageError> {
         let reference = parse(&request.reference)?;
         let name = reference.to_string();
         let credentials: Vec<Named> = request.credentials.into_iter().map(|c| self.named(c)).collect();
         let nobody: Report = Arc::new(|_| {});
         let source = self.source(&reference, &name, request.local, &credentials, &nobody)?;
-        resolve(&*source, &name, &self.config.platform, &self.config.limits).await.map(drop)
+        let resolved = resolve(&*source, &name, &self.config.platform, &self.config.limits).await?;
+        Ok(resolved.manifest_digest)
     }
 
     /// The image of that name, leased, if it is here with all its layers.

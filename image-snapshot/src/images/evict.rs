@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{GcReport, Images, Inner, blocking};
+use super::{GcReport, Going, Images, Inner, blocking};
 use crate::{
-    ImageError,
+    Digest, ImageError,
     store::{RefRecord, StoreError, faults::failpoint},
 };
 
@@ -127,8 +127,22 @@ impl Inner {
         Ok(all)
     }
 
+    /// As [`Leases::unless_leased`](super::lease::Leases::unless_leased), told to who wants to hear of it.
+    pub(super) fn unless_leased(
+        &self,
+        id: &Digest,
+        remove: &mut dyn FnMut() -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
+        self.leases.unless_leased(id, &mut || {
+            if let Some(Going(going)) = self.going.get() {
+                going(id);
+            }
+            remove()
+        })
+    }
+
     pub(super) fn collect_into(&self, report: &mut GcReport) -> Result<(), StoreError> {
-        let removed = self.store.collect(|id, remove| self.leases.unless_leased(id, remove))?;
+        let removed = self.store.collect(|id, remove| self.unless_leased(id, remove))?;
         self.brought.forget(&removed.layers);
         report.removed.extend(removed.layers);
         report.freed += removed.bytes;

@@ -43,6 +43,15 @@ pub struct Images {
     domain: Arc<str>,
 }
 
+/// Is told a layer's chain id; brief, and on no runtime's thread.
+struct Going(Box<dyn Fn(&Digest) + Send + Sync>);
+
+impl std::fmt::Debug for Going {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Going")
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     config: ImagesConfig,
@@ -57,6 +66,8 @@ struct Inner {
     gc_allowed: AtomicBool,
     /// Names, in normal form, that no collection takes.
     pins: std::sync::Mutex<BTreeSet<String>>,
+    /// Hears of each layer that is about to be removed.
+    going: std::sync::OnceLock<Going>,
     /// Held while names are written or things are collected, so that no manifest goes between its arrival and its name's.
     records: Arc<tokio::sync::Mutex<()>>,
 }
@@ -151,10 +162,17 @@ impl Images {
             ahead: Arc::new(Semaphore::new(layer::AHEAD)),
             gc_allowed: AtomicBool::new(false),
             pins: std::sync::Mutex::default(),
+            going: std::sync::OnceLock::new(),
             records: Arc::default(),
             config,
         };
         Ok(Self { inner: Arc::new(inner), domain: Arc::from("") })
+    }
+
+    /// Has `going` hear of each layer right before its file is removed, whoever has it removed: what is kept elsewhere for its sake is to go too.
+    /// The file may stay all the same, should its removal fail. Only the first call counts.
+    pub fn on_removal(&self, going: impl Fn(&Digest) + Send + Sync + 'static) {
+        let _ = self.inner.going.set(Going(Box::new(going)));
     }
 
     /// The same store as a trust domain (a namespace, a tenant) sees it, if it is to keep copies per domain; else the store itself. What has to do
@@ -179,8 +197,9 @@ impl Images {
         self.inner.ensure(request, &self.domain, Arc::new(progress)).await
     }
 
-    /// Whether the source has this image for the caller now: fetches manifest and configuration, whatever is here, and keeps nothing.
-    pub async fn ask(&self, request: EnsureRequest) -> Result<(), ImageError> {
+    /// Which image the source has for the caller now, by the digest of the platform's manifest: fetches manifest and configuration, whatever is
+    /// here, and keeps nothing.
+    pub async fn ask(&self, request: EnsureRequest) -> Result<Digest, ImageError> {
         self.inner.ask(request).await
     }
 
@@ -329,7 +348,7 @@ impl Images {
         let (inner, layer) = (self.inner.clone(), layer.clone());
         blocking(move || {
             failpoint!(DiscardBegun);
-            let gone = inner.store.remove_layer(&layer, |remove| inner.leases.unless_leased(&layer, remove))?;
+            let gone = inner.store.remove_layer(&layer, |remove| inner.unless_leased(&layer, remove))?;
             failpoint!(Discarded);
             inner.brought.forget(std::slice::from_ref(&layer));
             Ok(gone)

@@ -34,10 +34,10 @@ pub async fn until_exceeded(watched: Watched, turn: Arc<Semaphore>) -> String {
     let mut pause = EVERY;
     loop {
         tokio::time::sleep(pause).await;
-        pause = EVERY;
-        match look(&watched, &turn).await {
-            Ok((usage, took)) => {
-                pause = EVERY.max(took * REST);
+        let (measured, took) = look(&watched, &turn).await;
+        pause = EVERY.max(took * REST);
+        match measured {
+            Ok(usage) => {
                 let pod = &watched.pod;
                 if let Some(message) = pod.spec.as_ref().and_then(|spec| limits::exceeded(spec, &usage)) {
                     return message;
@@ -48,19 +48,20 @@ pub async fn until_exceeded(watched: Watched, turn: Arc<Semaphore>) -> String {
     }
 }
 
-/// One look, when it is this pod's turn; and how long it took.
-pub async fn look(watched: &Watched, turn: &Semaphore) -> Result<(usage::Usage, Duration), String> {
-    let _turn = turn.acquire().await.map_err(|error| error.to_string())?;
+/// One look, when it is this pod's turn; and how long it took, whether or not it came to an end.
+pub async fn look(watched: &Watched, turn: &Semaphore) -> (Result<usage::Usage, String>, Duration) {
+    let _turn = match turn.acquire().await {
+        Ok(turn) => turn,
+        Err(error) => return (Err(error.to_string()), Duration::ZERO),
+    };
+    let begun = Instant::now();
     let watched = watched.clone();
-    let measured = tokio::task::spawn_blocking(move || {
-        let begun = Instant::now();
-        let usage = match &watched.pod.spec {
-            Some(spec) => usage::measure(spec, &watched.dirs, &(watched.written)())?,
-            None => usage::Usage::default(),
-        };
-        Ok::<_, std::io::Error>((usage, begun.elapsed()))
+    let measured = tokio::task::spawn_blocking(move || match &watched.pod.spec {
+        Some(spec) => usage::measure(spec, &watched.dirs, &(watched.written)()).map_err(|error| error.to_string()),
+        None => Ok(usage::Usage::default()),
     });
-    measured.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    let measured = measured.await.unwrap_or_else(|error| Err(error.to_string()));
+    (measured, begun.elapsed())
 }
 
 #[cfg(test)]

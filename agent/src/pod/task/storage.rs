@@ -44,8 +44,8 @@ impl PodTask {
         let watched = self.watched();
         let turn = self.world.measuring.clone();
         let work = async move {
-            let usage = match watch::look(&watched, &turn).await {
-                Ok((usage, _)) => usage,
+            let usage = match watch::look(&watched, &turn).await.0 {
+                Ok(usage) => usage,
                 Err(error) => return tracing::warn!(error, "what a pod keeps on disk could not be measured"),
             };
             let requested = |container: &k8s_openapi::api::core::v1::Container| {

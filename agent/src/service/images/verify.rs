@@ -5,13 +5,16 @@ use image_snapshot::store::Verdict;
 use image_snapshot::{Digest, ImageError, ImageSummary};
 
 use super::failed;
-use crate::images::ImageStore;
+use crate::images::{Discarded, ImageStore};
 use crate::ports::{ImageWish, PullPolicy};
 use crate::service::{Answers, answers};
 
 /// What an operator can do about an image that this host is not given.
 const KEPT: &str = "nothing was removed; give the host credentials (--docker-config) or its registry back, and repair again, or remove the \
                     image (nodeless images rm): the next pod with the right to pull it brings it anew";
+
+/// What an operator can do while the keeper does not let go.
+const MOUNTED: &str = "its mount cannot be let go of now, and pods would be given it instead of what comes anew: see the agent's log, and repair again";
 
 /// Tells of each layer as soon as it has been read; all that is looked at ends when nobody listens any more.
 pub(super) fn verify(images: ImageStore, repair: bool) -> Answers<proto::VerifiedLayer> {
@@ -44,7 +47,7 @@ async fn look(images: &ImageStore, layer: &Digest, repair: bool) -> Result<Optio
     }
     let (action, message) = match verdict {
         Verdict::Sound => Default::default(),
-        Verdict::Missing | Verdict::Damaged if repair => mend(images, layer, &of).await?,
+        Verdict::Missing | Verdict::Damaged if repair => mend(images, layer, verdict, &of).await?,
         Verdict::Missing | Verdict::Damaged => Default::default(),
     };
     let verdict = match verdict {
@@ -57,30 +60,42 @@ async fn look(images: &ImageStore, layer: &Digest, repair: bool) -> Result<Optio
     Ok(Some(proto::VerifiedLayer { layer, verdict: verdict.to_owned(), references, action, message }))
 }
 
-/// Removes a layer that is not what was written, and pulls an image that needs it. What was done, and why no more. Nothing is removed before
-/// a source has said that this host may have such an image: pods may have pulled it with secrets that the host does not have.
-async fn mend(images: &ImageStore, layer: &Digest, of: &[&ImageSummary]) -> Result<(String, String), ImageError> {
+/// Removes a layer that is damaged, and pulls an image that needs it. What was done, and why no more. Nothing is removed before a source has
+/// said that this host may have this very image: pods may have pulled it with secrets that the host does not have, and a tag may have moved.
+async fn mend(
+    images: &ImageStore,
+    layer: &Digest,
+    verdict: Verdict,
+    of: &[&ImageSummary],
+) -> Result<(String, String), ImageError> {
+    let said = |action: &str, message: String| Ok((action.to_owned(), message));
     let (mut to_be_had, mut problems) = (Vec::new(), Vec::new());
     for image in of {
         match ask(images, image).await {
-            Ok(()) => to_be_had.push(image),
-            Err(error) => problems.push(error.chain()),
+            Ok(wish) => to_be_had.push((image, wish)),
+            Err(problem) => problems.push(problem),
         }
     }
     if to_be_had.is_empty() && !of.is_empty() {
-        return Ok(("failed".to_owned(), format!("{}: {KEPT}", problems.join("; "))));
+        return said("failed", format!("{}: {KEPT}", problems.join("; ")));
     }
-    if !images.discard(layer).await? {
-        return Ok(("in use".to_owned(), "a pod runs on it: delete the pod, then repair".to_owned()));
+    // Of one that is missing there is nothing to remove; and somebody may have brought it by now.
+    if verdict == Verdict::Damaged {
+        match images.discard(layer).await? {
+            Discarded::Gone => {}
+            Discarded::InUse => return said("in use", "a pod runs on it: delete the pod, then repair".to_owned()),
+            Discarded::Mounted => return said("failed", MOUNTED.to_owned()),
+        }
     }
-    for image in to_be_had {
-        match bring(images, image).await {
-            Ok(()) => return Ok(("repaired".to_owned(), String::new())),
+    for (image, wish) in to_be_had {
+        match bring(images, image, &wish).await {
+            Ok(()) if images.images().layers_here().await?.contains(layer) => return said("repaired", String::new()),
+            Ok(()) => problems.push(format!("{} came without it", wish.reference)),
             // The next pod that has the right to brings it anew.
             Err(error) => problems.push(error.chain()),
         }
     }
-    Ok(("removed".to_owned(), problems.join("; ")))
+    said(if verdict == Verdict::Damaged { "removed" } else { "failed" }, problems.join("; "))
 }
 
 /// Its names, the best first: as it is here, whatever its tag means by now, then what the tag means.
@@ -90,35 +105,28 @@ fn wishes(image: &ImageSummary) -> Vec<ImageWish> {
     exact.into_iter().chain([&image.reference]).map(|reference| wish(reference, &image.domain)).collect()
 }
 
-/// Whether the source has it for this host under one of its names, or what it says of the last one.
-async fn ask(images: &ImageStore, image: &ImageSummary) -> Result<(), ImageError> {
-    let mut last = Ok(());
+/// Under which of its names the source has it for this host, or what was said of each.
+async fn ask(images: &ImageStore, image: &ImageSummary) -> Result<ImageWish, String> {
+    let mut problems = Vec::new();
     for wish in wishes(image) {
-        last = images.ask(&wish).await;
-        if last.is_ok() {
-            break;
+        match images.ask(&wish).await {
+            Ok(digest) if digest == image.manifest_digest => return Ok(wish),
+            Ok(digest) => problems.push(format!("{} is another image by now ({digest})", wish.reference)),
+            Err(error) => problems.push(error.chain()),
         }
     }
-    last
+    Err(problems.join("; "))
 }
 
-/// Pulls it under the first of its names that leads to it. A name that nobody has asked for does not stay.
-async fn bring(images: &ImageStore, image: &ImageSummary) -> Result<(), ImageError> {
+/// Pulls it under one of its names. A name that nobody has asked for does not stay.
+async fn bring(images: &ImageStore, image: &ImageSummary, wish: &ImageWish) -> Result<(), ImageError> {
     let known = images.images().list().await?;
-    let mut last = Ok(());
-    for wish in wishes(image) {
-        match images.pull(&wish, |_| {}).await {
-            Ok(held) => {
-                let named = |known: &ImageSummary| known.reference == held.reference && known.domain == image.domain;
-                if !known.iter().any(named) {
-                    images.images().remove_copy(&held.reference, &image.domain).await?;
-                }
-                return Ok(());
-            }
-            Err(error) => last = Err(error),
-        }
+    let held = images.pull(wish, |_| {}).await?;
+    let named = |known: &ImageSummary| known.reference == held.reference && known.domain == image.domain;
+    if !known.iter().any(named) {
+        images.images().remove_copy(&held.reference, &image.domain).await?;
     }
-    last
+    Ok(())
 }
 
 fn wish(reference: &str, domain: &str) -> ImageWish {
@@ -143,7 +151,7 @@ mod tests {
 
     use super::*;
     use crate::resolved::RegistryCredential;
-    use crate::testing::layout;
+    use crate::testing::{layout, layout_of};
 
     /// What a private registry says of an image in a layout.
     fn said(layout: &Path, uri: &Uri, headers: &HeaderMap) -> Response {
@@ -207,7 +215,7 @@ mod tests {
         assert_eq!(verified(&images, false).await, sound);
         assert_ne!(std::fs::read(&file).unwrap(), bytes);
         // One that is gone and needed is no better than a damaged one; one that is gone and not needed is none.
-        assert!(images.discard(&layer).await.unwrap());
+        assert_eq!(images.discard(&layer).await.unwrap(), Discarded::Gone);
         let missing = |action: &str| ("missing".to_owned(), action.to_owned());
         assert_eq!(verified(&images, false).await, missing(""));
         assert_eq!(verified(&images, true).await, missing("repaired"));
@@ -216,6 +224,57 @@ mod tests {
         images.remove(&wish.reference, None).await.unwrap();
         assert!(images.images().layers().await.unwrap().is_empty());
         assert!(look(&images, &layer, false).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_bad_layer_of_an_image_whose_name_means_another_by_now_is_told_and_kept() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("layout");
+        let reference = layout(&from);
+        let images = ImageStore::new(Images::open(ImagesConfig::new(dir.path().join("images"))).unwrap(), None);
+        let file = images.pull(&wish(&reference, ""), |_| {}).await.unwrap().rootfs.layers[0].path.clone();
+        let bytes = damage(&file);
+        layout_of(&from, vec![0; 2048]);
+        let told = verify(images.clone(), true).next().await.unwrap().unwrap();
+        assert_eq!((told.verdict.as_str(), told.action.as_str()), ("damaged", "failed"));
+        assert!(told.message.contains("is another image by now"), "{}", told.message);
+        assert_eq!(std::fs::read(&file).unwrap(), bytes);
+        let list = images.images().list().await.unwrap();
+        assert_eq!(list.len(), 1);
+        assert!(list[0].complete, "the name means what it meant");
+        layout(&from);
+        assert_eq!(verified(&images, true).await, ("damaged".to_owned(), "repaired".to_owned()));
+    }
+
+    /// A keeper that does not let go.
+    #[derive(Debug)]
+    struct Clinging;
+
+    #[async_trait::async_trait]
+    impl crate::layer_mounts::LayerMounts for Clinging {
+        async fn mounted(&self) -> Result<Vec<String>, sandbox::contract::SandboxError> {
+            Ok(Vec::new())
+        }
+
+        async fn release(&self, _: &[String]) -> Result<(), sandbox::contract::SandboxError> {
+            let (operation, message) = ("call".to_owned(), "told to fail".to_owned());
+            Err(sandbox::contract::SandboxError::Failed { operation, message })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bad_layer_that_pods_would_go_on_to_be_given_is_told_and_kept() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let reference = layout(&dir.path().join("layout"));
+        let images = Images::open(ImagesConfig::new(dir.path().join("images"))).unwrap();
+        let images = ImageStore::new(images, Some(std::sync::Arc::new(Clinging)));
+        let file = images.pull(&wish(&reference, ""), |_| {}).await.unwrap().rootfs.layers[0].path.clone();
+        let bytes = damage(&file);
+        let told = verify(images.clone(), true).next().await.unwrap().unwrap();
+        assert_eq!((told.action.as_str(), told.message.as_str()), ("failed", MOUNTED));
+        assert_eq!(std::fs::read(&file).unwrap(), bytes);
     }
 
     #[tokio::test]
