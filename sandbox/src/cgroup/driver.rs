@@ -144,8 +144,8 @@ impl Dirs {
 pub trait Driver: Send + Sync + fmt::Debug {
     /// Sets limits. `fresh`: the cgroup was just made, so what is `None` need not be reset.
     fn apply(&self, dirs: &Dirs, resources: &Resources, fresh: bool) -> Result<(), CgroupError>;
-    /// When the OOM killer takes one of its processes, it takes all of them. For a container; never for a pod, whose shim
-    /// would go with it.
+    /// When the OOM killer takes one of its processes, it takes all of them. For a container; never for a pod, all of
+    /// whose containers would go.
     fn kill_whole(&self, dirs: &Dirs) -> Result<(), CgroupError>;
     /// Denies every device but these.
     fn allow_devices(&self, dirs: &Dirs, rules: &[DeviceRule]) -> Result<Enforcement, CgroupError>;

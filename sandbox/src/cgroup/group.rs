@@ -118,7 +118,10 @@ impl Group {
         let Some(unified) = self.dirs.unified.as_ref().filter(|_| self.dirs.v1.is_empty()) else { return Ok(None) };
         let own =
             UnifiedDir { fd: make_child(unified.fd.as_fd(), SHIM_LEAF)?, controllers: unified.controllers.clone() };
-        Ok(Some(Self::new(SHIM_LEAF.to_owned(), Dirs { unified: Some(own), containers: None, v1: Vec::new() })))
+        let leaf = Self::new(SHIM_LEAF.to_owned(), Dirs { unified: Some(own), containers: None, v1: Vec::new() });
+        // Nothing is limited, but nothing is swapped out either.
+        leaf.apply(&Resources::default())?;
+        Ok(Some(leaf))
     }
 
     /// Makes a child cgroup in every hierarchy. Making what is there already succeeds.

@@ -7,7 +7,8 @@
 //!     containers/             v2: carries the pod's limit of memory
 //!       <container>/          one leaf a container, carries the container's limits
 //!     <container>/            v1: the same. The shim is in the pod's own group: there a group may have processes beside
-//!                             children, and each group costs kernel memory and time. Its memory is the keeper's
+//!                             children, and each group costs kernel memory and time. Its memory is the keeper's, where
+//!                             the memory controller has a hierarchy for itself, as hosts of v1 have
 //! ```
 //!
 //! A pod can be full of what no end of a process frees, as files in memory. Were the shim's memory limited with it, the kernel

@@ -360,6 +360,10 @@ fn privileged_on_v2_a_pods_shim_is_beside_what_is_limited_and_both_go_with_the_p
         let pod = root.join(&real.parent).join("a");
         let limit = |group: &str| std::fs::read_to_string(pod.join(group).join("memory.max")).unwrap();
         assert_eq!(["", "shim", "containers"].map(|group| limit(group).trim().to_owned()), ["max", "max", "16777216"]);
+        let swap = |group: &str| std::fs::read_to_string(pod.join(group).join("memory.swap.max"));
+        for swap in ["shim", "containers"].map(swap).into_iter().flatten() {
+            assert_eq!(swap.trim(), "0");
+        }
     }
     let found = tree.pod(&id("a")).unwrap();
     assert_eq!(found.leaf("web").unwrap().processes().unwrap().len(), 1);

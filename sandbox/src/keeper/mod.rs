@@ -177,7 +177,7 @@ fn raise_descriptor_limit() {
 }
 
 /// `oom_score_adj` of the keeper and its shims: the kubelet's own. A container's is never below -997, so that the kernel ends what
-/// fills a pod, and not the shim that would say so; a shim that is alone in a full pod goes, and the pod is made anew.
+/// fills a host, and not the shim that would say so. (A pod's own limit has nothing to do with its shim: [`crate::cgroup`].)
 const OOM_SCORE: &str = "-999";
 
 /// For the keeper and all that it forks; containers' stubs set their own.

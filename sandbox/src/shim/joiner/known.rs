@@ -68,6 +68,11 @@ impl Joiner {
         Ok(())
     }
 
+    /// It has ended before it read what it was told last.
+    pub(super) fn read_nothing(&mut self) {
+        self.asked.iter_mut().for_each(|asked| asked.told = false);
+    }
+
     /// What it was not told of whole, and now never will be.
     pub(super) fn take_untold(&mut self) -> VecDeque<Asked> {
         let told = self.asked.front().is_some_and(|asked| asked.told) && !self.channel.wants_write();

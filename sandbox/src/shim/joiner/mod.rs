@@ -124,8 +124,7 @@ impl Shim {
                 Ok(Fill::Data) => {}
                 Ok(Fill::WouldBlock) => break,
                 Ok(Fill::Unread) => {
-                    // It has ended before it read what it was told last.
-                    joiner.asked.iter_mut().for_each(|asked| asked.told = false);
+                    joiner.read_nothing();
                     return self.lose_joiner(key);
                 }
                 Ok(Fill::Closed) | Err(_) => return self.lose_joiner(key),
@@ -147,10 +146,14 @@ impl Shim {
     /// Hears what a joiner has answered already, and tells it nothing.
     pub(super) fn hear_joiner(&mut self, key: Key) {
         let Some(joiner) = self.joiners.map.get_mut(&key).filter(|joiner| joiner.ready) else { return };
-        if matches!(joiner.channel.fill(), Ok(Fill::Data))
-            && let Ok(Some((said, fds))) = joiner.channel.next_message()
-        {
-            self.joiner_said(key, said, fds);
+        match joiner.channel.fill() {
+            Ok(Fill::Data) => {
+                if let Ok(Some((said, fds))) = joiner.channel.next_message() {
+                    self.joiner_said(key, said, fds);
+                }
+            }
+            Ok(Fill::Unread) => joiner.read_nothing(),
+            _ => {}
         }
     }
 

@@ -209,7 +209,7 @@ pub(crate) fn begin(leaf: Option<&Group>) -> Result<(), Refusal> {
 }
 
 fn begin_container(leaf: &Group) -> Result<(), Refusal> {
-    // In a pod that is full, the kernel ends this process rather than the shim, from whose memory it differs in nothing so far.
+    // In a pod that is full, the kernel ends this process rather than a container that runs.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     begin(Some(leaf))?;
     crate::sys::failpoint::failpoint!(StubGrouped);
