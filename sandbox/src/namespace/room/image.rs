@@ -25,7 +25,7 @@ const UNFINISHED: &str = "unfinished";
 const BLOCK: u64 = 512;
 /// Of a file system, a block.
 const PAGE: u64 = 4096;
-/// The largest: what ext4 takes for a file is a block less than this.
+/// Bytes of the largest: 1 GiB less than 2^44, as a file on an ext4 ends a block before those.
 const LARGEST: u64 = (1 << 44) - (1 << 30);
 /// Whatever the host's mke2fs.conf says. `uninit_bg`, so that inode tables need not be written at once; `sparse_super2` without
 /// backups: nobody repairs it.
