@@ -12,6 +12,7 @@ use std::process::Command;
 use sandbox::contract::Sandboxes;
 use sandbox::namespace::overhead_bytes;
 use sandbox::spec::{ContainerSpec, SandboxId};
+use support::attack::volume;
 use support::{Host, in_time};
 
 const LIMIT: u64 = 8 << 20;
@@ -143,6 +144,29 @@ async fn privileged_a_limited_root_outlives_an_agents_restart() {
         1
     );
     assert_eq!(host.exec(&id, "main", &["cat", "/mine"]).await.1, "mine\n");
+    host.sandboxes().destroy(&id).await.unwrap();
+    until_no_device_is_left(host.path()).await;
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileged_room_a_start_that_was_refused_after_its_root_was_made_can_be_made_again() {
+    privileged!("privileged_room_a_start_that_was_refused_after_its_root_was_made_can_be_made_again");
+    let host = Host::new().await;
+    let id = host.sandbox("again").await;
+    let source = host.path().join("volume");
+    fs::create_dir(&source).unwrap();
+    let right = limited(&host, "main", WRITES);
+    let mut wrong = right.clone();
+    // Below what is no directory in the image.
+    wrong.mounts.push(volume(&source, "", "/etc/plain/below"));
+    for _ in 0..3 {
+        let refused = host.sandboxes().start(&id, &wrong).await.unwrap_err().to_string();
+        assert!(refused.contains("/etc/plain/below"), "{refused}");
+        assert_eq!(loop_devices(host.path()).len(), 1);
+    }
+    host.run(&id, &right).await;
+    is_kept(&host.log(&id, "main", 0));
     host.sandboxes().destroy(&id).await.unwrap();
     until_no_device_is_left(host.path()).await;
     host.close().await;

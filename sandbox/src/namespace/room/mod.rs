@@ -3,7 +3,7 @@
 //! | the directory's file system | what keeps the limit | a write beyond it fails with |
 //! | --- | --- | --- |
 //! | has project quotas ([`quota`]) | a project of the directory's own | `EDQUOT` (ext4), `ENOSPC` (XFS) |
-//! | any other | an ext4 of its own in a file ([`image`]), mounted for this start alone | `ENOSPC` |
+//! | any other | an ext4 of its own in a file ([`image`]), made for this attempt alone | `ENOSPC` |
 //!
 //! A sandbox without a user namespace of its own gets the latter always: whoever owns a file there could give it another project.
 //!
@@ -12,6 +12,8 @@
 //! it alone, and whoever lets go of it last waits until that is on the disk, which is not to be the container's shim.
 
 pub(crate) mod image;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -48,7 +50,7 @@ pub(crate) struct Room {
 #[derive(Debug)]
 struct Held {
     attempt: u32,
-    mount: OwnedFd,
+    image: image::Image,
 }
 
 /// Whose writable directory it is, and what it may hold.
@@ -68,8 +70,8 @@ impl Room {
         Self { wanted, next: Mutex::new(0), said: AtomicBool::new(false), held: Mutex::default() }
     }
 
-    /// The detached mount of a container's writable directory, which is made when missing, and in which no more than so many
-    /// bytes can be kept. The same attempt gets the same one, unless another backend has made it. Blocking.
+    /// A detached mount, which nobody else has, of a container's writable directory, which is made when missing, and in which no
+    /// more than so many bytes can be kept. The same attempt gets the same one, unless another backend has made it. Blocking.
     pub(crate) fn limited(&self, path: &Path, wanted: &Wanted) -> Result<OwnedFd, SandboxError> {
         if !self.wanted {
             return sources::writable(path);
@@ -88,15 +90,15 @@ impl Room {
             self.give_project(&directory, wanted.bytes).map_err(failed)?;
             return sources::writable(path);
         }
-        match image::mount(path, wanted.bytes.min(size_of_disk(&directory).map_err(failed)?)) {
-            Ok(mount) => {
-                let copy = mount.try_clone().map_err(failed)?;
-                let held = Held { attempt: wanted.attempt, mount };
+        match image::create(path, wanted.bytes.min(size_of_disk(&directory).map_err(failed)?)) {
+            Ok(image) => {
+                let mount = image.mount().map_err(failed)?;
+                let held = Held { attempt: wanted.attempt, image };
                 let last =
                     self.held().entry(wanted.sandbox.clone()).or_default().insert(wanted.container.clone(), held);
                 // Which may take its time: not with the others locked.
                 drop(last);
-                Ok(copy)
+                Ok(mount)
             }
             // A start by another backend has begun with it as it is.
             Err(image::ImageError::Taken) => sources::writable(path),
@@ -118,11 +120,7 @@ impl Room {
     pub(crate) fn written(&self, sandbox: &SandboxId) -> BTreeMap<ContainerName, u64> {
         let held = self.held();
         let each = held.get(sandbox).into_iter().flatten();
-        each.filter_map(|(name, held)| {
-            let found = fstatvfs(&held.mount).ok()?;
-            Some((name.clone(), found.f_blocks.saturating_sub(found.f_bfree).saturating_mul(found.f_frsize)))
-        })
-        .collect()
+        each.filter_map(|(name, held)| Some((name.clone(), held.image.written().ok()?))).collect()
     }
 
     /// Lets go of a sandbox's file systems: what they have not written yet is written before the last is gone. Blocking.
@@ -143,7 +141,7 @@ impl Room {
     fn of_this_attempt(&self, wanted: &Wanted) -> Option<io::Result<OwnedFd>> {
         let held = self.held();
         let held = held.get(&wanted.sandbox)?.get(&wanted.container)?;
-        (held.attempt == wanted.attempt).then(|| held.mount.try_clone())
+        (held.attempt == wanted.attempt).then(|| held.image.mount())
     }
 
     /// Has the directory be of a project that nothing else is of, with this limit; of the one that it has already, if any.
