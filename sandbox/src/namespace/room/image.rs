@@ -13,8 +13,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, OFlags, fstatvfs, openat};
+use rustix::fs::{CWD, Mode, OFlags, fstat, fstatvfs, major, minor, openat, syncfs};
 
 use crate::sys::loop_device::{self, Access};
 use crate::sys::mount;
@@ -32,6 +34,9 @@ const LARGEST: u64 = (1 << 44) - (1 << 30);
 /// backups: nobody repairs it.
 const FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,sparse_super2,large_file,huge_file,\
                         dir_nlink,extra_isize,uninit_bg";
+/// How long somebody else may have a device after us, and how often that is looked at.
+const MOMENT: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(1);
 /// Where the program that makes file systems is looked for, beside `PATH`.
 const PROGRAMS: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
@@ -82,6 +87,27 @@ impl Image {
     /// ended.
     pub(super) fn mount(&self) -> io::Result<OwnedFd> {
         mount_of(&self.device)
+    }
+
+    /// Lets go of it, which writes what is in it, and waits until its device is free, for a while. Blocking.
+    ///
+    /// Who is forked meanwhile has these descriptors too until it is another program, and whoever closes them last does the work: so
+    /// there must be none left by then. And a host may look at a device that changes.
+    pub(super) fn end(self) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // What cannot be written now is tried again by who closes it.
+        let _ = openat(&self.mount, ".", flags, Mode::empty()).and_then(syncfs);
+        let Ok(device) = fstat(&self.device).map(|found| found.st_rdev) else { return };
+        let place = format!("/sys/dev/block/{}:{}/loop/backing_file", major(device), minor(device));
+        let file = fs::read(&place);
+        drop(self);
+        let deadline = Instant::now() + MOMENT;
+        // Another one's file, or none, or one that was deleted: all as good.
+        while file.as_ref().is_ok_and(|file| fs::read(&place).is_ok_and(|now| now == *file))
+            && Instant::now() < deadline
+        {
+            thread::sleep(LOOK);
+        }
     }
 
     /// Bytes in it.
@@ -191,7 +217,7 @@ pub(crate) fn overhead(directory: &Path) -> io::Result<u64> {
 }
 
 /// Whether a loop device has this file.
-fn has_device(path: &Path) -> io::Result<bool> {
+pub(super) fn has_device(path: &Path) -> io::Result<bool> {
     let path = fs::canonicalize(path)?;
     let entries = match fs::read_dir("/sys/block") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

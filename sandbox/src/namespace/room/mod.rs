@@ -8,9 +8,10 @@
 //! A sandbox without a user namespace of its own gets the latter always: whoever owns a file there could give it another project.
 //!
 //! Neither needs anything to be taken down: a project whose files are gone is free for the next directory, and the file system in
-//! the file is there as long as the container's root is, or as long as it is held here: what was written to it last is counted by
-//! it alone, and whoever lets go of it last waits until that is on the disk, which is not to be the container's shim.
+//! the file is there as long as the container's root is, or as long as it is held here ([`held`]): what was written to it last is
+//! counted by it alone, and whoever lets go of it last waits until that is on the disk, which is not to be the container's shim.
 
+mod held;
 pub(crate) mod image;
 #[cfg(test)]
 mod tests;
@@ -20,10 +21,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{CWD, Mode, OFlags, fstatvfs, openat};
 
+use self::held::AllHeld;
 use super::{layout, sources};
 use crate::contract::SandboxError;
 use crate::spec::{ContainerName, SandboxId};
@@ -43,14 +45,7 @@ pub(crate) struct Room {
     next: Mutex<u32>,
     /// It was said that this host cannot.
     said: AtomicBool,
-    held: Mutex<BTreeMap<SandboxId, BTreeMap<ContainerName, Held>>>,
-}
-
-/// A file system of a container's own.
-#[derive(Debug)]
-struct Held {
-    attempt: u32,
-    image: image::Image,
+    held: AllHeld,
 }
 
 /// Whose writable directory it is, and what it may hold.
@@ -67,11 +62,12 @@ pub(crate) struct Wanted {
 impl Room {
     /// `wanted`: whether limits are kept at all.
     pub(crate) fn new(wanted: bool) -> Self {
-        Self { wanted, next: Mutex::new(0), said: AtomicBool::new(false), held: Mutex::default() }
+        Self { wanted, next: Mutex::new(0), said: AtomicBool::new(false), held: AllHeld::default() }
     }
 
     /// A detached mount, which nobody else has, of a container's writable directory, which is made when missing, and in which no
-    /// more than so many bytes can be kept. The same attempt gets the same one, unless another backend has made it. Blocking.
+    /// more than so many bytes can be kept. The same attempt gets the same one, unless another backend has made it; those of other
+    /// attempts are held no longer. Blocking.
     pub(crate) fn limited(&self, path: &Path, wanted: &Wanted) -> Result<OwnedFd, SandboxError> {
         if !self.wanted {
             return sources::writable(path);
@@ -80,8 +76,9 @@ impl Room {
             operation: format!("limit of {} bytes for writable directory {}", wanted.bytes, path.display()),
             message: error.to_string(),
         };
-        if let Some(held) = self.of_this_attempt(wanted) {
-            return held.map_err(failed);
+        self.held.leave_others(wanted);
+        if let Some(image) = self.held.of(wanted) {
+            return image.mount().map_err(failed);
         }
         layout::make_directory(path).map_err(failed)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -93,11 +90,7 @@ impl Room {
         match image::create(path, wanted.bytes.min(size_of_disk(&directory).map_err(failed)?)) {
             Ok(image) => {
                 let mount = image.mount().map_err(failed)?;
-                let held = Held { attempt: wanted.attempt, image };
-                let last =
-                    self.held().entry(wanted.sandbox.clone()).or_default().insert(wanted.container.clone(), held);
-                // Which may take its time: not with the others locked.
-                drop(last);
+                self.held.keep(wanted, image);
                 Ok(mount)
             }
             // A start by another backend has begun with it as it is.
@@ -118,30 +111,17 @@ impl Room {
 
     /// Bytes in those of a sandbox's file systems that are held here.
     pub(crate) fn written(&self, sandbox: &SandboxId) -> BTreeMap<ContainerName, u64> {
-        let held = self.held();
-        let each = held.get(sandbox).into_iter().flatten();
-        each.filter_map(|(name, held)| Some((name.clone(), held.image.written().ok()?))).collect()
+        self.held.written(sandbox)
     }
 
     /// Lets go of a sandbox's file systems: what they have not written yet is written before the last is gone. Blocking.
     pub(crate) fn forget(&self, sandbox: &SandboxId) {
-        let gone = self.held().remove(sandbox);
-        drop(gone);
+        self.held.forget(sandbox);
     }
 
-    /// A sandbox has some.
+    /// A sandbox has some, or some that still leave.
     pub(crate) fn has(&self, sandbox: &SandboxId) -> bool {
-        self.held().contains_key(sandbox)
-    }
-
-    fn held(&self) -> MutexGuard<'_, BTreeMap<SandboxId, BTreeMap<ContainerName, Held>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn of_this_attempt(&self, wanted: &Wanted) -> Option<io::Result<OwnedFd>> {
-        let held = self.held();
-        let held = held.get(&wanted.sandbox)?.get(&wanted.container)?;
-        (held.attempt == wanted.attempt).then(|| held.image.mount())
+        self.held.has(sandbox)
     }
 
     /// Has the directory be of a project that nothing else is of, with this limit; of the one that it has already, if any.
