@@ -87,6 +87,18 @@ impl AllHeld {
         }
     }
 
+    /// Lets go of this attempt's, and of the sandbox when it was its last. Blocking.
+    pub(super) fn take_back(&self, wanted: &Wanted) {
+        let mut all = self.lock();
+        let Some(of_sandbox) = all.get_mut(&wanted.sandbox) else { return };
+        let this = of_sandbox.containers.get(&wanted.container).is_some_and(|held| held.attempt == wanted.attempt);
+        let taken = if this { of_sandbox.containers.remove(&wanted.container) } else { None };
+        let emptied = if of_sandbox.containers.is_empty() { all.remove(&wanted.sandbox) } else { None };
+        drop(all);
+        taken.into_iter().for_each(Held::end);
+        emptied.into_iter().for_each(OfSandbox::end);
+    }
+
     /// Lets go of a sandbox's, and of what still leaves. Blocking.
     pub(super) fn forget(&self, sandbox: &SandboxId) {
         let gone = self.lock().remove(sandbox);

@@ -91,8 +91,8 @@ impl Image {
 
     /// Lets go of it, which writes what is in it, and waits until its device is free, for a while. Blocking.
     ///
-    /// Who is forked meanwhile has these descriptors too until it is another program, and whoever closes them last does the work: so
-    /// there must be none left by then. And a host may look at a device that changes.
+    /// Who is forked meanwhile has these descriptors too until it is another program, and whoever closes them last writes what is
+    /// left: so nothing must be left by then. And a host may look at a device that changes.
     pub(super) fn end(self) {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         // What cannot be written now is tried again by who closes it.

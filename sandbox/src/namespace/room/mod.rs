@@ -48,6 +48,21 @@ pub(crate) struct Room {
     held: AllHeld,
 }
 
+/// A container's writable directory.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// Its detached mount, which nobody else has.
+    pub(crate) mount: OwnedFd,
+    /// It was in use before, and is as it was: within its limit only if it was given one then.
+    pub(crate) taken: bool,
+}
+
+impl Given {
+    fn new(mount: OwnedFd) -> Self {
+        Self { mount, taken: false }
+    }
+}
+
 /// Whose writable directory it is, and what it may hold.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
@@ -65,12 +80,11 @@ impl Room {
         Self { wanted, next: Mutex::new(0), said: AtomicBool::new(false), held: AllHeld::default() }
     }
 
-    /// A detached mount, which nobody else has, of a container's writable directory, which is made when missing, and in which no
-    /// more than so many bytes can be kept. The same attempt gets the same one, unless another backend has made it; those of other
-    /// attempts are held no longer. Blocking.
-    pub(crate) fn limited(&self, path: &Path, wanted: &Wanted) -> Result<OwnedFd, SandboxError> {
+    /// A container's writable directory, which is made when missing, and in which no more than so many bytes can be kept. The same
+    /// attempt gets the same one, unless another backend has made it; those of other attempts are held no longer. Blocking.
+    pub(crate) fn limited(&self, path: &Path, wanted: &Wanted) -> Result<Given, SandboxError> {
         if !self.wanted {
-            return sources::writable(path);
+            return sources::writable(path).map(Given::new);
         }
         let failed = |error: io::Error| SandboxError::Failed {
             operation: format!("limit of {} bytes for writable directory {}", wanted.bytes, path.display()),
@@ -78,23 +92,22 @@ impl Room {
         };
         self.held.leave_others(wanted);
         if let Some(image) = self.held.of(wanted) {
-            return image.mount().map_err(failed);
+            return image.mount().map(Given::new).map_err(failed);
         }
         layout::make_directory(path).map_err(failed)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = openat(CWD, path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
         if wanted.own_ids && quota::are_held(&directory).map_err(failed)? {
             self.give_project(&directory, wanted.bytes).map_err(failed)?;
-            return sources::writable(path);
+            return sources::writable(path).map(Given::new);
         }
         match image::create(path, wanted.bytes.min(size_of_disk(&directory).map_err(failed)?)) {
             Ok(image) => {
                 let mount = image.mount().map_err(failed)?;
                 self.held.keep(wanted, image);
-                Ok(mount)
+                Ok(Given::new(mount))
             }
-            // A start by another backend has begun with it as it is.
-            Err(image::ImageError::Taken) => sources::writable(path),
+            Err(image::ImageError::Taken) => Ok(Given { mount: sources::writable(path)?, taken: true }),
             Err(image::ImageError::Impossible { what, error }) => {
                 if !self.said.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
@@ -103,7 +116,7 @@ impl Room {
                         "what containers write to their roots is limited by eviction alone: neither project quotas nor file systems in files"
                     );
                 }
-                sources::writable(path)
+                sources::writable(path).map(Given::new)
             }
             Err(image::ImageError::Failed(error)) => Err(failed(error)),
         }
@@ -112,6 +125,11 @@ impl Room {
     /// Bytes in those of a sandbox's file systems that are held here.
     pub(crate) fn written(&self, sandbox: &SandboxId) -> BTreeMap<ContainerName, u64> {
         self.held.written(sandbox)
+    }
+
+    /// Lets go of one that was given to a start that comes to nothing: its sandbox is gone. Blocking.
+    pub(crate) fn take_back(&self, wanted: &Wanted) {
+        self.held.take_back(wanted);
     }
 
     /// Lets go of a sandbox's file systems: what they have not written yet is written before the last is gone. Blocking.

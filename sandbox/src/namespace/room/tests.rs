@@ -57,8 +57,9 @@ fn privileged_room_each_start_of_an_attempt_has_a_mount_that_can_be_attached() {
     fs::create_dir(&on).unwrap();
     for number in 0..3 {
         let given = room.limited(&path, &attempt(0)).unwrap();
-        write(&given, &format!("of-start-{number}"), 1);
-        let seen = attached_for_a_while(given, &on).unwrap();
+        assert!(!given.taken);
+        write(&given.mount, &format!("of-start-{number}"), 1);
+        let seen = attached_for_a_while(given.mount, &on).unwrap();
         assert!((0..=number).all(|number| seen.contains(&format!("of-start-{number}"))), "{seen:?}");
     }
     assert!(room.written(&attempt(0).sandbox)["main"] >= 3 * 4096);
@@ -114,7 +115,7 @@ fn privileged_room_a_restart_does_not_wait_for_what_the_attempt_before_has_writt
     };
     let (room, slow, fast) = (Room::new(true), disk.0.join("0"), dir.path().join("1"));
     let given = room.limited(&slow, &attempt(0)).unwrap();
-    write(&given, "x", 4 << 20);
+    write(&given.mount, "x", 4 << 20);
     // The container ends.
     drop(given);
     if let Err(reason) = disk.freeze() {
@@ -125,7 +126,7 @@ fn privileged_room_a_restart_does_not_wait_for_what_the_attempt_before_has_writt
         scope.spawn(|| {
             let given = room.limited(&fast, &attempt(1));
             let _ = sender.send(());
-            given.unwrap();
+            assert!(!given.unwrap().taken);
         });
         let waited = receiver.recv_timeout(PATIENCE).is_err();
         let held = image::has_device(&image_of(&slow).unwrap());
@@ -157,13 +158,29 @@ fn privileged_room_what_an_attempt_wrote_is_not_told_of_the_next_one() {
     let dir = tempfile::tempdir().unwrap();
     let (room, sandbox) = (Room::new(true), attempt(0).sandbox);
     let given = room.limited(&dir.path().join("0"), &attempt(0)).unwrap();
-    write(&given, "x", 4 << 20);
+    write(&given.mount, "x", 4 << 20);
     assert!(room.written(&sandbox)["main"] >= 4 << 20);
     drop(given);
     // Of an agent that knew no limits.
     let next = dir.path().join("1");
     fs::create_dir_all(next.join("upper")).unwrap();
-    room.limited(&next, &attempt(1)).unwrap();
+    assert!(room.limited(&next, &attempt(1)).unwrap().taken);
     assert_eq!(room.written(&sandbox), BTreeMap::new());
     room.forget(&sandbox);
+}
+
+#[test]
+fn privileged_room_what_is_taken_back_is_held_no_longer_and_another_attempts_is() {
+    if skipped("privileged_room_what_is_taken_back_is_held_no_longer_and_another_attempts_is") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (room, sandbox) = (Room::new(true), attempt(0).sandbox);
+    let path = dir.path().join("1");
+    drop(room.limited(&path, &attempt(1)).unwrap());
+    room.take_back(&attempt(0));
+    assert!(room.has(&sandbox));
+    room.take_back(&attempt(1));
+    assert!(!room.has(&sandbox));
+    assert!(!image::has_device(&image_of(&path).unwrap()).unwrap());
 }
