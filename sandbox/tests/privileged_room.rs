@@ -8,10 +8,12 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
-use sandbox::contract::Sandboxes;
+use sandbox::contract::{SandboxError, Sandboxes};
 use sandbox::namespace::overhead_bytes;
 use sandbox::spec::{ContainerSpec, SandboxId};
+use support::attack::volume;
 use support::{Host, in_time};
 
 const LIMIT: u64 = 8 << 20;
@@ -35,6 +37,8 @@ fn is_kept(log: &str) {
     let written: u64 = lines[2].parse().unwrap();
     assert!((LIMIT..=MOST).contains(&written), "{written} bytes were written, {LIMIT} to {MOST} can be");
 }
+
+const NONE: [PathBuf; 0] = [];
 
 /// The loop devices that files below this directory are bound to.
 fn loop_devices(directory: &Path) -> Vec<PathBuf> {
@@ -148,38 +152,207 @@ async fn privileged_a_limited_root_outlives_an_agents_restart() {
     host.close().await;
 }
 
-/// A file system with project quotas on a directory, if this kernel has them.
-struct Quotas(PathBuf);
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileged_room_a_start_that_was_refused_after_its_root_was_made_can_be_made_again() {
+    privileged!("privileged_room_a_start_that_was_refused_after_its_root_was_made_can_be_made_again");
+    let host = Host::new().await;
+    let id = host.sandbox("again").await;
+    let source = host.path().join("volume");
+    fs::create_dir(&source).unwrap();
+    let right = limited(&host, "main", WRITES);
+    let mut wrong = right.clone();
+    // Below what is no directory in the image.
+    wrong.mounts.push(volume(&source, "", "/etc/plain/below"));
+    for _ in 0..3 {
+        let refused = host.sandboxes().start(&id, &wrong).await.unwrap_err().to_string();
+        assert!(refused.contains("/etc/plain/below"), "{refused}");
+        assert_eq!(loop_devices(host.path()).len(), 1);
+    }
+    host.run(&id, &right).await;
+    is_kept(&host.log(&id, "main", 0));
+    host.sandboxes().destroy(&id).await.unwrap();
+    assert_eq!(loop_devices(host.path()), NONE);
+    host.close().await;
+}
 
-impl Quotas {
-    fn on(directory: &Path) -> Result<Self, String> {
-        let (file, point) = (directory.join("quotas.img"), directory.join("quotas"));
-        fs::create_dir(&point).unwrap();
-        fs::File::create(&file).unwrap().set_len(256 << 20).unwrap();
-        let run = |program: &str, arguments: &[&str]| {
-            let output =
-                Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
-            let words = String::from_utf8_lossy(&output.stderr);
-            if output.status.success() { Ok(()) } else { Err(format!("{program}: {}", words.trim())) }
-        };
-        let (image, at) = (file.to_str().unwrap(), point.to_str().unwrap());
-        run("mkfs.ext4", &["-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota", image])?;
-        run("mount", &["-o", "loop,prjquota", image, at])?;
-        Ok(Self(point))
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileged_room_a_sandbox_that_is_destroyed_while_a_root_is_made_leaves_none() {
+    const NAME: &str = "privileged_room_a_sandbox_that_is_destroyed_while_a_root_is_made_leaves_none";
+    privileged!("privileged_room_a_sandbox_that_is_destroyed_while_a_root_is_made_leaves_none");
+    let host = Host::new().await;
+    let disk = match Disk::on(host.path(), &[], "loop") {
+        Ok(disk) => disk,
+        Err(reason) => {
+            eprintln!("SKIPPED {NAME}: {reason}");
+            return host.close().await;
+        }
+    };
+    let id = host.sandbox("meanwhile").await;
+    let mut spec = limited(&host, "main", "true");
+    spec.rootfs.writable = Some(disk.0.join("writable"));
+    if let Err(reason) = disk.freeze() {
+        eprintln!("SKIPPED {NAME}: {reason}");
+        return host.close().await;
+    }
+    let (sandboxes, named) = (host.sandboxes().clone(), id.clone());
+    let start = tokio::spawn(async move { sandboxes.start(&named, &spec).await });
+    let waits = async {
+        // Others do so too, but not for as long.
+        let mut looks = 0;
+        while looks < 20 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            looks = if makes_a_directory() { looks + 1 } else { 0 };
+        }
+    };
+    in_time("the start waits for the disk", waits).await;
+    host.sandboxes().destroy(&id).await.unwrap();
+    disk.thaw();
+    let error = start.await.unwrap().unwrap_err();
+    assert!(host.sandboxes().written(&id).is_empty(), "it is held for a sandbox that is gone");
+    assert!(matches!(error, SandboxError::NotFound { .. }), "{error}");
+    assert_eq!(loop_devices(&disk.0), NONE);
+    drop(disk);
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileged_room_what_was_held_of_a_half_destroyed_sandbox_is_forgotten_with_it() {
+    privileged!("privileged_room_what_was_held_of_a_half_destroyed_sandbox_is_forgotten_with_it");
+    let host = Host::new().await;
+    let id = host.sandbox("half").await;
+    host.run(&id, &limited(&host, "main", "true")).await;
+    // What cannot be removed is the last: its claim.
+    let slot = fs::read(host.config.run_dir.join("sandboxes/half/slot.json")).unwrap();
+    let slot: serde_json::Value = serde_json::from_slice(&slot).unwrap();
+    let claim = host.config.run_dir.join("ids").join(slot["index"].to_string());
+    fs::remove_file(&claim).unwrap();
+    fs::create_dir(&claim).unwrap();
+    host.sandboxes().destroy(&id).await.unwrap_err();
+    assert!(!host.config.run_dir.join("sandboxes/half").exists());
+    fs::remove_dir(&claim).unwrap();
+    host.sandboxes().destroy(&id).await.unwrap();
+    assert!(host.sandboxes().written(&id).is_empty(), "it is held for a sandbox that is gone");
+    assert_eq!(loop_devices(host.path()), NONE);
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileged_room_the_next_sandbox_of_a_name_has_the_limit_in_the_same_directory() {
+    privileged!("privileged_room_the_next_sandbox_of_a_name_has_the_limit_in_the_same_directory");
+    let host = Host::new().await;
+    let spec = limited(&host, "main", WRITES);
+    for _ in 0..5 {
+        let id = host.sandbox("next").await;
+        host.run(&id, &spec).await;
+        is_kept(&host.log(&id, "main", 0));
+        host.sandboxes().destroy(&id).await.unwrap();
+        assert_eq!(loop_devices(host.path()), NONE, "whoever destroyed it has not waited");
+        fs::remove_dir_all(host.path().join("logs/next")).unwrap();
+    }
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileged_room_a_root_that_may_be_without_its_limit_is_told_and_one_that_runs_is_not() {
+    privileged!("privileged_room_a_root_that_may_be_without_its_limit_is_told_and_one_that_runs_is_not");
+    let said = listen();
+    let mut host = Host::new().await;
+    let warned = |id: &SandboxId| {
+        let words = String::from_utf8_lossy(&said.0.lock().unwrap()).into_owned();
+        words.lines().filter(|line| line.contains(&format!("sandbox.id={id} ")) && line.contains("WARN")).count()
+    };
+    let (free, runs) = (host.sandbox("may-be-without").await, host.sandbox("runs-with-it").await);
+    let spec = limited(&host, "main", "sleep 1000");
+    // As an agent has left it that knew no limits.
+    fs::create_dir_all(spec.rootfs.writable.as_deref().unwrap().join("upper")).unwrap();
+    host.sandboxes().start(&free, &spec).await.unwrap();
+    assert_eq!(warned(&free), 1);
+    let spec = limited(&host, "main", "sleep 1000");
+    host.sandboxes().start(&runs, &spec).await.unwrap();
+    host.reopen().await;
+    host.sandboxes().start(&runs, &spec).await.unwrap();
+    assert_eq!(warned(&runs), 0);
+    host.close().await;
+}
+
+/// What the backend logs.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
-impl Drop for Quotas {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
+/// From now on; in this test program nobody else does.
+fn listen() -> Said {
+    let said = Said::default();
+    let writer = said.clone();
+    tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).init();
+    said
+}
+
+/// A thread of this process is about to make a directory.
+fn makes_a_directory() -> bool {
+    let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let mut calls = threads.filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok());
+    calls.any(|call| call.starts_with(&format!("{} ", libc::SYS_mkdir)))
+}
+
+/// An ext4 of a test's own, mounted on a directory.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn on(directory: &Path, features: &[&str], options: &str) -> Result<Self, String> {
+        let (file, point) = (directory.join("disk.img"), directory.join("disk"));
+        fs::create_dir(&point).unwrap();
+        fs::File::create(&file).unwrap().set_len(256 << 20).unwrap();
+        let (image, at) = (file.to_str().unwrap(), point.to_str().unwrap());
+        run("mkfs.ext4", &[&["-q", "-F"], features, &[image]].concat())?;
+        run("mount", &["-o", options, image, at])?;
+        Ok(Self(point))
     }
+
+    /// With project quotas, if this kernel has them.
+    fn with_quotas(directory: &Path) -> Result<Self, String> {
+        Self::on(directory, &["-O", "quota,project", "-E", "quotatype=prjquota"], "loop,prjquota")
+    }
+
+    /// Who writes waits from now on.
+    fn freeze(&self) -> Result<(), String> {
+        run("fsfreeze", &["--freeze", self.0.to_str().unwrap()])
+    }
+
+    fn thaw(&self) {
+        let _ = run("fsfreeze", &["--unfreeze", self.0.to_str().unwrap()]);
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.thaw();
+        // A test that failed may still have files open there.
+        let _ = run("umount", &["-l", self.0.to_str().unwrap()]);
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("{program}: {}", words.trim())) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn privileged_project_quotas_limit_a_root_where_the_disk_has_them() {
     privileged!("privileged_project_quotas_limit_a_root_where_the_disk_has_them");
     let host = Host::new().await;
-    let quotas = match Quotas::on(host.path()) {
+    let quotas = match Disk::with_quotas(host.path()) {
         Ok(quotas) => quotas,
         Err(reason) => {
             eprintln!(

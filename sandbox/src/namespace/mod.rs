@@ -47,7 +47,7 @@ use tokio::sync::{Mutex, mpsc};
 use self::client::Delivered;
 use self::keeper::{Keeper, unexpected};
 use self::layers::Layers;
-use self::layout::Layout;
+use self::layout::{Layout, Slot};
 use self::leftovers::Leftovers;
 use self::shims::Shims;
 use self::slots::{Pool, blocking, cgroup_failed, io_failed};
@@ -219,6 +219,21 @@ impl Inner {
     ) -> Result<Delivered<Reply>, SandboxError> {
         self.shim(id).await?.call(operation, request, fds).await
     }
+
+    /// A sandbox's slot.
+    fn slot(&self, id: &SandboxId) -> Result<Slot, SandboxError> {
+        let slot = self.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
+        slot.ok_or_else(|| not_found(id))
+    }
+
+    /// Waits until nothing is left of a sandbox's own file systems: the next sandbox of its name may have the same directories.
+    async fn forget_room(self: &Arc<Self>, id: &SandboxId) -> Result<(), SandboxError> {
+        if !self.room.has(id) {
+            return Ok(());
+        }
+        let (inner, id) = (Arc::clone(self), id.clone());
+        blocking(move || inner.room.forget(&id)).await
+    }
 }
 
 #[async_trait]
@@ -298,8 +313,7 @@ impl Sandboxes for NamespaceSandboxes {
     }
 
     async fn stats(&self, id: &SandboxId) -> Result<SandboxStats, SandboxError> {
-        let slot = self.inner.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
-        let slot = slot.ok_or_else(|| not_found(id))?;
+        let slot = self.inner.slot(id)?;
         let asked = self.inner.ask(id, "status of a shim", Request::Status, vec![]);
         let running = match tokio::time::timeout(STATUS, asked).await {
             Ok(Ok(Delivered { reply: Reply::Status(status), .. })) => status.running,
@@ -329,26 +343,22 @@ impl Sandboxes for NamespaceSandboxes {
         if let Some((slot, ready)) = self.inner.shims.take_events(id) {
             return Ok(self.inner.subscribe(id.clone(), slot, Some(ready)));
         }
-        let slot = self.inner.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
-        Ok(self.inner.subscribe(id.clone(), slot.ok_or_else(|| not_found(id))?, None))
+        Ok(self.inner.subscribe(id.clone(), self.inner.slot(id)?, None))
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), SandboxError> {
         check_name(id)?;
         let slot = self.inner.layout.slot(id).map_err(|error| io_failed("reading of a sandbox's record", error))?;
-        let Some(slot) = slot else { return Ok(()) };
+        // What was held of it outlives it where its clearing failed near the end.
+        let Some(slot) = slot else { return self.inner.forget_room(id).await };
         let known = self.inner.shims.remove(id);
         self.inner.set_dying(id, true);
         crate::sys::failpoint::failpoint!(DestroyBegun);
         let cleared = self.inner.clear_slot(&slot, &self.inner.layout.sandbox(id), known).await;
         self.inner.set_dying(id, false);
         self.inner.protection_changed();
-        if cleared.is_ok() && self.inner.room.has(id) {
-            // Nobody waits for what nobody will read.
-            let (inner, id) = (Arc::clone(&self.inner), id.clone());
-            tokio::task::spawn_blocking(move || inner.room.forget(&id));
-        }
-        cleared
+        cleared?;
+        self.inner.forget_room(id).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>, SandboxError> {

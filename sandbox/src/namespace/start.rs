@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::ahead::{Ahead, Given};
-use super::client::Client;
+use super::client::{Client, Delivered};
 use super::keeper::unexpected;
 use super::room::Wanted;
 use super::slots::io_failed;
 use super::wire::ShimWire;
-use super::{Inner, blocking, sources};
+use super::{Inner, STATUS, blocking, not_found, sources};
 use crate::contract::{SandboxError, Started};
 use crate::protocol::shim::{Reply, Request, StartFds};
 use crate::spec::{ContainerSpec, SandboxId};
@@ -52,7 +52,7 @@ impl Inner {
         let mut fds = self.mount(&container.rootfs.layers).await?;
         crate::sys::failpoint::failpoint!(LayersReceived);
         let writable = match (&container.rootfs.writable, container.rootfs.writable_limit) {
-            (Some(path), Some(bytes)) => Some(self.limited(id, container, path.clone(), bytes).await?),
+            (Some(path), Some(bytes)) => Some(self.limited(id, shim, container, path.clone(), bytes).await?),
             (Some(path), None) => Some(sources::writable(path)?),
             (None, _) => None,
         };
@@ -64,20 +64,50 @@ impl Inner {
         Ok(started)
     }
 
+    /// The mount of a writable directory with a limit.
     async fn limited(
         self: &Arc<Self>,
         id: &SandboxId,
+        shim: &Client<ShimWire>,
         container: &ContainerSpec,
         path: PathBuf,
         bytes: u64,
     ) -> Result<OwnedFd, SandboxError> {
-        let failed = |error| io_failed("reading of a sandbox's record", error);
-        let own_ids = self.layout.slot(id).map_err(failed)?.is_some_and(|slot| slot.namespaces.user);
         let (inner, sandbox) = (Arc::clone(self), id.clone());
-        let wanted = Wanted { sandbox, container: container.name.clone(), attempt: container.attempt, bytes, own_ids };
-        let mounted = blocking(move || inner.room.limited(&path, &wanted)).await??;
+        let (name, attempt) = (container.name.clone(), container.attempt);
+        let given = blocking(move || {
+            let slot = inner.slot(&sandbox)?;
+            let own_ids = slot.namespaces.user;
+            let wanted = Wanted { sandbox, container: name, attempt, bytes, own_ids };
+            let given = inner.room.limited(&path, &wanted)?;
+            // Who has destroyed it meanwhile did not find this.
+            if !matches!(inner.slot(&wanted.sandbox), Ok(same) if same == slot) {
+                drop(given);
+                inner.room.take_back(&wanted);
+                return Err(not_found(&wanted.sandbox));
+            }
+            Ok(given)
+        });
+        let given = given.await??;
         crate::sys::failpoint::failpoint!(RoomMounted);
-        Ok(mounted)
+        if given.taken && !runs(shim, &container.name).await {
+            tracing::warn!(
+                sandbox.id = %id,
+                container = container.name,
+                attempt,
+                "a container's root may hold more than its limit: its writable directory was in use before"
+            );
+        }
+        Ok(given.mount)
+    }
+}
+
+/// Whether a container runs already: what is asked again of a backend was not heard by the one before. It has then what it was given.
+async fn runs(shim: &Client<ShimWire>, container: &str) -> bool {
+    let asked = shim.call("status of a shim", Request::Status, vec![]);
+    match tokio::time::timeout(STATUS, asked).await {
+        Ok(Ok(Delivered { reply: Reply::Status(status), .. })) => status.running.contains_key(container),
+        _ => false,
     }
 }
 

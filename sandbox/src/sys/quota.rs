@@ -92,7 +92,7 @@ pub(crate) fn is_used(directory: impl AsFd, project: u32) -> io::Result<bool> {
 }
 
 /// Has all files of this project take no more than so many bytes together, rounded up to a KiB, and be no more than would be with
-/// 4 KiB each, as the file system has no inodes without end either.
+/// 4 KiB each, and 1024 beside: the file system has no inodes without end either.
 pub(crate) fn limit(directory: impl AsFd, project: u32, bytes: u64) -> io::Result<()> {
     let hard = bytes.div_ceil(UNIT);
     let mut limits = Limits { hard, hard_inodes: bytes / INODE_EACH + INODES, valid: BOTH_LIMITS, ..Limits::default() };

@@ -1,7 +1,8 @@
 //! A writable directory that is a file system of its own: an ext4 in a file that takes no more of the disk than was written.
 //!
-//! It is made anew for each start and mounted through a loop device before anybody else has seen it, so the kernel never reads
-//! what a container could have made of it. No journal, no syncs: nothing in it outlives its container.
+//! It is made anew for each attempt and mounted through a loop device before anybody else has seen it, so the kernel never reads
+//! what a container could have made of it. It stays mounted as long as its [`Image`] is there, and each start gets a mount of its
+//! own. No journal, no syncs: nothing in it outlives its container.
 //!
 //! In the directory is `unfinished` until it is mounted, then `N.ext4`, where N is how many bytes it takes when nothing was written to
 //! it. What a crash has left there is removed by the next start, unless a loop device still has it.
@@ -12,8 +13,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, fstat, fstatvfs, major, minor, openat, syncfs};
 
 use crate::sys::loop_device::{self, Access};
 use crate::sys::mount;
@@ -25,12 +28,15 @@ const UNFINISHED: &str = "unfinished";
 const BLOCK: u64 = 512;
 /// Of a file system, a block.
 const PAGE: u64 = 4096;
-/// The largest: what ext4 takes for a file is a block less than this.
+/// Bytes of the largest: 1 GiB less than 2^44, as a file on an ext4 ends a block before those.
 const LARGEST: u64 = (1 << 44) - (1 << 30);
 /// Whatever the host's mke2fs.conf says. `uninit_bg`, so that inode tables need not be written at once; `sparse_super2` without
 /// backups: nobody repairs it.
 const FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,sparse_super2,large_file,huge_file,\
                         dir_nlink,extra_isize,uninit_bg";
+/// How long somebody else may have a device after us, and how often that is looked at.
+const MOMENT: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(1);
 /// Where the program that makes file systems is looked for, beside `PATH`.
 const PROGRAMS: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
@@ -68,6 +74,49 @@ impl ImageError {
     }
 }
 
+/// A file system in a file, mounted as long as this is there.
+#[derive(Debug)]
+pub(super) struct Image {
+    /// Never attached anywhere. First of the two that are closed.
+    mount: OwnedFd,
+    device: OwnedFd,
+}
+
+impl Image {
+    /// A detached mount of it that nobody else has: one that was attached in a mount namespace is of no use any more when that has
+    /// ended.
+    pub(super) fn mount(&self) -> io::Result<OwnedFd> {
+        mount_of(&self.device)
+    }
+
+    /// Lets go of it, which writes what is in it, and waits until its device is free, for a while. Blocking.
+    ///
+    /// Who is forked meanwhile has these descriptors too until it is another program, and whoever closes them last writes what is
+    /// left: so nothing must be left by then. And a host may look at a device that changes.
+    pub(super) fn end(self) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // What cannot be written now is tried again by who closes it.
+        let _ = openat(&self.mount, ".", flags, Mode::empty()).and_then(syncfs);
+        let Ok(device) = fstat(&self.device).map(|found| found.st_rdev) else { return };
+        let place = format!("/sys/dev/block/{}:{}/loop/backing_file", major(device), minor(device));
+        let file = fs::read(&place);
+        drop(self);
+        let deadline = Instant::now() + MOMENT;
+        // Another one's file, or none, or one that was deleted: all as good.
+        while file.as_ref().is_ok_and(|file| fs::read(&place).is_ok_and(|now| now == *file))
+            && Instant::now() < deadline
+        {
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Bytes in it.
+    pub(super) fn written(&self) -> io::Result<u64> {
+        let found = fstatvfs(&self.mount)?;
+        Ok(found.f_blocks.saturating_sub(found.f_bfree).saturating_mul(found.f_frsize))
+    }
+}
+
 /// Bytes of a file system in which so many can be written: beside them an inode of 256 bytes for each 4 KiB, what ext4 keeps back
 /// for itself (2 %), and the rest of its own.
 fn size(bytes: u64) -> u64 {
@@ -76,7 +125,7 @@ fn size(bytes: u64) -> u64 {
 }
 
 /// Makes the file system in the directory and mounts it.
-pub(super) fn mount(directory: &Path, bytes: u64) -> Result<OwnedFd, ImageError> {
+pub(super) fn create(directory: &Path, bytes: u64) -> Result<Image, ImageError> {
     clear(directory)?;
     let path = directory.join(UNFINISHED);
     let mounted = make_and_mount(&path, bytes);
@@ -84,7 +133,7 @@ pub(super) fn mount(directory: &Path, bytes: u64) -> Result<OwnedFd, ImageError>
         Ok((_, empty)) => fs::rename(&path, directory.join(format!("{empty}{SUFFIX}")))?,
         Err(_) => drop(fs::remove_file(&path)),
     }
-    mounted.map(|(mount, _)| mount)
+    mounted.map(|(image, _)| image)
 }
 
 /// Removes what a start has left that came to nothing.
@@ -101,8 +150,8 @@ fn clear(directory: &Path) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// Gives the mount, and what the file takes when it is empty.
-fn make_and_mount(path: &Path, bytes: u64) -> Result<(OwnedFd, u64), ImageError> {
+/// Gives the file system, and what the file takes when it is empty.
+fn make_and_mount(path: &Path, bytes: u64) -> Result<(Image, u64), ImageError> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     file.set_len(size(bytes))?;
     make(path)?;
@@ -111,10 +160,15 @@ fn make_and_mount(path: &Path, bytes: u64) -> Result<(OwnedFd, u64), ImageError>
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dev = openat(CWD, "/dev", flags, Mode::empty()).map_err(|errno| ImageError::of("/dev")(errno.into()))?;
     let device = loop_device::attach(&dev, &file, Access::Write, true).map_err(ImageError::of("loop devices"))?;
+    let mount = mount_of(&device).map_err(ImageError::of("ext4"))?;
+    Ok((Image { mount, device }, empty))
+}
+
+/// A new mount of what is on the device; of the same file system where that is mounted already.
+fn mount_of(device: &OwnedFd) -> io::Result<OwnedFd> {
     let source = format!("/proc/self/fd/{}", device.as_raw_fd());
     let options = [("source", Some(source.as_str())), ("discard", None), ("noinit_itable", None), ("nobarrier", None)];
-    let mount = mount::create("ext4", &options, mount::NODEV).map_err(ImageError::of("ext4"))?;
-    Ok((mount, empty))
+    mount::create("ext4", &options, mount::NODEV)
 }
 
 /// Has `mkfs.ext4` make an empty file system in the file.
@@ -163,7 +217,7 @@ pub(crate) fn overhead(directory: &Path) -> io::Result<u64> {
 }
 
 /// Whether a loop device has this file.
-fn has_device(path: &Path) -> io::Result<bool> {
+pub(super) fn has_device(path: &Path) -> io::Result<bool> {
     let path = fs::canonicalize(path)?;
     let entries = match fs::read_dir("/sys/block") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

@@ -3,25 +3,29 @@
 //! | the directory's file system | what keeps the limit | a write beyond it fails with |
 //! | --- | --- | --- |
 //! | has project quotas ([`quota`]) | a project of the directory's own | `EDQUOT` (ext4), `ENOSPC` (XFS) |
-//! | any other | an ext4 of its own in a file ([`image`]), mounted for this start alone | `ENOSPC` |
+//! | any other | an ext4 of its own in a file ([`image`]), made for this attempt alone | `ENOSPC` |
 //!
 //! A sandbox without a user namespace of its own gets the latter always: whoever owns a file there could give it another project.
 //!
 //! Neither needs anything to be taken down: a project whose files are gone is free for the next directory, and the file system in
-//! the file is there as long as the container's root is, or as long as it is held here: what was written to it last is counted by
-//! it alone, and whoever lets go of it last waits until that is on the disk, which is not to be the container's shim.
+//! the file is there as long as the container's root is, or as long as it is held here ([`held`]): what was written to it last is
+//! counted by it alone, and whoever lets go of it last waits until that is on the disk, which is not to be the container's shim.
 
+mod held;
 pub(crate) mod image;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{CWD, Mode, OFlags, fstatvfs, openat};
 
+use self::held::AllHeld;
 use super::{layout, sources};
 use crate::contract::SandboxError;
 use crate::spec::{ContainerName, SandboxId};
@@ -41,14 +45,22 @@ pub(crate) struct Room {
     next: Mutex<u32>,
     /// It was said that this host cannot.
     said: AtomicBool,
-    held: Mutex<BTreeMap<SandboxId, BTreeMap<ContainerName, Held>>>,
+    held: AllHeld,
 }
 
-/// A file system of a container's own.
+/// A container's writable directory.
 #[derive(Debug)]
-struct Held {
-    attempt: u32,
-    mount: OwnedFd,
+pub(crate) struct Given {
+    /// Its detached mount, which nobody else has.
+    pub(crate) mount: OwnedFd,
+    /// It was in use before, and is as it was: within its limit only if it was given one then.
+    pub(crate) taken: bool,
+}
+
+impl Given {
+    fn new(mount: OwnedFd) -> Self {
+        Self { mount, taken: false }
+    }
 }
 
 /// Whose writable directory it is, and what it may hold.
@@ -65,41 +77,37 @@ pub(crate) struct Wanted {
 impl Room {
     /// `wanted`: whether limits are kept at all.
     pub(crate) fn new(wanted: bool) -> Self {
-        Self { wanted, next: Mutex::new(0), said: AtomicBool::new(false), held: Mutex::default() }
+        Self { wanted, next: Mutex::new(0), said: AtomicBool::new(false), held: AllHeld::default() }
     }
 
-    /// The detached mount of a container's writable directory, which is made when missing, and in which no more than so many
-    /// bytes can be kept. The same attempt gets the same one, unless another backend has made it. Blocking.
-    pub(crate) fn limited(&self, path: &Path, wanted: &Wanted) -> Result<OwnedFd, SandboxError> {
+    /// A container's writable directory, which is made when missing, and in which no more than so many bytes can be kept. The same
+    /// attempt gets the same one, unless another backend has made it; those of other attempts are held no longer. Blocking.
+    pub(crate) fn limited(&self, path: &Path, wanted: &Wanted) -> Result<Given, SandboxError> {
         if !self.wanted {
-            return sources::writable(path);
+            return sources::writable(path).map(Given::new);
         }
         let failed = |error: io::Error| SandboxError::Failed {
             operation: format!("limit of {} bytes for writable directory {}", wanted.bytes, path.display()),
             message: error.to_string(),
         };
-        if let Some(held) = self.of_this_attempt(wanted) {
-            return held.map_err(failed);
+        self.held.leave_others(wanted);
+        if let Some(image) = self.held.of(wanted) {
+            return image.mount().map(Given::new).map_err(failed);
         }
         layout::make_directory(path).map_err(failed)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = openat(CWD, path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
         if wanted.own_ids && quota::are_held(&directory).map_err(failed)? {
             self.give_project(&directory, wanted.bytes).map_err(failed)?;
-            return sources::writable(path);
+            return sources::writable(path).map(Given::new);
         }
-        match image::mount(path, wanted.bytes.min(size_of_disk(&directory).map_err(failed)?)) {
-            Ok(mount) => {
-                let copy = mount.try_clone().map_err(failed)?;
-                let held = Held { attempt: wanted.attempt, mount };
-                let last =
-                    self.held().entry(wanted.sandbox.clone()).or_default().insert(wanted.container.clone(), held);
-                // Which may take its time: not with the others locked.
-                drop(last);
-                Ok(copy)
+        match image::create(path, wanted.bytes.min(size_of_disk(&directory).map_err(failed)?)) {
+            Ok(image) => {
+                let mount = image.mount().map_err(failed)?;
+                self.held.keep(wanted, image);
+                Ok(Given::new(mount))
             }
-            // A start by another backend has begun with it as it is.
-            Err(image::ImageError::Taken) => sources::writable(path),
+            Err(image::ImageError::Taken) => Ok(Given { mount: sources::writable(path)?, taken: true }),
             Err(image::ImageError::Impossible { what, error }) => {
                 if !self.said.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
@@ -108,7 +116,7 @@ impl Room {
                         "what containers write to their roots is limited by eviction alone: neither project quotas nor file systems in files"
                     );
                 }
-                sources::writable(path)
+                sources::writable(path).map(Given::new)
             }
             Err(image::ImageError::Failed(error)) => Err(failed(error)),
         }
@@ -116,34 +124,22 @@ impl Room {
 
     /// Bytes in those of a sandbox's file systems that are held here.
     pub(crate) fn written(&self, sandbox: &SandboxId) -> BTreeMap<ContainerName, u64> {
-        let held = self.held();
-        let each = held.get(sandbox).into_iter().flatten();
-        each.filter_map(|(name, held)| {
-            let found = fstatvfs(&held.mount).ok()?;
-            Some((name.clone(), found.f_blocks.saturating_sub(found.f_bfree).saturating_mul(found.f_frsize)))
-        })
-        .collect()
+        self.held.written(sandbox)
+    }
+
+    /// Lets go of one that was given to a start that comes to nothing: its sandbox is gone. Blocking.
+    pub(crate) fn take_back(&self, wanted: &Wanted) {
+        self.held.take_back(wanted);
     }
 
     /// Lets go of a sandbox's file systems: what they have not written yet is written before the last is gone. Blocking.
     pub(crate) fn forget(&self, sandbox: &SandboxId) {
-        let gone = self.held().remove(sandbox);
-        drop(gone);
+        self.held.forget(sandbox);
     }
 
-    /// A sandbox has some.
+    /// A sandbox has some, or some that still leave.
     pub(crate) fn has(&self, sandbox: &SandboxId) -> bool {
-        self.held().contains_key(sandbox)
-    }
-
-    fn held(&self) -> MutexGuard<'_, BTreeMap<SandboxId, BTreeMap<ContainerName, Held>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn of_this_attempt(&self, wanted: &Wanted) -> Option<io::Result<OwnedFd>> {
-        let held = self.held();
-        let held = held.get(&wanted.sandbox)?.get(&wanted.container)?;
-        (held.attempt == wanted.attempt).then(|| held.mount.try_clone())
+        self.held.has(sandbox)
     }
 
     /// Has the directory be of a project that nothing else is of, with this limit; of the one that it has already, if any.
