@@ -4,7 +4,7 @@ mod error;
 mod given;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_api::transport::agent_routes;
 use image_snapshot::{Converter, Images, ImagesConfig, LocalSources};
@@ -48,6 +48,9 @@ use given::{Given, room, trust};
 
 /// How long sandboxes may fail to be listed at start.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long another agent may hold the state directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Time between two looks at the usage spool for the metrics.
 const SPOOL_LOOK: Duration = Duration::from_secs(5);
 
@@ -63,10 +66,15 @@ fn lock(state_dir: &std::path::Path) -> Result<std::fs::File, RunError> {
     let path = state_dir.join("lock");
     let opened = std::fs::File::options().create(true).truncate(false).write(true).open(&path);
     let file = opened.map_err(|source| RunError::Lock { path: path.clone(), source })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(RunError::InUse { path: state_dir.to_owned() }),
-        Err(std::fs::TryLockError::Error(source)) => Err(RunError::Lock { path, source }),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            // A child that an agent before us has forked and not yet execed holds it for a moment longer, as it does all others.
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+            Err(std::fs::TryLockError::WouldBlock) => return Err(RunError::InUse { path: state_dir.to_owned() }),
+            Err(std::fs::TryLockError::Error(source)) => return Err(RunError::Lock { path, source }),
+        }
     }
 }
 
@@ -93,7 +101,8 @@ pub async fn run(config: Config, host_id: Option<String>, stop: CancellationToke
     if let Some(given) = host_id.filter(|given| *given != identity.host_id.as_str()) {
         return Err(RunError::OtherHost { given, joined: identity.host_id.to_string() });
     }
-    let _ours = lock(&config.state_dir)?;
+    let state_dir = config.state_dir.clone();
+    let _ours = blocking(move || lock(&state_dir)).await??;
     let listener = TcpListener::bind(config.http_listen).await;
     let listener = listener.map_err(|source| RunError::Listen { address: config.http_listen, source })?;
     let http = listener.local_addr().map_err(|source| RunError::Listen { address: config.http_listen, source })?;
@@ -295,6 +304,19 @@ async fn close(config: &Config, parts: Parts) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_directory_that_another_holds_for_a_moment_is_waited_for_and_no_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = lock(dir.path()).unwrap();
+        assert!(matches!(lock(dir.path()), Err(RunError::InUse { .. })));
+        let leaves = std::thread::spawn(move || {
+            std::thread::sleep(LOCK_PAUSE * 5);
+            drop(other);
+        });
+        assert!(lock(dir.path()).is_ok());
+        leaves.join().unwrap();
+    }
 
     #[test]
     fn an_agent_that_does_not_find_its_program_does_not_start() {

@@ -62,6 +62,9 @@ use crate::spec::{ContainerName, ContainerSpec, ExecSpec, Namespaces, Resources,
 const SHIM_SOCKET: &str = "shim.sock";
 /// The directory of its event record there.
 const RECORD: &str = "record";
+/// How long another backend may hold the run directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// How long a shim may take to say what runs, before figures are told without it.
 const STATUS: Duration = Duration::from_secs(2);
 
@@ -144,7 +147,17 @@ impl NamespaceSandboxes {
     ) -> Result<Self, SandboxError> {
         crate::sys::failpoint::join();
         program::check(&config.shim_program)?;
-        let (layout, lock) = Layout::open(&config.run_dir).map_err(|error| {
+        let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
+        let opened = loop {
+            match Layout::open(&config.run_dir) {
+                // A child that an agent before us has forked and not yet execed holds it for a moment longer.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(LOCK_PAUSE).await;
+                }
+                other => break other,
+            }
+        };
+        let (layout, lock) = opened.map_err(|error| {
             let operation = format!("open of run directory {}", config.run_dir.display());
             match error.kind() {
                 io::ErrorKind::WouldBlock => {
