@@ -229,7 +229,8 @@ async fn a_retry_after_the_lowest_layer_failed_goes_on_with_what_the_others_have
     let registry = FakeRegistry::start(move |asked| {
         let blob = asked.path.rsplit('/').next()?;
         match layers.layers.iter().position(|layer| layer == blob)? {
-            0 if asked.earlier == 0 => Some(Reply::status(404)),
+            // Trouble, but not such that is tried again at once.
+            0 if asked.earlier == 0 => Some(Reply::status(418)),
             1 => Some(Reply { gates: vec![held.clone()], ..Reply::status(200).body(layers.blobs[blob].clone()) }),
             _ => None,
         }
@@ -240,7 +241,7 @@ async fn a_retry_after_the_lowest_layer_failed_goes_on_with_what_the_others_have
     let mut config = config(root.path());
     config.timeouts.progress = Duration::from_secs(600);
     let images = Images::open(config).unwrap();
-    assert_eq!(pull(&images, &name).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(pull(&images, &name).await.unwrap_err().kind(), ErrorKind::Unavailable);
     until("the second layer is under way", || gate.waiting() == 1).await;
     let again = {
         let (images, name) = (images.clone(), name.clone());
@@ -252,6 +253,31 @@ async fn a_retry_after_the_lowest_layer_failed_goes_on_with_what_the_others_have
     assert_eq!(image.rootfs.read_file("content", 10).unwrap().unwrap(), [1, 3]);
     let counts: Vec<usize> = made.layers.iter().map(|layer| registry.count(layer)).collect();
     assert_eq!(counts, [2, 1, 1, 1]);
+}
+
+#[tokio::test]
+async fn of_an_image_of_which_a_layer_is_not_to_be_had_nothing_stays_under_way() {
+    let (made, gate) = (four_layers(1), Gate::shut());
+    let (layers, held) = (made.clone(), gate.clone());
+    let registry = FakeRegistry::start(move |asked| {
+        let blob = asked.path.rsplit('/').next()?;
+        match layers.layers.iter().position(|layer| layer == blob)? {
+            0 => Some(Reply { gates: vec![held.clone()], ..Reply::status(404) }),
+            _ => None,
+        }
+    })
+    .await;
+    let name = registry.push("a", "1", &made);
+    let root = tempfile::tempdir().unwrap();
+    let images = Images::open(config(root.path())).unwrap();
+    let pulled = {
+        let (images, name) = (images.clone(), name.clone());
+        tokio::spawn(async move { pull(&images, &name).await })
+    };
+    until("others are here but for the lowest", || registry.count(&made.layers[2]) == 1 && gate.waiting() == 1).await;
+    gate.open(1);
+    assert_eq!(pulled.await.unwrap().unwrap_err().kind(), ErrorKind::NotFound);
+    until("their files are gone", || !leftovers(root.path()).iter().any(|file| file.starts_with("ingest"))).await;
 }
 
 /// Answers whatever comes as a web server answers what it does not understand; how often somebody came.

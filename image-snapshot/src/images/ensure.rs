@@ -17,8 +17,8 @@ use super::{
     rights,
 };
 use crate::{
-    Credential, Digest, Image, ImageConfig, ImageError, LayerPlan, LayerSnapshot, LocalSources, Progress, Reference,
-    RegistryAuth, Rootfs,
+    Credential, Digest, ErrorKind, Image, ImageConfig, ImageError, LayerPlan, LayerSnapshot, LocalSources, Progress,
+    Reference, RegistryAuth, Rootfs,
     manifest::{Config, Document},
     reference::{LocalKind, LocalReference},
     registry::{Named, Session, select},
@@ -253,7 +253,7 @@ impl Inner {
         });
         // Polled lowest first, so that a layer's own error comes before those of the layers that built on it.
         let all = try_join_all(waits).await;
-        if all.is_err() {
+        if all.as_ref().is_err_and(|error| may_pass(error.kind())) {
             // Whoever is told so asks again: what the others have brought by then need not be brought anew.
             linger(under_way);
         }
@@ -343,6 +343,11 @@ impl Inner {
             LocalKind::DockerArchive => Arc::new(DockerArchive::new(&path, name, limits)),
         })
     }
+}
+
+/// Whether the same layer may well come when it is asked for again soon. Of an image that is bad, or is not to be had, nothing stays under way.
+fn may_pass(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::RateLimited | ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::NoSpace)
 }
 
 /// Whether the caller has shown the right to an image that is here.

@@ -187,8 +187,8 @@ impl Images {
     }
 
     /// Makes the image available, fetching what is missing, and leases it. Dropping the future stops the waiting; a
-    /// layer under way that nobody else waits for is given up, unless all but its last step is done. Where one layer of an image fails, the
-    /// others go on for at most six minutes. What is there by then stays, for whoever asks next.
+    /// layer under way that nobody else waits for is given up, unless all but its last step is done. Where one layer of an image fails with what
+    /// may pass (a registry's trouble, a full disk), the others go on for at most six minutes. What is there by then stays, for whoever asks next.
     pub async fn ensure(
         &self,
         request: EnsureRequest,
