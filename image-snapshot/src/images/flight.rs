@@ -80,7 +80,7 @@ type Key = (Digest, String);
 #[derive(Debug, Default)]
 pub(super) struct Flights {
     running: Mutex<HashMap<Key, Weak<watch::Sender<State>>>>,
-    /// Changes with each flight that begins or ends.
+    /// Changes with each flight that begins, is joined or ends.
     news: watch::Sender<()>,
 }
 
@@ -95,6 +95,8 @@ impl Flights {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (id.clone(), right.to_owned());
         if let Some(teller) = under_way(&running, &key) {
+            // It may wait for a layer below that has come without a flight, as a copy does: who asks now has seen that.
+            self.news.send_replace(());
             return teller.subscribe();
         }
         let (teller, watch) = watch::channel(State { phase: LayerPhase::Waiting, done: 0, outcome: None });
@@ -113,7 +115,7 @@ impl Flights {
         under_way(&running, &(id.clone(), right.to_owned())).map(|teller| teller.subscribe())
     }
 
-    /// Changes whenever a flight begins or ends.
+    /// Changes whenever a flight begins, is joined or ends.
     pub(super) fn news(&self) -> watch::Receiver<()> {
         self.news.subscribe()
     }
@@ -217,9 +219,33 @@ mod tests {
         assert!(matches!(follow(second, |_, _| {}).await, Err(Failure::Interrupted)));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn each_flight_that_begins_is_joined_or_ends_is_news() {
+        let flights = Arc::new(Flights::default());
+        let id = Digest::sha256(b"x");
+        let mut news = flights.news();
+        let (open, gate) = tokio::sync::oneshot::channel::<()>();
+        let first = flights.join(&id, "", |_| async move {
+            gate.await.unwrap();
+            Err(Failure::Interrupted)
+        });
+        assert!(news.has_changed().unwrap());
+        news.mark_unchanged();
+        drop(flights.join(&id, "", |_| async { panic!("there is one") }));
+        assert!(news.has_changed().unwrap());
+        news.mark_unchanged();
+        open.send(()).unwrap();
+        assert!(follow(first, |_, _| {}).await.is_err());
+        assert!(is_in_time(news.changed()).await);
+    }
+
+    async fn is_in_time<T>(what: impl Future<Output = T>) -> bool {
+        tokio::time::timeout(std::time::Duration::from_secs(60), what).await.is_ok()
+    }
+
     /// Whether the work is dropped, or never will be.
     async fn is_dropped(ended: tokio::sync::oneshot::Receiver<()>) -> bool {
-        tokio::time::timeout(std::time::Duration::from_secs(60), ended).await.is_ok()
+        is_in_time(ended).await
     }
 
     /// Work that never ends by itself; its end is seen at the other side of the channel.
