@@ -129,8 +129,12 @@ impl Dirs {
 
     /// As [`Dirs::all`], without v1's memory controller where that has a hierarchy for itself.
     pub(super) fn of_shim(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let v1 = self.v1.iter().filter(|dir| dir.controllers != [Controller::Memory]);
-        self.unified().into_iter().chain(v1.map(|dir| dir.fd.as_fd()))
+        self.unified().into_iter().chain(self.v1_of_shim())
+    }
+
+    /// v1's part of that.
+    pub(super) fn v1_of_shim(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.v1.iter().filter(|dir| dir.controllers != [Controller::Memory]).map(|dir| dir.fd.as_fd())
     }
 
     /// Every hierarchy's directory, the unified one first.

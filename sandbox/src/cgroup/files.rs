@@ -7,6 +7,8 @@ use rustix::fs::{Mode, OFlags, openat};
 
 use super::CgroupError;
 
+const TO_WRITE: OFlags = OFlags::WRONLY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
 /// No control file that is read here is longer (memory.stat has about 2 KiB).
 const LONGEST: usize = 64 * 1024;
 
@@ -19,8 +21,14 @@ pub(super) fn write(dir: BorrowedFd<'_>, file: &str, value: &str) -> Result<(), 
     })
 }
 
+/// Opens a control file for writing.
+pub(super) fn open_to_write(dir: BorrowedFd<'_>, file: &str) -> Result<OwnedFd, CgroupError> {
+    let opened = openat(dir, file, TO_WRITE, Mode::empty());
+    opened.map_err(|errno| CgroupError::Write { file: file.to_owned(), value: String::new(), source: errno.into() })
+}
+
 fn write_raw(dir: BorrowedFd<'_>, file: &str, value: &[u8]) -> io::Result<()> {
-    let fd = openat(dir, file, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+    let fd = openat(dir, file, TO_WRITE, Mode::empty())?;
     let written = rustix::io::retry_on_intr(|| rustix::io::write(&fd, value))?;
     if written == value.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }

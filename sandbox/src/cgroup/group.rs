@@ -14,6 +14,12 @@ use super::{CgroupError, SHIM_LEAF, files, remove, v1::V1, v2::V2};
 use crate::contract::Usage;
 use crate::spec::Resources;
 
+/// Where a process of one thread writes `0` to be in a v1 group. For `cgroup.procs` the kernel takes the lock of all forks and ends of
+/// the host, to have no thread come or go meanwhile; on a host that has been quiet it waits for an RCU grace period first, five to
+/// twenty milliseconds. A thread that moves itself alone needs no such lock (`cgroup_procs_write_start`, since Linux 5.5), but the
+/// unified hierarchy does not let it leave its process's group, not even where the process has no other thread.
+const MEMBERS: &str = "tasks";
+
 /// One cgroup: a pod's, or a leaf of it. Held by file descriptors: renaming, remounting and path lookups of the host
 /// do not matter. Dropping it removes nothing.
 #[derive(Debug)]
@@ -86,10 +92,10 @@ impl Group {
         (handle, self.dirs.all().chain(self.dirs.containers.as_ref().map(AsFd::as_fd)).collect())
     }
 
-    /// The directories that the shim of this pod enters on v1: all but that of the memory controller, as a pod that is full leaves
+    /// What the shim of this pod writes `0` to on v1, to be in all but the group of the memory controller, as a pod that is full leaves
     /// nothing for what the shim must do to say so. On v2 it has a leaf of its own beside what is limited.
-    pub fn of_shim(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.dirs.of_shim()
+    pub fn joined_by_shim(&self) -> Result<Vec<OwnedFd>, CgroupError> {
+        self.dirs.v1_of_shim().map(|dir| files::open_to_write(dir, MEMBERS)).collect()
     }
 
     /// The other end of [`Group::lend`]. `None` when the number of descriptors is not the described one.
@@ -212,9 +218,9 @@ impl Group {
         }
     }
 
-    /// Moves the calling process in. Its threads must be one.
-    pub fn attach_self(&self) -> Result<(), CgroupError> {
-        self.driver.attach(&self.dirs, 0)
+    /// Moves the calling process, which was cloned into [`Group::clone_into`], into the rest of it. It has one thread.
+    pub fn complete(&self) -> Result<(), CgroupError> {
+        self.dirs.v1.iter().try_for_each(|dir| files::write(dir.fd.as_fd(), MEMBERS, "0"))
     }
 
     /// Moves another process in.
@@ -222,9 +228,10 @@ impl Group {
         self.driver.attach(&self.dirs, pid)
     }
 
-    /// The descriptor for `CLONE_INTO_CGROUP`, where that alone puts a process into all of it (pure v2).
+    /// The descriptor for `CLONE_INTO_CGROUP`: on v2 that alone puts a process into all of it, on a hybrid host there is more to
+    /// [join](Group::complete). A process that exists gets into a group of the unified hierarchy by a lock of the whole host only.
     pub fn clone_into(&self) -> Option<BorrowedFd<'_>> {
-        if self.dirs.v1.is_empty() { self.dirs.unified() } else { None }
+        self.dirs.unified()
     }
 
     /// SIGKILL for every process in it and below.

@@ -52,9 +52,30 @@ fn on_v1_a_shim_is_in_every_hierarchy_but_memorys() {
         let tree = Tree::open(&layout, &format!("parent{number}")).unwrap();
         let pod = tree.create_pod(&id("a")).unwrap();
         let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
-        let of = |name: &&str| inode(&root.path().join(name).join(format!("parent{number}/a")));
-        let entered: Vec<u64> = pod.of_shim().map(|dir| rustix::fs::fstat(dir).unwrap().st_ino).collect();
+        let tasks = |name: &&str| root.path().join(name).join(format!("parent{number}/a/tasks"));
+        for name in ["cpu", "pids", "memory"] {
+            std::fs::write(tasks(&name), "").unwrap();
+        }
+        let of = |name: &&str| inode(&tasks(name));
+        let opened = pod.joined_by_shim().unwrap();
+        let entered: Vec<u64> = opened.iter().map(|file| rustix::fs::fstat(file).unwrap().st_ino).collect();
         assert_eq!(entered, expected.iter().map(of).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn on_v1_a_process_joins_as_the_one_thread_that_it_has() {
+    let root = tempfile::tempdir().unwrap();
+    let tree = Tree::open(&temporary_layout(root.path()), "nodeless").unwrap();
+    let leaf = tree.create_pod(&id("a")).unwrap().create_leaf("main").unwrap();
+    let files = ["cpu", "pids", "memory"].map(|name| root.path().join(name).join("nodeless/a/main/tasks"));
+    for tasks in &files {
+        std::fs::write(tasks, "").unwrap();
+    }
+    // There is no cgroup.procs to write to.
+    leaf.complete().unwrap();
+    for tasks in &files {
+        assert_eq!(std::fs::read_to_string(tasks).unwrap(), "0", "{}", tasks.display());
     }
 }
 

@@ -1,7 +1,7 @@
-//! Two mount namespaces with next to nothing in them: one for the keeper, one that shims start from.
+//! Three mount namespaces with next to nothing in them: one for the keeper, one that shims start from, one that stubs do.
 //!
 //! Copying a mount namespace takes time in proportion to its mounts (27 us with few, 1.2 ms with a thousand), and whatever
-//! is in it is kept from being unmounted elsewhere. So neither has anything of the host's, and the shims' has no layers.
+//! is in it is kept from being unmounted elsewhere. So none has anything of the host's, and only the keeper's has layers.
 //!
 //! ```text
 //!  the template: what a shim starts from, and its root afterwards ([`crate::shim::own_root`])
@@ -9,6 +9,8 @@
 //!    /proc    empty: each shim mounts its own
 //!    /parts   the same tmpfs once more, without devices
 //!    /cgroups the pods' directory of each v1 hierarchy, read-only
+//!  the stage: what a stub starts from ([`crate::shim::stub::stage`])
+//!    /        of the same tmpfs the directories for a container's mounts, read-only
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -31,8 +33,12 @@ pub(super) const LAYERS: &str = "/layers";
 pub(super) struct Spaces {
     /// The mount namespace that it starts from.
     pub(super) template: OwnedFd,
+    /// The one that stubs start from.
+    pub(super) stage: OwnedFd,
     /// A /proc of the keeper's PID namespace, attached nowhere: from below it nothing else is to be reached.
     pub(super) proc: OwnedFd,
+    /// The control groups that the keeper is in, as /proc/self/cgroup tells them.
+    pub(super) groups: String,
 }
 
 /// Moves the process into a namespace of its own and gives what shims are made with. Paths of the host are gone afterwards;
@@ -42,6 +48,7 @@ pub(super) struct Spaces {
 pub(super) fn enter(cgroup_parent: Option<&str>) -> Result<Spaces, KeeperError> {
     unshare()?;
     let cgroups = cgroup_parent.map(cgroups::clones).transpose()?.unwrap_or_default();
+    let groups = std::fs::read_to_string("/proc/self/cgroup").step("read of /proc/self/cgroup")?;
     let directory = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH;
     let old = openat(CWD, "/", directory, Mode::empty()).step("open of the host's root")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).step("privacy of mounts")?;
@@ -65,14 +72,33 @@ pub(super) fn enter(cgroup_parent: Option<&str>) -> Result<Spaces, KeeperError> 
     for Cgroups { name, mounted } in &cgroups {
         attach(mounted, &format!("{}/{name}", own_root::CGROUPS))?;
     }
-    let template =
-        openat(&proc, "self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step("open of the template")?;
+    let present = |what: &str| {
+        openat(&proc, "self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step(format!("open of {what}"))
+    };
+    let template = present("the template")?;
+    unshare()?;
+    set_the_stage(strict)?;
+    let stage = present("the stage")?;
+    nix::sched::setns(&template, nix::sched::CloneFlags::CLONE_NEWNS).step("return from the stage")?;
     unshare()?;
     attach(&own, own_root::PROC)?;
     let layers = mount::create("tmpfs", &[("mode", Some("0700")), ("size", Some("16m"))], strict)
         .step("tmpfs for the layers' mount points")?;
     attach(&layers, LAYERS)?;
-    Ok(Spaces { template, proc })
+    Ok(Spaces { template, stage, proc, groups })
+}
+
+/// Makes the directories for a container's mounts the root of the namespace that the process is in, and all that there is.
+fn set_the_stage(attributes: u64) -> Result<(), KeeperError> {
+    let directory = openat(CWD, own_root::STAGE, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .step("open of the stubs' directories")?;
+    let stage = mount::clone_tree(directory, "", false).step("clone of the stubs' directories")?;
+    mount::set(&stage, attributes | mount::RDONLY, false).step("attributes of the stubs' root")?;
+    attach(&stage, own_root::STUB_ROOT)?;
+    fchdir(&stage).step("change into the stubs' root")?;
+    pivot_root(".", ".").step("pivot_root of the stubs' root")?;
+    unmount(".", UnmountFlags::DETACH).step("unmount of the shims' root")?;
+    chdir("/").step("change to /")
 }
 
 /// The root of all shims, detached.

@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use super::namespace::Spaces;
 use crate::protocol::Refusal;
 use crate::protocol::keeper::{FdRole, Spawn};
-use crate::shim;
+use crate::shim::{self, Inherited};
 use crate::sys::clone::{self, Child};
 use crate::sys::process;
 use crate::sys::title::Title;
@@ -49,7 +49,9 @@ impl Spawner {
         let cgroup = roles.directory.as_ref().map(AsFd::as_fd);
         let spaces = if request.host_pid { 0 } else { clone::NEWPID };
         clone::fork_with(spaces, cgroup, || match self.become_shim(&roles, argument) {
-            Ok(host_fdinfo) => shim::main(argument, host_fdinfo),
+            Ok((stage, host_fdinfo)) => {
+                shim::main(argument, Inherited { stage, host_fdinfo, groups: &self.spaces.groups })
+            }
             Err((step, error)) => {
                 crate::sys::say::say!("nodeless-shim: {step} failed: {error}");
                 NO_SHIM
@@ -58,9 +60,13 @@ impl Spawner {
         .map_err(|error| Refusal::failed("clone of a shim", &error))
     }
 
-    /// In the child: nothing of the keeper's is open afterwards but what this gives: the child's `fdinfo` in a /proc of the keeper's
-    /// PID namespace, where it has one. Its number is the next after the kept ones.
-    fn become_shim(&self, roles: &Roles, argument: &str) -> Result<Option<OwnedFd>, (&'static str, std::io::Error)> {
+    /// In the child: nothing of the keeper's is open afterwards but what this gives: the stage, and the child's `fdinfo` in a /proc of
+    /// the keeper's PID namespace, where it has one. Their numbers are the next after the kept ones.
+    fn become_shim(
+        &self,
+        roles: &Roles,
+        argument: &str,
+    ) -> Result<(OwnedFd, Option<OwnedFd>), (&'static str, std::io::Error)> {
         let io = |step: &'static str| move |errno: rustix::io::Errno| (step, std::io::Error::from(errno));
         let nix = |step: &'static str| move |errno: nix::errno::Errno| (step, std::io::Error::from(errno));
         for procs in &roles.procs {
@@ -77,10 +83,11 @@ impl Spawner {
         rustix::stdio::dup2_stdout(&self.null).map_err(io("standard output"))?;
 
         // First above everything that will be in use, so that no target number is another's source.
-        let count = roles.keep.len() + usize::from(host_fdinfo.is_some());
+        let count = roles.keep.len() + 1 + usize::from(host_fdinfo.is_some());
         let last = FIRST_KEPT + i32::try_from(count).unwrap_or(i32::MAX - FIRST_KEPT - 1);
         let raised = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, last + 1).map_err(io("move of descriptors"));
-        let sources = roles.keep.iter().chain(&host_fdinfo).map(raised).collect::<Result<Vec<_>, _>>()?;
+        let own = std::iter::once(&self.spaces.stage).chain(&host_fdinfo);
+        let sources = roles.keep.iter().chain(own).map(raised).collect::<Result<Vec<_>, _>>()?;
         for (number, source) in (FIRST_KEPT..).zip(&sources) {
             let mut target = process::adopt(number);
             rustix::io::dup2(source, &mut target).map_err(io("move of descriptors"))?;
@@ -89,15 +96,18 @@ impl Spawner {
         process::close_from(last.unsigned_abs()).map_err(|error| ("closing of descriptors", error))?;
         // Their numbers are closed: nothing may drop them.
         std::mem::forget(sources);
+        let mut numbers = last - i32::try_from(count - roles.keep.len()).unwrap_or_default()..;
+        let mut next = || process::adopt(numbers.next().unwrap_or_default());
+        let stage = next();
         let host_fdinfo = host_fdinfo.map(|fd| {
             std::mem::forget(fd);
-            process::adopt(last - 1)
+            next()
         });
         process::restore_signals().map_err(|error| ("reset of signals", error))?;
         process::ignore_broken_pipes();
         self.title.show(&["nodeless-shim", "shim", argument]);
         crate::sys::failpoint::failpoint!(ChildExecuting);
-        Ok(host_fdinfo)
+        Ok((stage, host_fdinfo))
     }
 }
 

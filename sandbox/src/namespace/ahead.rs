@@ -186,26 +186,25 @@ impl Inner {
                 }
             }
         }
-        match self.directory_ahead(warm, parent) {
-            Ok(directory) => warm.ahead = Some(Ahead { layers: Vec::new(), directory }),
+        warm.ahead = self.bare_ahead(&warm.slot.name);
+    }
+
+    /// A slot's writable directory, made ahead; none where that fails.
+    pub(crate) fn bare_ahead(&self, slot: &str) -> Option<Ahead> {
+        let parent = self.roots.directory.as_deref()?;
+        match directory_ahead(slot, parent) {
+            Ok(directory) => Some(Ahead { layers: Vec::new(), directory }),
             Err(error) => {
-                tracing::debug!(slot = warm.slot.name, %error, "no writable directory is made ahead");
-                let _ = self.roots.remove(&warm.slot.name);
+                tracing::debug!(slot, %error, "no writable directory is made ahead");
+                let _ = self.roots.remove(slot);
+                None
             }
         }
     }
 
-    fn directory_ahead(&self, warm: &Warm, parent: &Path) -> io::Result<PathBuf> {
-        Spread::of(parent).make(&warm.slot.name, 0o700)?;
-        crate::sys::failpoint::failpoint!(AheadMade);
-        let directory = parent.join(&warm.slot.name);
-        furnish(&directory)?;
-        Ok(directory)
-    }
-
     async fn root_ahead(self: &Arc<Self>, warm: &Warm, layers: &[Layer], parent: &Path) -> Result<Ahead, SandboxError> {
         let failed = |error: io::Error| super::slots::io_failed("writable directory of a root made ahead", error);
-        let directory = self.directory_ahead(warm, parent).map_err(failed)?;
+        let directory = directory_ahead(&warm.slot.name, parent).map_err(failed)?;
         let mut fds = self.mount(layers).await?;
         self.pile_layers();
         fds.push(sources::writable(&directory)?);
@@ -235,6 +234,14 @@ impl Inner {
             let _ = self.pool_changes.try_send(super::pool::Change::Ended);
         }
     }
+}
+
+fn directory_ahead(slot: &str, parent: &Path) -> io::Result<PathBuf> {
+    Spread::of(parent).make(slot, 0o700)?;
+    crate::sys::failpoint::failpoint!(AheadMade);
+    let directory = parent.join(slot);
+    furnish(&directory)?;
+    Ok(directory)
 }
 
 #[cfg(test)]

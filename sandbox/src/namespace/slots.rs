@@ -24,6 +24,7 @@ use crate::protocol::VERSIONS;
 use crate::protocol::keeper::{FdRole, Spawn};
 use crate::protocol::shim::{Reply, Request, Status};
 use crate::shim::Arguments;
+use crate::shim::spare::LEAF as FIRST_LEAF;
 use crate::spec::{Namespaces, SandboxId};
 
 /// How long a shim may take to end by itself, and then its processes to be gone.
@@ -85,6 +86,7 @@ impl Inner {
         let inner = Arc::clone(self);
         let (named, made) = (slot.clone(), directory.clone());
         let parts = blocking(move || inner.make_parts(&named, &made)).await??;
+        let pod = Arc::clone(&parts.pod);
         // Its socket is there before it: what it is asked waits for it in there.
         let spawned = async move {
             self.spawn_shim(slot, &parts, awaited).await?;
@@ -94,20 +96,38 @@ impl Inner {
             Ok::<(), SandboxError>(())
         };
         let (mut spawned, mut adopted) = (std::pin::pin!(spawned), std::pin::pin!(self.adopt(slot, &directory)));
-        let (warm, _) = tokio::select! {
-            biased;
-            spawned = &mut spawned => {
-                spawned?;
-                adopted.await?
-            }
-            // A keeper that was asked is heard to the end: it may have a child that nobody else knows of, or the reason.
-            adopted = &mut adopted => {
-                spawned.await?;
-                adopted?
+        let made = async {
+            tokio::select! {
+                biased;
+                spawned = &mut spawned => {
+                    spawned?;
+                    adopted.await
+                }
+                // A keeper that was asked is heard to the end: it may have a child that nobody else knows of, or the reason.
+                adopted = &mut adopted => {
+                    spawned.await?;
+                    adopted
+                }
             }
         };
+        let beside = async { if awaited { self.help(slot, pod).await } else { None } };
+        let (made, ahead) = tokio::join!(biased; made, beside);
         crate::sys::failpoint::failpoint!(ShimGreeted);
-        Ok(warm)
+        Ok(Warm { ahead, ..made?.0 })
+    }
+
+    /// Makes, while the shim of a sandbox that somebody waits for begins, what that would make next: the control groups of the
+    /// first container; and that one's writable directory. Whatever is missing of it is made later.
+    async fn help(self: &Arc<Self>, slot: &Slot, pod: Arc<Group>) -> Option<Ahead> {
+        let (inner, name) = (Arc::clone(self), slot.name.clone());
+        let helped = blocking(move || {
+            if let Err(error) = pod.create_leaf(FIRST_LEAF) {
+                tracing::debug!(slot = name, %error, "the control groups of the first container are left to the shim");
+            }
+            crate::sys::failpoint::failpoint!(FirstLeafMade);
+            inner.bare_ahead(&name)
+        });
+        helped.await.ok().flatten()
     }
 
     fn make_parts(&self, slot: &Slot, directory: &Path) -> Result<Parts, SandboxError> {
@@ -131,7 +151,7 @@ impl Inner {
         crate::sys::failpoint::failpoint!(ShimLeafMade);
         let listener = listen_in(directory).map_err(failed("socket"))?;
         crate::sys::failpoint::failpoint!(SocketBound);
-        Ok(Parts { pod, leaf, record, listener })
+        Ok(Parts { pod: Arc::new(pod), leaf, record, listener })
     }
 
     async fn spawn_shim(&self, slot: &Slot, parts: &Parts, awaited: bool) -> Result<(), SandboxError> {
@@ -162,18 +182,12 @@ impl Inner {
         if let Some(program) = &self.device_program {
             lent.push((FdRole::Keep, copy(program.as_fd())?));
         }
-        let group = parts.leaf.as_ref().unwrap_or(&parts.pod);
-        match group.clone_into() {
-            Some(directory) => lent.push((FdRole::CgroupDirectory, copy(directory)?)),
-            None => {
-                for directory in group.of_shim() {
-                    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
-                    let procs = rustix::fs::openat(directory, "cgroup.procs", flags, rustix::fs::Mode::empty())
-                        .map_err(|errno| io_failed("open of a shim's control group", errno.into()))?;
-                    lent.push((FdRole::CgroupProcs, procs));
-                }
-            }
+        let group = parts.leaf.as_ref().unwrap_or(&*parts.pod);
+        if let Some(directory) = group.clone_into() {
+            lent.push((FdRole::CgroupDirectory, copy(directory)?));
         }
+        let joined = group.joined_by_shim().map_err(|error| cgroup_failed("open of a shim's control group", &error))?;
+        lent.extend(joined.into_iter().map(|members| (FdRole::CgroupProcs, members)));
         let (roles, fds): (Vec<FdRole>, Vec<OwnedFd>) = lent.into_iter().unzip();
         let host_pid = slot.namespaces.host_pid;
         let spawn = Spawn { slot: slot.name.clone(), arguments: vec![argument], fds: roles, host_pid };
@@ -298,7 +312,7 @@ impl Inner {
 }
 
 struct Parts {
-    pod: Group,
+    pod: Arc<Group>,
     /// The shim's own, unless it is in the pod's.
     leaf: Option<Group>,
     record: OwnedFd,

@@ -70,7 +70,7 @@ pub enum FdRole {
     Keep,
     /// A cgroup v2 directory: the shim is cloned into it.
     CgroupDirectory,
-    /// A cgroup v1 `cgroup.procs`, open for writing: the child writes `0` to it before anything else.
+    /// A cgroup v1 `tasks` (or `cgroup.procs`), open for writing: the child writes `0` to it before anything else.
     CgroupProcs,
 }
 

@@ -22,7 +22,7 @@ use crate::protocol::shim::{Reply, StartFds};
 use crate::protocol::{Connection, Refusal};
 use crate::seccomp;
 use crate::spec::{ContainerSpec, Mount, Security, User};
-use crate::sys::clone::{self, fork_with};
+use crate::sys::clone::fork_with;
 
 impl Shim {
     pub(super) fn start(&mut self, waiter: Waiter, spec: ContainerSpec, counts: StartFds, fds: Vec<OwnedFd>) {
@@ -184,10 +184,10 @@ impl Shim {
         crate::sys::failpoint::failpoint!(LimitsApplied);
         let (ours, theirs) = report_channel()?;
         let shared = self.shared(&spec.security);
-        let stub = || stub::launch(&shared, order, fds, (&leaf, &self.view), &dev, theirs);
+        let stub = || stub::launch(&shared, order, fds, (&leaf, &self.view), (&dev, &self.own_root.stage), theirs);
         let child = match namespace {
             None => fork_with(self.slot.container_spaces(), leaf.clone_into(), stub),
-            Some(namespace) => in_pid_namespace(namespace, || fork_with(clone::NEWNS, leaf.clone_into(), stub))?,
+            Some(namespace) => in_pid_namespace(namespace, || fork_with(0, leaf.clone_into(), stub))?,
         }
         .step("fork of the container's first process")?;
         crate::sys::failpoint::failpoint!(StubForked);

@@ -43,13 +43,14 @@ mod requests;
 mod server;
 mod shared_pids;
 mod slot;
-mod spare;
+pub(crate) mod spare;
 pub(crate) mod stub;
 
 use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
+use self::spare::Spare;
 use self::stub::cgroups::CgroupView;
 use crate::cgroup::{DeviceProgram, Group, Handle};
 use crate::protocol::Refusal;
@@ -114,11 +115,20 @@ impl From<Refusal> for ShimError {
     }
 }
 
+/// What a shim has from the keeper, whoever asked for it.
+#[derive(Debug)]
+pub(crate) struct Inherited<'a> {
+    /// The mount namespace that stubs start from.
+    pub(crate) stage: OwnedFd,
+    /// Its own `fdinfo` in a /proc of the keeper's PID namespace.
+    pub(crate) host_fdinfo: Option<OwnedFd>,
+    /// The keeper's control groups, as /proc/self/cgroup tells them: the shim's are the same where the pod has none of its own.
+    pub(crate) groups: &'a str,
+}
+
 /// The whole of a shim; gives its exit status.
-///
-/// `host_fdinfo`: its own `fdinfo` in a /proc of the keeper's PID namespace.
-pub(crate) fn main(argument: &str, host_fdinfo: Option<OwnedFd>) -> i32 {
-    match run(argument, host_fdinfo) {
+pub(crate) fn main(argument: &str, inherited: Inherited<'_>) -> i32 {
+    match run(argument, inherited) {
         Ok(()) => 0,
         Err(error) => {
             crate::sys::say::say!("nodeless-shim: {}", crate::sys::say::chain(&error));
@@ -128,14 +138,15 @@ pub(crate) fn main(argument: &str, host_fdinfo: Option<OwnedFd>) -> i32 {
 }
 
 /// Runs a shim until it is told to shut down.
-fn run(argument: &str, host_fdinfo: Option<OwnedFd>) -> Result<(), ShimError> {
+fn run(argument: &str, inherited: Inherited<'_>) -> Result<(), ShimError> {
+    let Inherited { stage, host_fdinfo, groups } = inherited;
     let arguments: Arguments = serde_json::from_str(argument).map_err(ShimError::Arguments)?;
     let (listener, record) = (adopt(3), adopt(4));
     let mut numbers = 5..;
     let fds: Vec<OwnedFd> = numbers.by_ref().take(arguments.cgroup.descriptors()).map(adopt).collect();
     let shm = arguments.namespaces.host_ipc.then(|| numbers.next().map(adopt)).flatten();
     let devices = arguments.device_program.then(|| numbers.next().map(adopt)).flatten();
-    for fd in [&listener, &record].into_iter().chain(&fds).chain(&shm).chain(&devices).chain(&host_fdinfo) {
+    for fd in [&listener, &record, &stage].into_iter().chain(&fds).chain(&shm).chain(&devices).chain(&host_fdinfo) {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).map_err(|errno| ShimError::Wait(errno.into()))?;
     }
     crate::sys::failpoint::join_beside(&record, &arguments.slot);
@@ -149,22 +160,22 @@ fn run(argument: &str, host_fdinfo: Option<OwnedFd>) -> Result<(), ShimError> {
         return Err(ShimError::SetUp { operation: "the host's PID namespace".into(), message });
     }
     isolate()?;
-    let own_root = own_root::set_up(host_fdinfo)?;
+    let own_root = own_root::set_up(stage, host_fdinfo)?;
     crate::sys::failpoint::failpoint!(ShimRooted);
     let making = slot::begin(arguments.uid_base, arguments.namespaces)?;
-    let view = cgroup_view(&handle)?;
-    slot::keep_shared(making.base(), shm)?;
+    let view = cgroup_view(&handle, groups);
+    slot::keep_shared(making.ids.base(), shm)?;
+    let usual_devices = devices.map(DeviceProgram::adopt);
+    let spare = Spare::make(&pod, (&view, &own_root), &making, usual_devices.as_ref(), arguments.awaited);
     let history =
         history::History::open(&record).map_err(|error| Refusal::failed("open of the event record", &error))?;
     crate::sys::failpoint::failpoint!(HistoryOpened);
-    let usual_devices = devices.map(DeviceProgram::adopt);
-    let berth = spare::prepare(&pod, making.base(), usual_devices.as_ref(), arguments.awaited);
     let slot = making.finish()?;
     crate::sys::failpoint::failpoint!(NamespacesEntered);
     let mut shim = server::Shim::new(listener, pod, slot, own_root, view, history)?;
     shim.program = arguments.program;
     shim.usual_devices = usual_devices;
-    shim.stand_by(berth, arguments.awaited);
+    shim.stand_by(spare);
     // Whoever has ended before anybody listened for that.
     shim.reap();
     crate::sys::failpoint::failpoint!(StubReady);
@@ -183,15 +194,13 @@ fn isolate() -> Result<(), Refusal> {
 }
 
 /// The v1 hierarchies that this crate uses, by all of their controllers as /proc/self/cgroup lists them.
-fn cgroup_view(handle: &Handle) -> Result<CgroupView, Refusal> {
-    use self::stub::report::Step;
+fn cgroup_view(handle: &Handle, groups: &str) -> CgroupView {
     if handle.v1.is_empty() {
-        return Ok(CgroupView::Unified);
+        return CgroupView::Unified;
     }
-    let text = std::fs::read_to_string("/proc/self/cgroup").step("read of /proc/self/cgroup")?;
-    let hierarchies = legacy_hierarchies(&text, &handle.v1);
-    let shared = shared_hierarchies(&text, &hierarchies);
-    Ok(CgroupView::Legacy { hierarchies, shared, pod: handle.name.clone() })
+    let hierarchies = legacy_hierarchies(groups, &handle.v1);
+    let shared = shared_hierarchies(groups, &hierarchies);
+    CgroupView::Legacy { hierarchies, shared, pod: handle.name.clone() }
 }
 
 /// Of the lines of /proc/self/cgroup, the lists of controllers of which the process is in a group that it shares with all

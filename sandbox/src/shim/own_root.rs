@@ -2,15 +2,15 @@
 //!
 //! Nothing of the host's paths is reachable from it but the pods' control groups. It is read-only, and one file system for all
 //! shims of the host: one costs its own slabs, and in each memory control group of the host a place for what its shrinker
-//! counts. A stub's mount namespace is a copy of the shim's: few mounts, so cheap to copy, and the stub's `pivot_root` leaves
-//! it.
+//! counts. A stub begins in it, takes clones of what its container is to have, and goes on in a mount namespace of its own
+//! ([`super::stub::stage`]).
 //!
 //! ```text
 //!  /           tmpfs, read-only
 //!  /null       a null device
 //!  /proc       of the shim's PID namespace (in the template: empty)
 //!  /pod        tmpfs, the pod's own: /pod/shm its shared memory, /pod/dev the first container's /dev
-//!  /root       where a stub makes its own root
+//!  /root       where the keeper makes the stubs' root
 //!  /parts      directories that stubs mount on or show as empty
 //!  /cgroups    the pods' control groups in each v1 hierarchy, read-only
 //! ```
@@ -31,7 +31,7 @@ pub(crate) const POD: &str = "/pod";
 pub(crate) const SHM: &str = "/pod/shm";
 /// The first container's /dev.
 pub(crate) const FIRST_DEV: &str = "/pod/dev";
-/// Where a stub makes its own root.
+/// Where the keeper makes the stubs' root.
 pub(crate) const STUB_ROOT: &str = "/root";
 /// Where each shim mounts its own, and the keeper its own.
 pub(crate) const PROC: &str = "/proc";
@@ -42,8 +42,7 @@ pub(crate) const CGROUP_HOLDER: &str = "/parts/cgroups";
 /// Directories of the keeper's that all shims of the host share, read-only.
 pub(crate) const PARTS_PATH: &str = "/parts";
 /// What there is of them; parents come first.
-pub(crate) const PARTS: [&str; 10] = [
-    "empty",
+pub(crate) const PARTS: [&str; 9] = [
     "cgroups",
     "stage",
     "stage/proc",
@@ -58,27 +57,29 @@ pub(crate) const PARTS: [&str; 10] = [
 pub(crate) const LAYERS_PART: &str = "stage/layers";
 /// Layers of an image at most, there: what image builders allow.
 pub(crate) const MOST_LAYERS: usize = 128;
-/// The empty directory that masks others.
-pub(crate) const EMPTY: &str = "/parts/empty";
-/// What a stub's own root is a clone of.
+/// An empty directory.
+pub(crate) const EMPTY: &str = "/parts/stage/empty";
+/// The root of the stubs' mount namespaces is a clone of it.
 pub(crate) const STAGE: &str = "/parts/stage";
 
 /// What setting up gave.
 #[derive(Debug)]
 pub(crate) struct OwnRoot {
+    /// The mount namespace that stubs start from.
+    pub(crate) stage: OwnedFd,
     /// `fdinfo` of this process in a /proc of the keeper's PID namespace: there, PIDs are the host's.
     pub(crate) host_fdinfo: Option<OwnedFd>,
 }
 
 /// Makes the copy of the template the shim's own. The process must be in a mount namespace of its own.
-pub(crate) fn set_up(host_fdinfo: Option<OwnedFd>) -> Result<OwnRoot, Refusal> {
+pub(crate) fn set_up(stage: OwnedFd, host_fdinfo: Option<OwnedFd>) -> Result<OwnRoot, Refusal> {
     let proc = mount::create("proc", &[], mount::NOSUID | mount::NODEV | mount::NOEXEC).step("mount of /proc")?;
     keep(&proc, PROC)?;
-    Ok(OwnRoot { host_fdinfo })
+    Ok(OwnRoot { stage, host_fdinfo })
 }
 
 /// Attaches a mount for the stubs. By path, because before Linux 6.15 only what is attached in one's own mount namespace
-/// can be cloned: a stub finds it in its copy of this root.
+/// can be cloned: a stub begins in this one.
 pub(crate) fn keep(mounted: &OwnedFd, path: &str) -> Result<(), Refusal> {
     mount::attach(mounted, directory(path)?).step(format!("mount of {path}"))
 }

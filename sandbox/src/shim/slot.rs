@@ -7,11 +7,13 @@
 //! A sandbox without a user namespace has the three all the same (unless it is to have the host's), owned by the host's
 //! user namespace. Its ids are the host's.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chmodat, chownat, mkdirat, openat};
-use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use rustix::thread::{
+    ThreadNameSpaceType, move_into_thread_name_spaces, sched_getaffinity, sched_getcpu, sched_setaffinity,
+};
 
 use super::own_root;
 use super::stub::report::Step;
@@ -43,14 +45,21 @@ pub(crate) struct Slot {
 impl Slot {
     /// The namespaces that a container's first process is forked into, as `clone` flags.
     pub(crate) fn container_spaces(&self) -> u64 {
-        if self.namespaces.host_pid { clone::NEWNS } else { clone::NEWNS | clone::NEWPID }
+        container_spaces(&self.namespaces)
     }
+}
+
+fn container_spaces(namespaces: &Namespaces) -> u64 {
+    if namespaces.host_pid { 0 } else { clone::NEWPID }
 }
 
 /// A slot on its way: the kernel takes half a millisecond for its namespaces, in which the shim has other things to do.
 #[derive(Debug)]
 pub(crate) struct Making {
-    ids: Ids,
+    /// Its ids, and what they are on the host.
+    pub(crate) ids: Ids,
+    /// The user namespace, if it has one of its own.
+    pub(crate) user: Option<OwnedFd>,
     namespaces: Namespaces,
     /// Who makes those that the sandbox owns.
     maker: Option<Maker>,
@@ -60,39 +69,41 @@ pub(crate) struct Making {
 pub(crate) fn begin(base: u32, namespaces: Namespaces) -> Result<Making, Refusal> {
     namespaces.check().map_err(|message| Refusal::Invalid { message })?;
     let ids = Ids::of(base, &namespaces).map_err(|message| Refusal::Invalid { message })?;
-    let maker = if namespaces.user {
+    let (maker, user) = if namespaces.user {
         let maker = hold::maker().step("user namespace of the sandbox")?;
+        elsewhere(maker.child());
         crate::sys::failpoint::failpoint!(MakerForked);
         // The kernel gives what it makes to root inside, where there is one by then.
         map_ids(maker.child(), &ids)?;
         crate::sys::failpoint::failpoint!(IdsMapped);
         maker.go().step("word to who makes namespaces")?;
-        Some(maker)
+        let user = open_space(maker.child(), "user")?;
+        (Some(maker), Some(user))
     } else {
-        None
+        (None, None)
     };
-    Ok(Making { ids, namespaces, maker })
+    Ok(Making { ids, user, namespaces, maker })
 }
 
 impl Making {
-    /// The host's id of the sandbox's root.
-    pub(crate) fn base(&self) -> u32 {
-        self.ids.base()
+    /// See [`Slot::container_spaces`].
+    pub(crate) fn container_spaces(&self) -> u64 {
+        container_spaces(&self.namespaces)
     }
 
     /// Moves the calling process into network, IPC and UTS namespaces.
     pub(crate) fn finish(self) -> Result<Slot, Refusal> {
-        let Self { ids, namespaces, maker } = self;
-        let (user, net, maker) = match maker {
+        let Self { ids, user, namespaces, maker } = self;
+        let (net, maker) = match maker {
             Some(maker) => {
                 let maker =
                     maker.made().map_err(|(what, error)| Refusal::failed(format!("{what} of the sandbox"), &error))?;
-                let (user, net) = adopt(&maker.child)?;
+                let net = enter(&maker.child)?;
                 // It has done its work: the namespaces live on in our descriptors.
                 maker.kill();
-                (Some(user), net, Some(maker))
+                (net, Some(maker))
             }
-            None => (None, make_unowned(&namespaces)?, None),
+            None => (make_unowned(&namespaces)?, None),
         };
         Ok(Slot { user, net, ids, namespaces, maker })
     }
@@ -133,6 +144,16 @@ pub(crate) fn keep_shared(base: u32, shm: Option<OwnedFd>) -> Result<(), Refusal
     }
 }
 
+/// Moves a process that has not run yet to another processor, where there is one. A new process waits as a rule for its
+/// parent's, and some kernels find no idle one for it: in a virtual machine, one that is idle looks like one that is taken away.
+fn elsewhere(process: &Child) {
+    let Ok(mut processors) = sched_getaffinity(None) else { return };
+    processors.unset(sched_getcpu());
+    if processors.count() > 0 {
+        let _ = sched_setaffinity(Some(process.pid), &processors);
+    }
+}
+
 /// Maps the ids of a process's user namespace.
 fn map_ids(maker: &Child, ids: &Ids) -> Result<(), Refusal> {
     let process = format!("/proc/{}", maker.pid.as_raw_nonzero());
@@ -141,16 +162,23 @@ fn map_ids(maker: &Child, ids: &Ids) -> Result<(), Refusal> {
     std::fs::write(format!("{process}/gid_map"), &mapping).step("group id mapping")
 }
 
-/// Enters the namespaces that the maker's user namespace owns.
-fn adopt(maker: &Child) -> Result<(OwnedFd, OwnedFd), Refusal> {
-    let open = |name: &str| {
-        let path = format!("/proc/{}/ns/{name}", maker.pid.as_raw_nonzero());
-        openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step(format!("open of the {name} namespace"))
-    };
-    let (user, net) = (open("user")?, open("net")?);
+/// Enters the namespaces that the maker's user namespace owns; the network's.
+fn enter(maker: &Child) -> Result<OwnedFd, Refusal> {
+    let net = open_space(maker, "net")?;
+    join(maker.pidfd.as_fd())?;
+    Ok(net)
+}
+
+/// A process's namespace.
+fn open_space(process: &Child, name: &str) -> Result<OwnedFd, Refusal> {
+    let path = format!("/proc/{}/ns/{name}", process.pid.as_raw_nonzero());
+    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step(format!("open of the {name} namespace"))
+}
+
+/// Moves the calling process into the network, IPC and UTS namespaces of the one with this descriptor.
+pub(crate) fn join(process: BorrowedFd<'_>) -> Result<(), Refusal> {
     let spaces = ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
-    move_into_thread_name_spaces(maker.pidfd.as_fd(), spaces).step("entering network, IPC and UTS namespaces")?;
-    Ok((user, net))
+    move_into_thread_name_spaces(process, spaces).step("entering network, IPC and UTS namespaces")
 }

@@ -1,22 +1,24 @@
 //! A stub that stands by, so that what is slow is done before a container is asked for.
 //!
-//! Joining a v1 cgroup takes a lock that all forks of the host share: 5 to 10 microseconds at best, 7 to 25 milliseconds when
-//! an RCU grace period is waited for. So a warm sandbox has a leaf with a stub in it already, in its own PID, mount and cgroup
-//! namespaces, with the container's /dev made; the first container takes both over. A sandbox that shares one PID namespace
-//! among its containers has no use for it.
+//! To join a leaf and to make what every container has takes half a millisecond and more. So a warm sandbox has a leaf with a stub
+//! in it already, in its own PID, mount and cgroup namespaces, with the container's /dev made; the first container takes both
+//! over. A sandbox that shares one PID namespace among its containers has no use for it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal, waitpid};
 use serde_json::value::RawValue;
 
+use super::own_root::OwnRoot;
 use super::plumbing::report_channel;
 use super::reaper::LEAF_DEADLINE;
 use super::rehearsal;
 use super::requests::cgroup_refusal;
 use super::server::Shim;
-use super::stub::report::{Report, Step};
+use super::slot::Making;
+use super::stub::cgroups::CgroupView;
+use super::stub::report::{Proceed, Report, Step};
 use super::stub::standing::{self, Telling};
 use super::stub::{Order, mounts};
 use crate::cgroup::{CgroupError, DEFAULT_DEVICES, DeviceProgram, DeviceRule, Enforcement, Group};
@@ -26,8 +28,8 @@ use crate::spec::Resources;
 use crate::sys::clone::{Child, fork_with};
 use crate::sys::lend::{Lender, fork_lent};
 
-/// The leaf's name; a container's own leaf has a dot in its name.
-const LEAF: &str = "first";
+/// The leaf's name; a container's own leaf has a dot in its name. Whoever makes the pod's group may have made it already.
+pub(crate) const LEAF: &str = "first";
 
 /// How long the agent is kept waiting for a spare at most.
 const SETTLING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -47,47 +49,29 @@ pub(super) struct Spare {
     pub(super) forwarded: bool,
 }
 
-/// What a spare needs that has nothing to do with the sandbox's namespaces.
-#[derive(Debug)]
-pub(super) struct Berth {
-    dev: OwnedFd,
-    leaf: Group,
-}
-
-/// Makes what can be made while the sandbox's namespaces are. `base`: the host's id of its root. `awaited`: the start that would be
-/// rehearsed is there already, or nearly.
-pub(super) fn prepare(
-    pod: &Group,
-    base: u32,
-    usual_devices: Option<&DeviceProgram>,
-    awaited: bool,
-) -> Result<Berth, Refusal> {
-    if !awaited {
-        rehearsal::of_request();
-    }
-    let dev = mounts::make_first_dev(base)?;
-    let leaf = pod.create_leaf(LEAF).map_err(|error| cgroup_refusal("control group of a stub", &error))?;
-    furnish(&leaf, &DEFAULT_DEVICES, usual_devices)?;
-    Ok(Berth { dev, leaf })
-}
-
-impl Shim {
-    /// Makes the sandbox's spare stub. Without one everything works, later.
-    pub(super) fn stand_by(&mut self, berth: Result<Berth, Refusal>, awaited: bool) {
-        match berth.and_then(|berth| self.make_spare(berth, awaited)) {
-            Ok(spare) => self.spare = Some(spare),
-            Err(refusal) => {
-                let _ = self.pod.remove_leaf(LEAF, LEAF_DEADLINE);
-                crate::sys::say::say!("no stub stands by: {refusal:?}");
-            }
+impl Spare {
+    /// Forks it while the sandbox's namespaces are made: it begins with what has nothing to do with them. `awaited`: the start that
+    /// would be rehearsed is there already, or nearly.
+    pub(super) fn make(
+        pod: &Group,
+        (view, own_root): (&CgroupView, &OwnRoot),
+        making: &Making,
+        usual_devices: Option<&DeviceProgram>,
+        awaited: bool,
+    ) -> Result<Self, Refusal> {
+        if !awaited {
+            rehearsal::of_request();
         }
-    }
-
-    fn make_spare(&self, Berth { dev, leaf }: Berth, awaited: bool) -> Result<Spare, Refusal> {
+        let dev = mounts::make_first_dev(making.ids.base())?;
+        let leaf = pod.create_leaf(LEAF).map_err(|error| cgroup_refusal("control group of a stub", &error))?;
+        furnish(&leaf, &DEFAULT_DEVICES, usual_devices)?;
+        let shim = pidfd_open(getpid(), PidfdFlags::empty()).step("descriptor of the shim")?;
         let (ours, theirs) = report_channel()?;
-        let (slot, view) = (&self.slot, &self.view);
-        let (spaces, cgroup) = (slot.container_spaces(), leaf.clone_into());
-        let body = || standing::stand_by(slot.user.as_ref(), &slot.ids, (&leaf, view), &dev, theirs);
+        let (spaces, cgroup) = (making.container_spaces(), leaf.clone_into());
+        let body = || {
+            let (sandbox, mounts) = ((making.user.as_ref(), &making.ids), (&dev, &own_root.stage));
+            standing::stand_by(sandbox, (&leaf, view), mounts, shim.as_fd(), theirs)
+        };
         let (child, lender) = if awaited {
             // A lender takes longer to make than it saves.
             (fork_with(spaces, cgroup, body).step("fork of a stub")?, None)
@@ -95,7 +79,24 @@ impl Shim {
             let (child, lender) = fork_lent(spaces, cgroup, body).step("fork of a stub that borrows its memory")?;
             (child, Some(lender))
         };
-        Ok(Spare { child, lender, leaf, channel: Connection::new(ours), ready: false, forwarded: false })
+        Ok(Self { child, lender, leaf, channel: Connection::new(ours), ready: false, forwarded: false })
+    }
+}
+
+impl Shim {
+    /// Takes the sandbox's spare stub on, as its namespaces are there. Without one everything works, later.
+    pub(super) fn stand_by(&mut self, spare: Result<Spare, Refusal>) {
+        match spare {
+            Ok(mut spare) => {
+                // One that has ended meanwhile is told of by its end as a child.
+                let _ = spare.channel.send(&Proceed, vec![]);
+                self.spare = Some(spare);
+            }
+            Err(refusal) => {
+                let _ = self.pod.remove_leaf(LEAF, LEAF_DEADLINE);
+                crate::sys::say::say!("no stub stands by: {refusal:?}");
+            }
+        }
     }
 
     /// Waits until the spare has made what it can. The shim is nobody's yet, so there is nobody to keep waiting.

@@ -67,6 +67,7 @@ points! {
     RecordDirectoryMade = "agent.record-directory-made",
     PodGroupMade = "agent.pod-group-made",
     ShimLeafMade = "agent.shim-leaf-made",
+    FirstLeafMade = "agent.first-leaf-made",
     SocketBound = "agent.socket-bound",
     ShimAsked = "agent.shim-asked",
     ShimSpawned = "agent.shim-spawned",

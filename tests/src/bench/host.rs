@@ -19,6 +19,8 @@ use tokio::task::JoinSet;
 
 use super::{leftovers, oci};
 
+/// The directory of a pod's logs in its own.
+const LOGS: &str = "logs";
 /// Longest wait for anything that is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -130,10 +132,19 @@ impl Backend {
         self.start_in(prepared, args).await
     }
 
-    /// A sandbox that nothing runs in.
+    /// A sandbox that nothing runs in, and its pod's directories, which are made while the sandbox is, as the agent does.
     pub(super) async fn prepare(&self) -> Result<Prepared> {
         let id = SandboxId(format!("bench-{}", self.number.fetch_add(1, Ordering::Relaxed)));
-        self.sandboxes.prepare(&id).await.context("prepare")
+        let prepared = async { self.sandboxes.prepare(&id).await.context("prepare") };
+        let made = async { self.make_dirs(&id).context("make the pod's directories") };
+        let (prepared, made) = tokio::join!(biased; prepared, made);
+        made?;
+        prepared
+    }
+
+    fn make_dirs(&self, id: &SandboxId) -> std::io::Result<()> {
+        self.spread.make(&id.0, 0o711)?;
+        std::fs::create_dir(self.dir_of(id).join(LOGS))
     }
 
     /// Where the keeper listens.
@@ -151,13 +162,12 @@ impl Backend {
     pub(super) async fn start_on(&self, prepared: Prepared, layers: &[Layer], args: &[&str]) -> Result<Pod> {
         let Prepared { id, .. } = prepared;
         let dir = self.dir_of(&id);
-        self.spread.make(&id.0, 0o711).context("make the pod's directory")?;
         let spec = SandboxSpec {
             hostname: id.0.clone(),
             sysctls: BTreeMap::new(),
             share_process_namespace: false,
             resources: oci::resources(),
-            log_dir: dir.join("logs"),
+            log_dir: dir.join(LOGS),
             log_bytes_per_second: LOG_BYTES_PER_SECOND,
             labels: BTreeMap::new(),
             namespaces: Namespaces::default(),

@@ -85,11 +85,12 @@ impl Preparation {
             spec.namespaces = spec::security::namespaces_for(pod, &self.image_ids);
         }
         let taking = self.world.sandboxes.prepare_as(&self.sandbox, &spec.namespaces);
-        let prepared = taking.instrument(tracing::info_span!("sandbox.take")).await.map_err(|e| chain(&e))?;
         let dirs = self.dirs.clone();
-        tokio::task::spawn_blocking(move || disk::make_dirs(&dirs).map_err(|e| chain(&e)))
-            .await
-            .map_err(|e| e.to_string())??;
+        let making = tokio::task::spawn_blocking(move || disk::make_dirs(&dirs).map_err(|e| chain(&e)));
+        // Neither is left halfway for the other's sake.
+        let (prepared, made) = tokio::join!(taking.instrument(tracing::info_span!("sandbox.take")), making);
+        let prepared = prepared.map_err(|e| chain(&e))?;
+        made.map_err(|e| e.to_string())??;
         let network = async {
             let address = if spec.namespaces.host_network {
                 self.world.host.address()?

@@ -44,20 +44,32 @@ pub(crate) struct Cgroups<'a> {
     pub(crate) leaf: &'a str,
 }
 
-impl Cgroups<'_> {
-    /// Mounts it on `fs/cgroup` of a /sys, read-only.
-    pub(crate) fn mount(self, sys: &OwnedFd, base: u32) -> Result<(), Refusal> {
+/// What is mounted on `fs/cgroup` of a /sys, read-only: it, and by their names what is mounted in it.
+#[derive(Debug)]
+pub(crate) struct Clones<'a>(OwnedFd, Vec<(&'a str, OwnedFd)>);
+
+/// Mounts it.
+pub(crate) fn mount(Clones(holder, inside): &Clones<'_>, sys: &OwnedFd, base: u32) -> Result<(), Refusal> {
+    attach(holder, sys, PLACE, base)?;
+    inside.iter().try_for_each(|(name, group)| attach(group, holder, name, base))
+}
+
+impl<'a> Cgroups<'a> {
+    /// Makes what is to be mounted, of what is in the shim's root.
+    pub(crate) fn clones(self) -> Result<Clones<'a>, Refusal> {
         match self.view {
             CgroupView::Unified => {
                 let unified = mount::create("cgroup2", &[], STRICT | mount::RDONLY).step("mount of /sys/fs/cgroup")?;
-                attach(&unified, sys, PLACE, base)
+                Ok(Clones(unified, Vec::new()))
             }
             CgroupView::Legacy { hierarchies, shared, pod } => {
                 let holder = own_root::directory(own_root::CGROUP_HOLDER)?;
                 let holder = mount::clone_tree(holder, "", false).step("clone of the control groups' directory")?;
-                attach(&holder, sys, PLACE, base)?;
-                let own = |hierarchy| (hierarchy, format!("{}/{hierarchy}/{pod}/{}", own_root::CGROUPS, self.leaf));
-                let all = |hierarchy| (hierarchy, format!("{}/{hierarchy}", own_root::CGROUPS));
+                let mut inside = Vec::with_capacity(hierarchies.len() + shared.len());
+                let own = |hierarchy: &'a String| {
+                    (hierarchy, format!("{}/{hierarchy}/{pod}/{}", own_root::CGROUPS, self.leaf))
+                };
+                let all = |hierarchy: &'a String| (hierarchy, format!("{}/{hierarchy}", own_root::CGROUPS));
                 for (hierarchy, path) in hierarchies.iter().map(own).chain(shared.iter().map(all)) {
                     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     let own = match openat(CWD, &path, flags, rustix::fs::Mode::empty()) {
@@ -67,9 +79,9 @@ impl Cgroups<'_> {
                     };
                     let own =
                         mount::clone_tree(own, "", false).step(format!("bind of the {hierarchy} control group"))?;
-                    attach(&own, &holder, hierarchy, base)?;
+                    inside.push((hierarchy.as_str(), own));
                 }
-                Ok(())
+                Ok(Clones(holder, inside))
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The stub: the child that becomes a container's first process, or an exec'd one.
 //!
 //! ```text
-//!  clone (new pid and mount namespaces, v2: in its leaf) ── v1: joins its leaf ── own cgroup namespace ── default mounts
+//!  clone (new pid namespace, in its leaf of v2) ── joins its leaf of v1 ── own cgroup and mount namespaces ── default mounts
 //!    ── root, and those moved into it ── volumes ── change of root          as the host's root, by descriptor only
 //!    ── user namespace ── groups, ids, capabilities, filter ── chdir ── execve        as nobody on the host
 //! ```
@@ -101,13 +101,13 @@ pub(crate) fn launch(
     order: &Order,
     fds: Vec<OwnedFd>,
     (leaf, view): (&Group, &CgroupView),
-    dev: &OwnedFd,
+    (dev, space): (&OwnedFd, &OwnedFd),
     report: OwnedFd,
 ) -> ! {
     let mut report = ManuallyDrop::new(Connection::new(report));
     let steps = |report: &mut Connection| {
         begin_container(leaf)?;
-        let stage = Stage::make(shared.ids.base(), dev, Cgroups { view, leaf: leaf.name() })?;
+        let stage = Stage::make(shared.ids.base(), (dev, space), Cgroups { view, leaf: leaf.name() }, || Ok(()))?;
         make_container(shared, order, fds, dev, (&mut ManuallyDrop::new(stage), None), report)
     };
     let Err(refusal) = steps(&mut report);
@@ -191,15 +191,13 @@ fn make_container(
 }
 
 /// First steps of every stub, while the host's paths to /proc and the control groups are still there.
-/// Joins the control groups of `leaf`, unless the process is in them already.
+/// Joins the control groups of `leaf`, into which the process was cloned, as far as it is not in them by that.
 pub(crate) fn begin(leaf: Option<&Group>) -> Result<(), Refusal> {
     process::restore_signals().step("reset of signals")?;
     rustix::process::setsid().step("own session")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    if let Some(leaf) = leaf
-        && leaf.clone_into().is_none()
-    {
-        leaf.attach_self().map_err(|error| Refusal::Failed {
+    if let Some(leaf) = leaf {
+        leaf.complete().map_err(|error| Refusal::Failed {
             operation: "joining the container's control group".into(),
             message: error.to_string(),
             errno: None,

@@ -58,9 +58,9 @@ pub(crate) fn mount_proc(root: &OwnedFd, base: u32) -> Result<OwnedFd, Refusal> 
     Ok(proc)
 }
 
-/// `dev` below `root`, and what is mounted in it; gives the root of /dev/pts. `base` is the host's id of the container's
-/// root.
-pub(crate) fn mount_dev(root: &OwnedFd, base: u32, dev: &OwnedFd) -> Result<OwnedFd, Refusal> {
+/// `dev` below `root`, and what is mounted in it but the message queues; gives the root of /dev/pts. `base` is the host's id of
+/// the container's root.
+pub(crate) fn mount_dev(root: &OwnedFd, base: u32, dev: &OwnedFd, shm: &OwnedFd) -> Result<OwnedFd, Refusal> {
     attach(dev, root, "dev", base)?;
     let group = (base + TTY_GROUP).to_string();
     let options =
@@ -69,17 +69,26 @@ pub(crate) fn mount_dev(root: &OwnedFd, base: u32, dev: &OwnedFd) -> Result<Owne
     let (uid, gid) = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
     chownat(&pts, "", uid, gid, AtFlags::EMPTY_PATH).step("owner of /dev/pts")?;
     attach(&pts, dev, "pts", base)?;
+    attach(shm, dev, "shm", base)?;
+    Ok(pts)
+}
+
+/// The pod's shared memory, from the shim's root.
+pub(crate) fn shared_memory() -> Result<OwnedFd, Refusal> {
     let shm = own_root::directory(own_root::SHM)?;
     let shm = mount::clone_tree(shm, "", false).step("clone of the pod's shared memory")?;
     mount::set(&shm, STRICT, false).step("attributes of the shared memory")?;
-    attach(&shm, dev, "shm", base)?;
+    Ok(shm)
+}
+
+/// The message queues of this IPC namespace, in `dev`.
+pub(crate) fn mount_mqueue(dev: &OwnedFd, base: u32) -> Result<(), Refusal> {
     match mount::create("mqueue", &[], STRICT) {
-        Ok(mqueue) => attach(&mqueue, dev, "mqueue", base)?,
+        Ok(mqueue) => attach(&mqueue, dev, "mqueue", base),
         // A kernel without POSIX message queues.
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
-        other => drop(other.step("mount of /dev/mqueue")?),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        other => other.map(drop).step("mount of /dev/mqueue"),
     }
-    Ok(pts)
 }
 
 /// A /sys of this network namespace below `root`.

@@ -11,26 +11,25 @@
 //! So a stub that stands by has all of it done, and one that was forked for its order does the same steps at once. The
 //! mount namespace's own root stays beneath the container's, where overlayfs takes layers by descriptor (Linux 6.15): whoever
 //! broke out of the change of root would find an empty directory. `pivot_root` would have to unmount it, which waits for an
-//! RCU grace period, a quarter of a millisecond, in each start.
+//! RCU grace period, a quarter of a millisecond, in each start. For the same reason the namespace is not a copy of the shim's,
+//! from which the shim's root would have to be unmounted, but of one that the keeper has made, with that directory alone.
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::CWD;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::super::own_root;
 use super::cgroups::{self, Cgroups};
+use super::masks;
 use super::mounts;
 use super::report::Step;
-use super::{masks, rootfs};
 use crate::protocol::Refusal;
 use crate::spec::Security;
 use crate::sys::mount;
 
-/// Where the mount namespace's own root is made, below the shim's.
-const OWN_ROOT: &str = own_root::STUB_ROOT;
-
-/// Where it has the empty directory, for masks that another profile asks for.
+/// The empty directory that masks others, in the mount namespace's own root.
 pub(crate) const EMPTY: &str = "/empty";
 
 /// The prepared mounts.
@@ -51,26 +50,28 @@ pub(crate) struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    /// Makes it, in a mount namespace that is a copy of the shim's, and leaves the shim's root. `base` is the host's id of
-    /// the container's root.
-    pub(crate) fn make(base: u32, dev: &OwnedFd, cgroups: Cgroups<'a>) -> Result<Self, Refusal> {
-        let root = mount::clone_tree(own_root::directory(own_root::STAGE)?, "", false)
-            .step("clone of the directories for the mounts of a container")?;
-        let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let target = openat(CWD, OWN_ROOT, path, Mode::empty()).step("open of the stub's root")?;
-        mount::attach(&root, &target).step("mount of the stub's root")?;
-        // For masks that another profile asks for.
-        let empty =
-            mount::clone_tree(own_root::directory(own_root::EMPTY)?, "", false).step("clone of the empty directory")?;
-        mounts::attach(&empty, &root, "empty", base)?;
-        let proc = mounts::mount_proc(&root, base)?;
-        let pts = mounts::mount_dev(&root, base, dev)?;
-        let sys = mounts::mount_sys(&root, base, false)?;
-        cgroups.mount(&sys, base)?;
+    /// Makes it, in a copy of the mount namespace `space`; the process comes from the shim's. `base` is the host's id of the
+    /// container's root. `enter`: what there is to do before the process's network and IPC namespaces are the sandbox's.
+    pub(crate) fn make(
+        base: u32,
+        (dev, space): (&OwnedFd, &OwnedFd),
+        cgroups: Cgroups<'a>,
+        enter: impl FnOnce() -> Result<(), Refusal>,
+    ) -> Result<Self, Refusal> {
+        // Of the shim's root only this is taken along.
+        let (shm, groups) = (mounts::shared_memory()?, cgroups.clones()?);
+        setns(space, CloneFlags::CLONE_NEWNS).step("entry into the stubs' mount namespace")?;
+        unshare(CloneFlags::CLONE_NEWNS).step("private mount namespace")?;
+        let root = own_root::directory("/")?;
         let profile = Security::default();
+        let proc = mounts::mount_proc(&root, base)?;
         masks::protect(&root, &profile.readonly_paths)?;
-        masks::hide(&root, dev, &profile.masked_paths, own_root::EMPTY)?;
-        rootfs::pivot(&root)?;
+        let pts = mounts::mount_dev(&root, base, dev, &shm)?;
+        enter()?;
+        mounts::mount_mqueue(dev, base)?;
+        let sys = mounts::mount_sys(&root, base, false)?;
+        cgroups::mount(&groups, &sys, base)?;
+        masks::hide(&root, dev, &profile.masked_paths, EMPTY)?;
         Ok(Self { root, proc, pts, sys, cgroups, masked: true, placed: false })
     }
 

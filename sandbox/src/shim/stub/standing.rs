@@ -1,15 +1,15 @@
 //! A stub that stands by: what it is told, and what it makes before it is told which container to become.
 
 use std::mem::ManuallyDrop;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::super::rehearsal;
+use super::super::{rehearsal, slot};
 use super::cgroups::{CgroupView, Cgroups};
-use super::report::{Report, Step};
+use super::report::{Proceed, Report, Step};
 use super::rootfs::{self, Tree};
 use super::stage::Stage;
 use super::{Order, Shared, begin_container, fail, make_container, tell};
@@ -47,17 +47,25 @@ pub(crate) struct Asked {
 }
 
 /// Runs in the child: becomes ready, waits for its order, makes the container and executes its program. Does not return.
+/// `space`: the mount namespace that it starts from. `shim`: the shim's process, in whose namespaces it is to be once that says
+/// [`Proceed`].
 pub(crate) fn stand_by(
-    user: Option<&OwnedFd>,
-    ids: &Ids,
+    (user, ids): (Option<&OwnedFd>, &Ids),
     (leaf, view): (&Group, &CgroupView),
-    dev: &OwnedFd,
+    (dev, space): (&OwnedFd, &OwnedFd),
+    shim: BorrowedFd<'_>,
     channel: OwnedFd,
 ) -> ! {
     let mut channel = ManuallyDrop::new(Connection::new(channel));
     let steps = |channel: &mut Connection| {
         begin_container(leaf)?;
-        let mut stage = ManuallyDrop::new(Stage::make(ids.base(), dev, Cgroups { view, leaf: leaf.name() })?);
+        let enter = || {
+            // Without the shim there is nobody for whom to stand by.
+            let Ok((Proceed, _)) = channel.receive() else { process::exit_now(0) };
+            slot::join(shim)
+        };
+        let stage = Stage::make(ids.base(), (dev, space), Cgroups { view, leaf: leaf.name() }, enter)?;
+        let mut stage = ManuallyDrop::new(stage);
         if !has_word(channel) {
             rehearsal::of_order();
         }

@@ -58,9 +58,7 @@ pub(super) struct Stub<'a> {
 
 impl Run for Stub<'_> {
     fn run(&mut self) -> Result<()> {
-        for leaf in &self.leaves {
-            super::slot::write(leaf, "cgroup.procs", "0")?;
-        }
+        self.join()?;
         unshare(CloneFlags::CLONE_NEWCGROUP).context("own view of control groups")?;
         let spaces = ThreadNameSpaceType::NETWORK
             | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
@@ -79,6 +77,14 @@ impl Run for Stub<'_> {
 }
 
 impl Stub<'_> {
+    /// Joins the container's control groups: as a thread of v1's, which takes no lock of the whole host; the unified hierarchy takes
+    /// processes only (a clone into it would do without, and has no wrapper for a child that shares memory).
+    fn join(&self) -> Result<()> {
+        let own = |name: &str| if name.is_empty() { "cgroup.procs" } else { "tasks" };
+        let mut groups = self.ground.hierarchies.iter().zip(&self.leaves);
+        groups.try_for_each(|(hierarchy, leaf)| super::slot::write(leaf, own(hierarchy.name), "0"))
+    }
+
     /// /proc, /dev and /sys, masked and protected.
     fn stage(&self) -> Result<[OwnedFd; 3]> {
         let stage = open(CWD, Path::new(STAGE))?;
@@ -222,9 +228,7 @@ pub(super) struct Beside<'a> {
 impl Beside<'_> {
     /// Goes there, and executes once: the time to the program's end.
     pub(super) fn exec(mut self, init: &OwnedFd) -> Result<Duration> {
-        for leaf in &self.stub.leaves {
-            super::slot::write(leaf, "cgroup.procs", "0")?;
-        }
+        self.stub.join()?;
         move_into_link_name_space(init.as_fd(), Some(LinkNameSpaceType::ProcessID)).context("PID namespace")?;
         let spaces = ThreadNameSpaceType::NETWORK
             | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
