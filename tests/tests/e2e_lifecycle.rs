@@ -162,6 +162,9 @@ const RESTARTS: &[Case] = &[
         let script = "trap 'cat /scratch/main; echo sidecar ends; exit 0' TERM; touch /scratch/sidecar; while :; do sleep 1000 & wait; done";
         let mut sidecar = shell("sidecar", &image, script);
         sidecar["restartPolicy"] = "Always".into();
+        // Without it the others wait for its start alone, and may be faster than its first words.
+        sidecar["startupProbe"] =
+            json!({"exec": {"command": ["sh", "-c", "test -e /scratch/sidecar"]}, "periodSeconds": 1});
         let mut main = shell("main", &image, "test -e /scratch/sidecar && echo main saw it | tee /scratch/main");
         for container in [&mut sidecar, &mut main] {
             container["volumeMounts"] = json!([{"name": "scratch", "mountPath": "/scratch"}]);
