@@ -162,10 +162,9 @@ const RESTARTS: &[Case] = &[
         let script = "trap 'cat /scratch/main; echo sidecar ends; exit 0' TERM; touch /scratch/sidecar; while :; do sleep 1000 & wait; done";
         let mut sidecar = shell("sidecar", &image, script);
         sidecar["restartPolicy"] = "Always".into();
-        // Without it the others wait for its start alone, and may be faster than its first words.
-        sidecar["startupProbe"] =
-            json!({"exec": {"command": ["sh", "-c", "test -e /scratch/sidecar"]}, "periodSeconds": 1});
-        let mut main = shell("main", &image, "test -e /scratch/sidecar && echo main saw it | tee /scratch/main");
+        // The others wait for its start, and may be faster than what it does first.
+        let script = "until test -e /scratch/sidecar; do sleep 0.1; done; echo main saw it | tee /scratch/main";
+        let mut main = shell("main", &image, script);
         for container in [&mut sidecar, &mut main] {
             container["volumeMounts"] = json!([{"name": "scratch", "mountPath": "/scratch"}]);
         }
@@ -175,11 +174,12 @@ const RESTARTS: &[Case] = &[
             "containers": [main], "initContainers": [sidecar], "volumes": [{"name": "scratch", "emptyDir": {}}]}),
         )?;
         let pod = bed.until("sidecar", "it succeeds", |pod| phase(pod) == "Succeeded")?;
-        same(
-            "the sidecar's end",
-            &pod["status"]["initContainerStatuses"][0]["state"]["terminated"]["exitCode"],
-            &json!(0),
-        )?;
+        let end = |kind: &str| pod["status"][kind][0]["state"]["terminated"].clone();
+        let (own, others) = (end("initContainerStatuses"), end("containerStatuses"));
+        same("the sidecar's end", &own["exitCode"], &json!(0))?;
+        let times = [&own["startedAt"], &others["startedAt"], &others["finishedAt"], &own["finishedAt"]];
+        let times: Vec<_> = times.iter().filter_map(|time| time.as_str()).collect();
+        ensure!(times.len() == 4 && times.is_sorted(), "not one after the other: {times:?}");
         let log = bed.kubectl_says(&["logs", "sidecar", "-c", "sidecar"])?;
         same("its log", log.as_str(), "main saw it\nsidecar ends\n")
     }),
