@@ -551,6 +551,7 @@ impl Rig {
             },
             resolver: Default::default(),
             state_dir,
+            thresholds: Default::default(),
             run_dir: self.dir.path().join("run"),
             boot_id: boot_id.to_owned(),
             measuring: Arc::new(tokio::sync::Semaphore::new(1)),

@@ -134,6 +134,10 @@ pub struct RunFlags {
     /// Seconds after its last use when an image goes in any case [default: never].
     #[arg(long, env = "NODELESS_IMAGE_GC_MAX_AGE_SECONDS")]
     pub image_gc_max_age_seconds: Option<u64>,
+    /// What must stay free of the host, as a kubelet's flag of this name says it: `memory.available` and `nodefs.available`, a
+    /// quantity or a percentage [default: memory.available<100Mi,nodefs.available<10%, of the disk 10 GiB at most].
+    #[arg(long, env = "NODELESS_EVICTION_HARD")]
+    pub eviction_hard: Option<String>,
     /// CPU that pods may request together, as a quantity [default: the host's].
     #[arg(long, env = "NODELESS_CAPACITY_CPU")]
     pub capacity_cpu: Option<String>,
@@ -219,6 +223,7 @@ impl RunFlags {
             image_gc_low_threshold,
             image_gc_min_age_seconds,
             image_gc_max_age_seconds,
+            eviction_hard,
             capacity_cpu,
             capacity_memory,
             max_pods,

@@ -16,6 +16,7 @@ use ipnet::Ipv4Net;
 pub use flags::{Cli, Command, JoinFlags, RunFlags};
 
 use crate::cpus::{self, CpuSet};
+use crate::host::thresholds::{ThresholdError, Thresholds};
 use crate::image_gc::Watermarks;
 use crate::network::DataPlane;
 use crate::pod::spec::resources::Policy;
@@ -99,6 +100,8 @@ pub struct Config {
     pub image_copies: Copies,
     /// When images make way.
     pub image_gc: Watermarks,
+    /// What must stay free of memory and disk.
+    pub thresholds: Thresholds,
     /// CPU to give, in thousandths; the host's own when absent.
     pub capacity_milli_cpu: Option<u64>,
     /// Memory to give, in bytes; the host's own when absent.
@@ -268,6 +271,10 @@ impl Config {
                 (flags.image_gc_high_threshold, flags.image_gc_low_threshold),
                 (flags.image_gc_min_age_seconds, flags.image_gc_max_age_seconds),
             )?,
+            thresholds: match flags.eviction_hard.as_deref().unwrap_or_default().parse() {
+                Ok(thresholds) => thresholds,
+                Err(error) => return Err(wrong("eviction-hard", ThresholdError::to_string(&error))),
+            },
             capacity_milli_cpu: quantity("capacity-cpu", flags.capacity_cpu, milli)?,
             capacity_memory: quantity("capacity-memory", flags.capacity_memory, whole)?,
             max_pods: flags.max_pods.unwrap_or(MAX_PODS),
@@ -452,6 +459,7 @@ mod tests {
             (RunFlags { host_labels: Some(vec!["zone=a b".into()]), ..flags() }, "host-labels"),
             (RunFlags { host_labels: Some(vec!["nodeless.dev/host=other".into()]), ..flags() }, "host-labels"),
             (RunFlags { image_gc_high_threshold: Some(101), ..flags() }, "image-gc-high-threshold"),
+            (RunFlags { eviction_hard: Some("nodefs.available".into()), ..flags() }, "eviction-hard"),
             (RunFlags { image_copies: Some("pod".to_owned()), ..flags() }, "image-copies"),
             (RunFlags { image_gc_low_threshold: Some(85), ..flags() }, "image-gc-low-threshold"),
             (RunFlags { image_gc_max_age_seconds: Some(60), ..flags() }, "image-gc-max-age-seconds"),

@@ -79,9 +79,10 @@ impl Facts {
     }
 }
 
-/// MemAvailable in bytes, for the pressure condition.
-pub fn available_memory() -> Option<u64> {
-    procfs::Meminfo::current().ok()?.mem_available
+/// Memory in bytes: MemAvailable and MemTotal, for the pressure condition.
+pub fn available_memory() -> Option<(u64, u64)> {
+    let info = procfs::Meminfo::current().ok()?;
+    Some((info.mem_available?, info.mem_total))
 }
 
 /// Bytes free and in all on the filesystem of a path, as `df` counts them: what is reserved for others is neither.

@@ -6,5 +6,6 @@ pub mod host_ports;
 pub mod huge_pages;
 pub mod kernel;
 pub mod pressure;
+pub mod thresholds;
 
 pub use facts::Facts;

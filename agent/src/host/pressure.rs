@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::facts;
+use super::thresholds::Shortage;
 use crate::pod::task::Standing;
 use crate::quantity::binary;
 use crate::roster::Roster;
@@ -16,26 +17,6 @@ use crate::roster::Roster;
 const EVERY: Duration = Duration::from_secs(10);
 /// How long one that makes way is waited for before the next one has to.
 const WAY: Duration = Duration::from_secs(30);
-/// Below this part of the disk, in percent, a kubelet speaks of pressure; so much free is no pressure on any disk.
-const LOW_PERCENT: u64 = 10;
-const ENOUGH: u64 = 10 << 30;
-
-/// A disk that is short: bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shortage {
-    /// Free.
-    pub free: u64,
-    /// How much should be.
-    pub wanted: u64,
-}
-
-impl Shortage {
-    /// From bytes free and in all; `None`: there is enough.
-    pub fn of(free: u64, all: u64) -> Option<Self> {
-        let wanted = (all / 100).saturating_mul(LOW_PERCENT).min(ENOUGH);
-        (free < wanted).then_some(Self { free, wanted })
-    }
-}
 
 /// Who goes first.
 fn choose(pods: &[(String, Standing)]) -> Option<&(String, Standing)> {
@@ -66,10 +47,11 @@ fn message(shortage: Shortage, pod: &Standing) -> String {
 
 /// Makes room whenever the disk of the state directory is short, until the agent stops.
 pub async fn run(roster: Arc<Roster>) {
-    let state_dir = roster.world().state_dir.clone();
+    let (state_dir, threshold) = (roster.world().state_dir.clone(), roster.world().thresholds.disk);
     loop {
         tokio::time::sleep(EVERY).await;
-        let Some(shortage) = facts::disk(&state_dir).and_then(|(free, all)| Shortage::of(free, all)) else { continue };
+        let short = facts::disk(&state_dir).and_then(|(free, all)| threshold.shortage(free, all));
+        let Some(shortage) = short else { continue };
         let standing = roster.standing().await;
         let Some((uid, pod)) = choose(&standing) else { continue };
         tracing::warn!(
@@ -100,16 +82,6 @@ mod tests {
         let usage = Usage { containers: [("c".to_owned(), used)].into(), ..Usage::default() };
         let container_requests = [("c".to_owned(), binary(request))].into();
         (name.to_owned(), Standing { priority, usage, request, container_requests })
-    }
-
-    #[test]
-    fn a_disk_is_short_below_a_tenth_of_it_but_not_with_ten_gibibytes() {
-        let wanted = |free, all| Shortage::of(free, all).map(|shortage| shortage.wanted);
-        assert_eq!(wanted(2 * GIB, 10 * GIB), None);
-        assert_eq!(wanted(GIB / 2, 10 * GIB), Some(10 * GIB / 100 * 10));
-        assert_eq!(wanted(17 * GIB, 1000 * GIB), None);
-        assert_eq!(wanted(9 * GIB, 1000 * GIB), Some(10 * GIB));
-        assert_eq!(wanted(0, 0), None, "a file system that does not tell");
     }
 
     #[test]

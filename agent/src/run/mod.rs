@@ -232,6 +232,7 @@ async fn assemble(config: &Config, given: Given, host_id: &str, metrics: Arc<Met
         },
         resolver: resolver(config),
         state_dir: config.state_dir.clone(),
+        thresholds: config.thresholds,
         run_dir: config.run_dir.clone(),
         boot_id: facts.boot_id.clone(),
         measuring: Arc::new(tokio::sync::Semaphore::new(1)),

@@ -8,14 +8,12 @@ use agent_api::proto;
 use super::{Answers, Service, answers};
 use crate::host::admission::{taken, taken_scalars};
 use crate::host::facts;
-use crate::host::pressure::Shortage;
+use crate::host::thresholds::Shortage;
 
 /// Changes are gathered for this long before they are told.
 const GATHER: Duration = Duration::from_millis(500);
 /// Conditions are looked at this often.
 const LOOK: Duration = Duration::from_secs(10);
-/// Below this part of the memory a kubelet speaks of pressure (its 100 MiB on an ordinary host).
-const MEMORY_LOW: u64 = 100 << 20;
 /// Images told to placement, the largest first. (The Node object names fewer of them.)
 const MOST_IMAGES: usize = 1000;
 
@@ -63,9 +61,11 @@ impl Service {
     }
 
     fn conditions(&self) -> Vec<proto::Condition> {
-        let low_memory = facts::available_memory().is_some_and(|bytes| bytes < MEMORY_LOW);
+        let thresholds = self.roster.world().thresholds;
+        let memory = facts::available_memory();
+        let low_memory = memory.is_some_and(|(free, all)| thresholds.memory.shortage(free, all).is_some());
         let state_dir = &self.roster.world().state_dir;
-        let shortage = facts::disk(state_dir).and_then(|(free, all)| Shortage::of(free, all));
+        let shortage = facts::disk(state_dir).and_then(|(free, all)| thresholds.disk.shortage(free, all));
         let short_of_disk = shortage.map(|Shortage { free, wanted }| {
             let mib = |bytes: u64| bytes >> 20;
             let (free, wanted, dir) = (mib(free), mib(wanted), state_dir.display());

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::board::Board;
 use crate::events::Journal;
+use crate::host::thresholds::Thresholds;
 use crate::intent::Intent;
 use crate::ledger::Ledger;
 use crate::observe::Metrics;
@@ -44,6 +45,8 @@ pub struct World {
     pub resolver: Resolver,
     /// `STATE`.
     pub state_dir: PathBuf,
+    /// What must stay free of the host.
+    pub thresholds: Thresholds,
     /// `RUN`.
     pub run_dir: PathBuf,
     /// The running boot.
