@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, openat};
-use sandbox::protocol::keeper::{Reply, Request, Spawn};
+use sandbox::protocol::keeper::{FdRole, Reply, Request, Spawn};
 use sandbox::protocol::{Answer, Call, Connection, Refusal, VERSIONS};
 use sandbox::spec::Layer;
 
@@ -271,8 +271,12 @@ fn privileged_a_child_that_cannot_become_a_shim_is_reaped_and_told_by_its_pidfd(
     }
     let keeper = Keeper::start(&[]);
     let mut talk = keeper.connect();
-    let spawn = Spawn { slot: "s".into(), arguments: vec!["not json".into()], fds: vec![], host_pid: false };
-    let (reply, fds) = talk.ask(Request::Spawn(spawn.clone()), vec![]).unwrap();
+    let argument = r#"{"slot":"s","uid_base":65536,"cgroup":{"name":"s","unified":null,"v1":[]}}"#;
+    let fds = vec![FdRole::Supplies];
+    let spawn = Spawn { slot: "s".into(), arguments: vec![argument.into()], fds, host_pid: false };
+    // Nobody supplies it.
+    let (_, its) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (reply, fds) = talk.ask(Request::Spawn(spawn.clone()), vec![its.into()]).unwrap();
     let Reply::Spawned { pid } = reply else { panic!("{reply:?}") };
     assert!(pid > 1);
     let mut poll_fds = [PollFd::new(&fds[0], PollFlags::IN)];
@@ -286,7 +290,9 @@ fn privileged_a_child_that_cannot_become_a_shim_is_reaped_and_told_by_its_pidfd(
         }
     }
     assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
-    // The slot is free again; a wrong count of descriptors is refused.
-    let mismatched = Spawn { fds: vec![sandbox::protocol::keeper::FdRole::Keep], ..spawn };
-    assert!(matches!(talk.ask(Request::Spawn(mismatched), vec![]), Err(Refusal::Invalid { .. })));
+    // The slot is free again; a wrong count of descriptors is refused, and what is no argument.
+    assert!(matches!(talk.ask(Request::Spawn(spawn.clone()), vec![]), Err(Refusal::Invalid { .. })));
+    let (_, its) = std::os::unix::net::UnixStream::pair().unwrap();
+    let unclear = Spawn { arguments: vec!["not json".into()], ..spawn };
+    assert!(matches!(talk.ask(Request::Spawn(unclear), vec![its.into()]), Err(Refusal::Invalid { .. })));
 }

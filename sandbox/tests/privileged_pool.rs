@@ -234,3 +234,25 @@ async fn privileged_a_host_starts_beside_a_slot_that_cannot_be_cleared() {
     until("it is cleared", || !claim.exists()).await;
     host.close().await;
 }
+
+/// The processors that a process may run on, as /proc/PID/status lists them.
+fn processors(status: &str) -> &str {
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    line.unwrap_or_else(|| panic!("no processors in {status:?}")).trim()
+}
+
+#[tokio::test]
+async fn privileged_a_sandbox_that_is_waited_for_may_use_all_processors() {
+    privileged!("privileged_a_sandbox_that_is_waited_for_may_use_all_processors");
+    let host = Host::with_pool(0).await;
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    for number in 0..5 {
+        // The keeper is moved away from whoever asks it, and so is who makes the namespaces.
+        let id = host.sandbox(&format!("waited-for-{number}")).await;
+        let (exit, seen) = host.script(&id, "main", "cat /proc/self/status").await;
+        assert_eq!((exit.code, processors(&seen)), (0, processors(&own)));
+        let shim = host.shim_pid(&id).as_raw_nonzero();
+        assert_eq!(processors(&fs::read_to_string(format!("/proc/{shim}/status")).unwrap()), processors(&own));
+    }
+    host.close().await;
+}

@@ -58,7 +58,7 @@ pub use error::CgroupError;
 pub use group::{Group, Handle};
 pub use layout::{Hierarchy, Layout};
 pub use loaded_program::DeviceProgram;
-pub use tree::Tree;
+pub use tree::{BegunPod, Tree};
 
 /// Name of the leaf that holds the shim, on v2.
 const SHIM_LEAF: &str = "shim";

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 
 use super::driver::{Controller, Dirs, UnifiedDir, V1Dir};
-use super::group::{Group, is_name};
+use super::group::{Group, Handle, is_name};
 use super::layout::{Hierarchy, Layout};
 use super::{CONTAINERS, CgroupError, files, huge_pages, remove};
 use crate::spec::SandboxId;
@@ -121,6 +121,21 @@ impl Tree {
         &self.parent
     }
 
+    /// Makes what a pod's shim is cloned into, and on v2 with it all of the pod's cgroup: the rest can be made while that is done.
+    pub fn begin_pod(&self, id: &SandboxId) -> Result<BegunPod<'_>, CgroupError> {
+        let begun = |unified, whole| BegunPod { tree: self, id: id.clone(), unified, whole };
+        match &self.parent.dirs().unified {
+            Some(_) if self.parent.dirs().v1.is_empty() => {
+                let pod = self.create_pod(id)?;
+                let leaf = pod.create_shim_leaf()?;
+                Ok(begun(None, Some((pod, leaf))))
+            }
+            _ if !is_name(&id.0) => Err(CgroupError::BadName { name: id.0.clone() }),
+            Some(parent) => Ok(begun(Some(make_child(parent.fd.as_fd(), &id.0)?), None)),
+            None => Ok(begun(None, None)),
+        }
+    }
+
     /// Makes a pod's cgroup, ready to be given leaves. Making what is there already succeeds.
     pub fn create_pod(&self, id: &SandboxId) -> Result<Group, CgroupError> {
         let mut pod = self.parent.create_leaf(&id.0)?;
@@ -156,6 +171,42 @@ impl Tree {
     /// Removing what does not exist succeeds; after [`CgroupError::StillInUse`] it may be called again.
     pub fn remove_pod(&self, id: &SandboxId, deadline: Duration) -> Result<(), CgroupError> {
         self.parent.remove_leaf(&id.0, deadline)
+    }
+}
+
+/// A pod's cgroup on its way.
+#[derive(Debug)]
+pub struct BegunPod<'a> {
+    tree: &'a Tree,
+    id: SandboxId,
+    /// On a hybrid host.
+    unified: Option<OwnedFd>,
+    /// On v2: with the leaf that the shim is in.
+    whole: Option<(Group, Option<Group>)>,
+}
+
+impl BegunPod<'_> {
+    /// The descriptor for `CLONE_INTO_CGROUP`.
+    pub fn clone_into(&self) -> Option<BorrowedFd<'_>> {
+        let whole = self.whole.as_ref().and_then(|(pod, leaf)| leaf.as_ref().unwrap_or(pod).clone_into());
+        whole.or_else(|| self.unified.as_ref().map(AsFd::as_fd))
+    }
+
+    /// How the whole of it will be described: see [`Group::lend`].
+    pub fn handle(&self) -> Handle {
+        let (parent, _) = self.tree.parent.lend();
+        let containers = parent.unified.is_some() && parent.v1.is_empty();
+        Handle { name: self.id.0.clone(), containers, ..parent }
+    }
+
+    /// Makes the rest of it. With it comes what its shim writes `0` to, to be in it: see [`Group::joined_by_shim`].
+    pub fn finish(self) -> Result<(Group, Vec<OwnedFd>), CgroupError> {
+        let (pod, leaf) = match self.whole {
+            Some(whole) => whole,
+            None => (self.tree.create_pod(&self.id)?, None),
+        };
+        let joined = leaf.as_ref().unwrap_or(&pod).joined_by_shim()?;
+        Ok((pod, joined))
     }
 }
 

@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use tokio::sync::Mutex;
 
 use super::client::{Client, Delivered, Listener, connect_in};
@@ -19,6 +20,7 @@ use crate::keeper::program::digest;
 use crate::protocol::keeper::{Reply, Request, Spawn};
 use crate::protocol::{Connection, VERSIONS};
 use crate::spec::Layer;
+use crate::sys::place;
 
 /// How often a keeper that went away is looked for again, and how long after.
 const TRIES: u32 = 10;
@@ -33,13 +35,21 @@ pub(crate) struct Keeper {
     pub(super) client: Mutex<Option<Client<KeeperWire>>>,
     /// Digest of the program that its shims run; `None` before the first answer, and of keepers that do not say.
     program: std::sync::Mutex<Option<String>>,
+    /// Its process; 0 before the first answer.
+    pid: AtomicI32,
     /// The keeper that was there first has been looked at.
     checked: AtomicBool,
 }
 
 impl Keeper {
     pub(crate) fn new(config: Config) -> Self {
-        Self { config, client: Mutex::new(None), program: std::sync::Mutex::default(), checked: AtomicBool::new(false) }
+        Self {
+            config,
+            client: Mutex::new(None),
+            program: std::sync::Mutex::default(),
+            checked: AtomicBool::new(false),
+            pid: AtomicI32::new(0),
+        }
     }
 
     /// Digest of the program that shims run which are started now.
@@ -81,14 +91,11 @@ impl Keeper {
         self.call("release of image layers", request, Vec::new).await.map(drop)
     }
 
-    /// Starts a shim; its process, and the descriptor of it. Never asked twice: a keeper that died over it may have started
-    /// the shim, and whoever asks clears the slot away when told `Unavailable`, and may try again with another.
-    pub(crate) async fn spawn(&self, spawn: &Spawn, fds: Vec<OwnedFd>) -> Result<(u32, Option<OwnedFd>), SandboxError> {
-        let delivered = self.client().await?.call("start of a shim", Request::Spawn(spawn.clone()), fds).await?;
-        match delivered.reply {
-            Reply::Spawned { pid } => Ok((pid, delivered.fds.into_iter().next())),
-            _ => Err(unexpected("start of a shim")),
-        }
+    /// The keeper, ready to be asked for shims.
+    pub(crate) async fn ready(&self) -> Result<Ready, SandboxError> {
+        let client = self.client().await?;
+        let program = self.program.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(Ready { client, pid: Pid::from_raw(self.pid.load(Ordering::Relaxed)), program })
     }
 
     /// Asks; again, of a new keeper, when the connection was found dead. A keeper on its way out still takes connections for
@@ -131,6 +138,7 @@ impl Keeper {
             blocking(move || reset::end(greeted.pid)).await?.map_err(unavailable)?;
             greeted = greet(self.start().await.map_err(unavailable)?).await?;
         }
+        self.pid.store(i32::try_from(greeted.pid).unwrap_or(0), Ordering::Relaxed);
         *self.program.lock().unwrap_or_else(PoisonError::into_inner) = greeted.program;
         *held = Some(greeted.client.clone());
         Ok(greeted.client)
@@ -174,6 +182,39 @@ impl Keeper {
                 return Err(std::io::Error::other(format!("the keeper ended with {status}")));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// A keeper that can be asked without waiting for it.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    client: Client<KeeperWire>,
+    pid: Option<Pid>,
+    /// Digest of the program that its shims run.
+    pub(crate) program: Option<String>,
+}
+
+impl Ready {
+    /// Has a shim started, at once; its process, and the descriptor of it. `awaited`: somebody waits for it. Never asked twice: a keeper that died over it may have
+    /// started the shim, and whoever asks clears the slot away when told `Unavailable`, and may try again with another.
+    pub(crate) fn spawn(
+        &self,
+        spawn: Spawn,
+        fds: Vec<OwnedFd>,
+        awaited: bool,
+    ) -> impl Future<Output = Result<(u32, Option<OwnedFd>), SandboxError>> + Send + use<> {
+        let asked = self.client.call("start of a shim", Request::Spawn(spawn), fds);
+        if awaited && let Some(keeper) = self.pid {
+            // The caller goes on with what the shim needs.
+            place::elsewhere(keeper);
+        }
+        async move {
+            let delivered = asked.await?;
+            match delivered.reply {
+                Reply::Spawned { pid } => Ok((pid, delivered.fds.into_iter().next())),
+                _ => Err(unexpected("start of a shim")),
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  NamespaceSandboxes ── keeper.rs ──> keeper: layer clones, new shims
-//!        │   └── slots.rs: making and clearing; pool.rs: some are kept warm, take.rs: and taken; layout.rs: what is written down
+//!        │   └── make.rs: a slot; slots.rs: found and cleared; pool.rs: some are kept warm, take.rs: and taken; layout.rs: what is written down
 //!        └────── client.rs ──> shims: everything about one sandbox; start.rs: a container, with the root that was made ahead or
 //!                without (ahead.rs); events.rs, exec.rs, attach.rs: what comes back
 //! ```
@@ -19,6 +19,7 @@ mod keeper;
 mod layers;
 mod layout;
 mod leftovers;
+mod make;
 mod pool;
 mod program;
 mod protection;

@@ -45,9 +45,8 @@ impl Request {
 /// The keeper clones a child with `CLONE_NEWNS | CLONE_NEWPID` (and `CLONE_PIDFD`; `CLONE_INTO_CGROUP` where asked) from
 /// an almost empty, private mount namespace. **The shim is PID 1 of a PID namespace of its own**: whenever it dies, the
 /// kernel kills every process of its containers with it. In the child: own session, standard streams on /dev/null
-/// (standard error may go to the keeper's), the `Keep` descriptors moved to numbers 3, 4, 5 … in order without
-/// CLOEXEC, everything else closed, a command line as if `nodeless-shim shim ARGUMENT` had been executed; but it goes on in the
-/// keeper's program, which is a copy that nobody can change. The shim itself mounts its own /proc.
+/// (standard error may go to the keeper's), everything closed but what is for it, a command line as if
+/// `nodeless-shim shim ARGUMENT` had been executed; but it goes on in the keeper's program, which is a copy that nobody can change. The shim itself mounts its own /proc.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn {
     /// The slot it serves; unique among living shims.
@@ -66,11 +65,14 @@ pub struct Spawn {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FdRole {
-    /// Handed to the shim under the next number from 3 on.
-    Keep,
+    /// A stream socket, on which the shim will be sent the rest: see [`Supplies`](crate::shim::Supplies).
+    Supplies,
     /// A cgroup v2 directory: the shim is cloned into it.
     CgroupDirectory,
-    /// A cgroup v1 `tasks` (or `cgroup.procs`), open for writing: the child writes `0` to it before anything else.
+    /// What agents up to the first of version 3 had handed to the shim before it began. Refused: an agent has a keeper of its own
+    /// program.
+    Keep,
+    /// The v1 groups that they had it join. Refused likewise.
     CgroupProcs,
 }
 

@@ -4,6 +4,7 @@
 //!                 clients (agent, tools)          children
 //!                   │  requests   ▲ answers,        │ reports, output, ends
 //!                   ▼             │ notices         ▼
+//!  begin.rs      from a fork of the keeper to a shim
 //!  server.rs     one epoll loop, one thread ────────────────
 //!  requests.rs   what each request does
 //!  launch.rs     start: check, fork a stub; follow.rs: its report, until its program runs; plumbing.rs: pipes and channels
@@ -24,6 +25,7 @@
 //! Nobody but it writes in its record directory: `events.jsonl` ([`history`]).
 
 mod attach;
+mod begin;
 mod clients;
 mod container;
 mod exec;
@@ -46,25 +48,23 @@ mod slot;
 pub(crate) mod spare;
 pub(crate) mod stub;
 
-use std::os::fd::OwnedFd;
-
 use serde::{Deserialize, Serialize};
 
+use self::begin::Supplied;
 use self::spare::Spare;
 use self::stub::cgroups::CgroupView;
-use crate::cgroup::{DeviceProgram, Group, Handle};
+use crate::cgroup::{DeviceProgram, Handle};
 use crate::protocol::Refusal;
 use crate::spec::Namespaces;
-use crate::sys::process::adopt;
 
+pub(crate) use self::begin::Given;
+pub use self::begin::Supplies;
 /// A container's root as its first process makes it, for the benchmark of that.
 pub use self::stub::rootfs::{Tree, assemble, furnish};
 
 /// What a shim is started with, as its only argument, in JSON.
 ///
-/// Descriptors: 3 its listening socket, 4 its record directory, 5 … the pod's cgroup ([`Group::lend`]), then, where
-/// [`Namespaces::host_ipc`] is chosen, a detached clone of the host's shared memory, and the usual device program. What the keeper
-/// adds of its own comes after them.
+/// Its descriptors come later: [`Supplies`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arguments {
     /// The slot's name, for messages.
@@ -79,7 +79,7 @@ pub struct Arguments {
     /// What is known of the program that it runs.
     #[serde(default)]
     pub program: Option<String>,
-    /// The usual device program comes along ([`DeviceProgram::usual`]).
+    /// The usual device program comes along, later ([`DeviceProgram::usual`]).
     #[serde(default)]
     pub device_program: bool,
     /// A container is to start in it at once: what costs time now and saves it at a start is left out.
@@ -90,9 +90,6 @@ pub struct Arguments {
 /// Why a shim could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ShimError {
-    /// Its argument is not one.
-    #[error("parse the shim's argument")]
-    Arguments(#[source] serde_json::Error),
     /// Setting up failed.
     #[error("{operation} failed: {message}")]
     SetUp {
@@ -115,20 +112,9 @@ impl From<Refusal> for ShimError {
     }
 }
 
-/// What a shim has from the keeper, whoever asked for it.
-#[derive(Debug)]
-pub(crate) struct Inherited<'a> {
-    /// The mount namespace that stubs start from.
-    pub(crate) stage: OwnedFd,
-    /// Its own `fdinfo` in a /proc of the keeper's PID namespace.
-    pub(crate) host_fdinfo: Option<OwnedFd>,
-    /// The keeper's control groups, as /proc/self/cgroup tells them: the shim's are the same where the pod has none of its own.
-    pub(crate) groups: &'a str,
-}
-
-/// The whole of a shim; gives its exit status.
-pub(crate) fn main(argument: &str, inherited: Inherited<'_>) -> i32 {
-    match run(argument, inherited) {
+/// The whole of a shim; gives its exit status. `text`: the arguments as they were said.
+pub(crate) fn main(arguments: Arguments, text: &str, given: Given<'_>) -> i32 {
+    match run(arguments, text, given) {
         Ok(()) => 0,
         Err(error) => {
             crate::sys::say::say!("nodeless-shim: {}", crate::sys::say::chain(&error));
@@ -138,33 +124,27 @@ pub(crate) fn main(argument: &str, inherited: Inherited<'_>) -> i32 {
 }
 
 /// Runs a shim until it is told to shut down.
-fn run(argument: &str, inherited: Inherited<'_>) -> Result<(), ShimError> {
-    let Inherited { stage, host_fdinfo, groups } = inherited;
-    let arguments: Arguments = serde_json::from_str(argument).map_err(ShimError::Arguments)?;
-    let (listener, record) = (adopt(3), adopt(4));
-    let mut numbers = 5..;
-    let fds: Vec<OwnedFd> = numbers.by_ref().take(arguments.cgroup.descriptors()).map(adopt).collect();
-    let shm = arguments.namespaces.host_ipc.then(|| numbers.next().map(adopt)).flatten();
-    let devices = arguments.device_program.then(|| numbers.next().map(adopt)).flatten();
-    for fd in [&listener, &record, &stage].into_iter().chain(&fds).chain(&shm).chain(&devices).chain(&host_fdinfo) {
-        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).map_err(|errno| ShimError::Wait(errno.into()))?;
-    }
-    crate::sys::failpoint::join_beside(&record, &arguments.slot);
-    crate::sys::failpoint::failpoint!(ShimBegun);
-    let handle = arguments.cgroup;
-    let pod = Group::receive(handle.clone(), fds)
-        .ok_or_else(|| ShimError::SetUp { operation: "cgroup hand-over".into(), message: "wrong count".into() })?;
-    if arguments.namespaces.host_pid && rustix::process::getpid().is_init() {
+fn run(arguments: Arguments, text: &str, given: Given<'_>) -> Result<(), ShimError> {
+    let Arguments { cgroup, namespaces, .. } = &arguments;
+    if namespaces.host_pid && rustix::process::getpid().is_init() {
         // A keeper that does not know of the choice: in this namespace its containers would see their shim only.
         let message = "the keeper has made a PID namespace all the same: it is older than this agent".to_owned();
         return Err(ShimError::SetUp { operation: "the host's PID namespace".into(), message });
     }
-    isolate()?;
-    let own_root = own_root::set_up(stage, host_fdinfo)?;
-    crate::sys::failpoint::failpoint!(ShimRooted);
-    let making = slot::begin(arguments.uid_base, arguments.namespaces)?;
-    let view = cgroup_view(&handle, groups);
+    let view = cgroup_view(cgroup, given.groups);
+    begin::isolate()?;
+    let proc = own_root::make_proc()?;
+    // They take half a millisecond: all else goes on beside, that of whoever asked for it too.
+    let making = slot::begin(&proc, arguments.uid_base, namespaces.clone())?;
+    let (own_root, supplies) = given.move_in(&proc, text)?;
+    let mut supplied = Supplied::receive(supplies, &arguments)?;
+    crate::sys::failpoint::join_beside(&supplied.record, &arguments.slot);
+    crate::sys::failpoint::failpoint!(ShimBegun);
+    supplied.join()?;
+    crate::sys::failpoint::failpoint!(ChildGrouped);
+    let Supplied { listener, record, pod, shm, devices, .. } = supplied;
     slot::keep_shared(making.ids.base(), shm)?;
+    crate::sys::failpoint::failpoint!(ShimRooted);
     let usual_devices = devices.map(DeviceProgram::adopt);
     let spare = Spare::make(&pod, (&view, &own_root), &making, usual_devices.as_ref(), arguments.awaited);
     let history =
@@ -180,17 +160,6 @@ fn run(argument: &str, inherited: Inherited<'_>) -> Result<(), ShimError> {
     shim.reap();
     crate::sys::failpoint::failpoint!(StubReady);
     shim.serve()
-}
-
-/// Nobody may look into the shim, and it follows no terminal.
-fn isolate() -> Result<(), Refusal> {
-    use self::stub::report::Step;
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).step("dumpable")?;
-    // A session leader already when the keeper made it one.
-    let _ = rustix::process::setsid();
-    let pid = rustix::process::getpid();
-    rustix::process::set_child_subreaper(Some(pid)).step("subreaper")?;
-    rustix::thread::set_name(c"nodeless-shim").step("process name")
 }
 
 /// The v1 hierarchies that this crate uses, by all of their controllers as /proc/self/cgroup lists them.

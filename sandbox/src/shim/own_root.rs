@@ -71,11 +71,9 @@ pub(crate) struct OwnRoot {
     pub(crate) host_fdinfo: Option<OwnedFd>,
 }
 
-/// Makes the copy of the template the shim's own. The process must be in a mount namespace of its own.
-pub(crate) fn set_up(stage: OwnedFd, host_fdinfo: Option<OwnedFd>) -> Result<OwnRoot, Refusal> {
-    let proc = mount::create("proc", &[], mount::NOSUID | mount::NODEV | mount::NOEXEC).step("mount of /proc")?;
-    keep(&proc, PROC)?;
-    Ok(OwnRoot { stage, host_fdinfo })
+/// A /proc of the shim's PID namespace, attached nowhere yet.
+pub(crate) fn make_proc() -> Result<OwnedFd, Refusal> {
+    mount::create("proc", &[], mount::NOSUID | mount::NODEV | mount::NOEXEC).step("mount of /proc")
 }
 
 /// Attaches a mount for the stubs. By path, because before Linux 6.15 only what is attached in one's own mount namespace

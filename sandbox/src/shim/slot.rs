@@ -11,9 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chmodat, chownat, mkdirat, openat};
-use rustix::thread::{
-    ThreadNameSpaceType, move_into_thread_name_spaces, sched_getaffinity, sched_getcpu, sched_setaffinity,
-};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::own_root;
 use super::stub::report::Step;
@@ -22,7 +20,7 @@ use crate::protocol::Refusal;
 use crate::spec::Namespaces;
 use crate::sys::clone::{self, Child};
 use crate::sys::hold::{self, Holder, Maker};
-use crate::sys::{link, mount};
+use crate::sys::{link, mount, place};
 
 /// Size of the pod's shared memory.
 const SHM_SIZE: &str = "65536k";
@@ -65,19 +63,20 @@ pub(crate) struct Making {
     maker: Option<Maker>,
 }
 
-/// Begins to make the namespaces. The shim has a /proc of its PID namespace.
-pub(crate) fn begin(base: u32, namespaces: Namespaces) -> Result<Making, Refusal> {
+/// Begins to make the namespaces. `proc`: of the shim's PID namespace.
+pub(crate) fn begin(proc: &OwnedFd, base: u32, namespaces: Namespaces) -> Result<Making, Refusal> {
     namespaces.check().map_err(|message| Refusal::Invalid { message })?;
     let ids = Ids::of(base, &namespaces).map_err(|message| Refusal::Invalid { message })?;
     let (maker, user) = if namespaces.user {
         let maker = hold::maker().step("user namespace of the sandbox")?;
-        elsewhere(maker.child());
+        // New as it is, it would wait for this processor.
+        place::elsewhere(maker.child().pid);
         crate::sys::failpoint::failpoint!(MakerForked);
         // The kernel gives what it makes to root inside, where there is one by then.
-        map_ids(maker.child(), &ids)?;
+        map_ids(proc, maker.child(), &ids)?;
         crate::sys::failpoint::failpoint!(IdsMapped);
         maker.go().step("word to who makes namespaces")?;
-        let user = open_space(maker.child(), "user")?;
+        let user = open_space(proc, maker.child(), "user")?;
         (Some(maker), Some(user))
     } else {
         (None, None)
@@ -144,35 +143,29 @@ pub(crate) fn keep_shared(base: u32, shm: Option<OwnedFd>) -> Result<(), Refusal
     }
 }
 
-/// Moves a process that has not run yet to another processor, where there is one. A new process waits as a rule for its
-/// parent's, and some kernels find no idle one for it: in a virtual machine, one that is idle looks like one that is taken away.
-fn elsewhere(process: &Child) {
-    let Ok(mut processors) = sched_getaffinity(None) else { return };
-    processors.unset(sched_getcpu());
-    if processors.count() > 0 {
-        let _ = sched_setaffinity(Some(process.pid), &processors);
-    }
-}
-
 /// Maps the ids of a process's user namespace.
-fn map_ids(maker: &Child, ids: &Ids) -> Result<(), Refusal> {
-    let process = format!("/proc/{}", maker.pid.as_raw_nonzero());
+fn map_ids(proc: &OwnedFd, maker: &Child, ids: &Ids) -> Result<(), Refusal> {
     let mapping = ids.mapping();
-    std::fs::write(format!("{process}/uid_map"), &mapping).step("user id mapping")?;
-    std::fs::write(format!("{process}/gid_map"), &mapping).step("group id mapping")
+    let write = |name: &str| {
+        let path = format!("{}/{name}", maker.pid.as_raw_nonzero());
+        let file = openat(proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(&file, mapping.as_bytes()).map(drop)
+    };
+    write("uid_map").step("user id mapping")?;
+    write("gid_map").step("group id mapping")
 }
 
 /// Enters the namespaces that the maker's user namespace owns; the network's.
 fn enter(maker: &Child) -> Result<OwnedFd, Refusal> {
-    let net = open_space(maker, "net")?;
+    let net = open_space(&own_root::directory(own_root::PROC)?, maker, "net")?;
     join(maker.pidfd.as_fd())?;
     Ok(net)
 }
 
 /// A process's namespace.
-fn open_space(process: &Child, name: &str) -> Result<OwnedFd, Refusal> {
-    let path = format!("/proc/{}/ns/{name}", process.pid.as_raw_nonzero());
-    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step(format!("open of the {name} namespace"))
+fn open_space(proc: &OwnedFd, process: &Child, name: &str) -> Result<OwnedFd, Refusal> {
+    let path = format!("{}/ns/{name}", process.pid.as_raw_nonzero());
+    openat(proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step(format!("open of the {name} namespace"))
 }
 
 /// Moves the calling process into the network, IPC and UTS namespaces of the one with this descriptor.

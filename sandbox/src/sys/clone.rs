@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
 use rustix::process::Pid;
 
 /// `CLONE_NEWNS`.
@@ -96,6 +96,13 @@ impl Stack {
         // SAFETY: all but the first page of what was just mapped, and nobody uses it yet.
         unsafe { mprotect(start.byte_add(Self::GUARD), bytes, MprotectFlags::READ | MprotectFlags::WRITE) }?;
         Ok(stack)
+    }
+
+    /// Keeps it from what its process's owner forks: a fork would have who runs on it wait, and copy each page that it writes on.
+    pub(crate) fn keep_from_forks(&self) -> io::Result<()> {
+        // SAFETY: of what was mapped by `new`; a fork has no use for it.
+        unsafe { madvise(self.start.as_ptr(), Self::GUARD + self.bytes, Advice::LinuxDontFork) }
+            .map_err(io::Error::from)
     }
 
     /// Its end, where it begins.

@@ -11,7 +11,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, getppid, pidfd_send_signal, set_parent_process_death_signal, waitpid,
+};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::clone::{Child, NEWUSER, Stack};
@@ -41,6 +43,8 @@ pub struct Maker {
 /// What the process does first.
 #[derive(Debug, Clone, Copy)]
 struct Errand {
+    /// Its parent, without which it ends.
+    parent: Pid,
     /// When it hears a byte from there it makes these, and says there what became of it.
     inner: Option<(UnshareFlags, RawFd)>,
 }
@@ -108,7 +112,7 @@ impl Maker {
 
 /// Makes namespaces (`flags`, as of `clone`).
 pub fn hold(flags: u64) -> io::Result<Holder> {
-    start(flags, Errand { inner: None })
+    start(flags, None)
 }
 
 /// Makes a user namespace, and who will make in it, while the caller goes on, network (its loopback interface up), IPC and UTS
@@ -120,11 +124,12 @@ pub fn maker() -> io::Result<Maker> {
 fn make_maker(flags: u64, inner: UnshareFlags) -> io::Result<Maker> {
     // The process has a copy of the other end, so that this one hears its end.
     let (channel, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    Ok(Maker { holder: start(flags, Errand { inner: Some((inner, its.as_raw_fd())) })?, channel })
+    Ok(Maker { holder: start(flags, Some((inner, its.as_raw_fd())))?, channel })
 }
 
-fn start(flags: u64, errand: Errand) -> io::Result<Holder> {
-    let (mut stack, errand) = (Stack::of(STACK)?, Box::new(errand));
+fn start(flags: u64, inner: Option<(UnshareFlags, RawFd)>) -> io::Result<Holder> {
+    let (mut stack, errand) = (Stack::of(STACK)?, Box::new(Errand { parent: getpid(), inner }));
+    stack.keep_from_forks()?;
     let mut pidfd: RawFd = -1;
     let flags = flags | libc::CLONE_VM as u64 | libc::CLONE_PIDFD as u64;
     let flags = libc::c_int::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)? | libc::SIGCHLD;
@@ -146,6 +151,10 @@ fn start(flags: u64, errand: Errand) -> io::Result<Holder> {
 extern "C" fn run(errand: *mut libc::c_void) -> libc::c_int {
     // SAFETY: what is passed above; it lives as long as this process, and nobody writes to it.
     let errand = unsafe { *errand.cast::<Errand>() };
+    // Nobody else may know of it yet: neither a PID namespace nor a control group need be its parent's own.
+    if set_parent_process_death_signal(Some(Signal::KILL)).is_err() || getppid() != Some(errand.parent) {
+        return 1;
+    }
     if let Some((inner, channel)) = errand.inner {
         // SAFETY: the number is open in this process's copy of the table, which is as the caller's was.
         let channel = unsafe { BorrowedFd::borrow_raw(channel) };

@@ -13,6 +13,7 @@
 //! * [`keyring`]: leaving the session keyring behind.
 //! * `loop_device`: binding a file to a block device.
 //! * [`link`]: bringing the loopback interface up.
+//! * [`place`]: on which processors a process runs.
 //! * [`process`]: descriptors and signals before `execve`.
 //! * `quota`: limits of the bytes that a directory's files take together.
 //! * [`say`]: words on standard error that can neither fail nor wait.
@@ -35,6 +36,7 @@ pub(crate) mod loop_device;
 pub mod mount;
 pub(crate) mod owner;
 pub mod paths;
+pub mod place;
 pub mod process;
 pub(crate) mod quota;
 pub mod say;

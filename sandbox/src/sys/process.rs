@@ -2,7 +2,29 @@
 #![allow(unsafe_code)] // close_range and signal dispositions have no safe wrapper
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+
+/// The first number above the standard streams.
+const FIRST: i32 = 3;
+
+/// Closes every descriptor but the standard streams and these, which get the numbers from 3 on, in their order. Whoever owned one of
+/// those must not use or drop it any more: only for a child that never returns to where that would happen.
+pub fn keep_only(fds: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
+    let end =
+        i32::try_from(fds.len()).ok().and_then(|count| FIRST.checked_add(count)).ok_or(io::ErrorKind::InvalidInput)?;
+    // First above everything that will be in use, so that no target number is another's source.
+    let raised = fds.iter().map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, end)).collect::<Result<Vec<_>, _>>()?;
+    let mut kept = Vec::with_capacity(raised.len());
+    for (number, source) in (FIRST..).zip(&raised) {
+        let mut target = adopt(number);
+        rustix::io::dup3(source, &mut target, rustix::io::DupFlags::CLOEXEC)?;
+        kept.push(target);
+    }
+    // Closed with the others: nothing may drop them.
+    std::mem::forget(raised);
+    close_from(end.unsigned_abs())?;
+    Ok(kept)
+}
 
 /// Closes every descriptor from `first` on. Whoever owned one of them must not use or drop it any more: only for a
 /// process that executes or exits next.

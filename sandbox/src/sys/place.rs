@@ -1,0 +1,74 @@
+//! On which processors a process runs, where the kernel's own choice costs time.
+//!
+//! A process that is woken waits as a rule for the processor of who woke it unless another one is idle; and a new one for its
+//! parent's. In a virtual machine an idle processor looks like one that the host has taken away (`vcpu_is_preempted`, as it halts), so
+//! that what was meant to be done beside is done afterwards. Who hands work on and goes on itself can say otherwise.
+
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
+/// Processors that a process may run on.
+#[derive(Debug, Clone, Copy)]
+pub struct Processors(CpuSet);
+
+impl Processors {
+    /// Those of the calling thread; where these are all that are there, then any that will ever be.
+    pub fn own() -> Option<Self> {
+        let own = sched_getaffinity(None).ok()?;
+        let there = usize::try_from(nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok()??).ok()?;
+        if (own.count() as usize) < there {
+            return Some(Self(own));
+        }
+        let mut any = CpuSet::new();
+        (0..CpuSet::MAX_CPU).for_each(|number| any.set(number));
+        Some(Self(any))
+    }
+
+    /// Lets the calling thread run on these, and what it forks from now on.
+    pub fn take(&self) {
+        let _ = sched_setaffinity(None, &self.0);
+    }
+}
+
+/// Moves a process that waits for the caller's processor, or will, to another one, where there is one. It stays away until it is
+/// told otherwise, and so do its children.
+pub fn elsewhere(process: Pid) {
+    let Ok(mut processors) = sched_getaffinity(Some(process)) else { return };
+    processors.unset(sched_getcpu());
+    if processors.count() > 0 {
+        let _ = sched_setaffinity(Some(process), &processors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_moved_elsewhere_gets_all_of_its_processors_back() {
+        // A thread's own mask, so that other tests keep theirs.
+        std::thread::spawn(|| {
+            let before = sched_getaffinity(None).unwrap();
+            let own = Processors::own().unwrap();
+            elsewhere(rustix::thread::gettid());
+            let moved = sched_getaffinity(None).unwrap();
+            assert_eq!(moved.count(), if before.count() > 1 { before.count() - 1 } else { 1 });
+            own.take();
+            assert_eq!(sched_getaffinity(None).unwrap(), before);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn processors_that_were_taken_away_before_stay_away() {
+        std::thread::spawn(|| {
+            elsewhere(rustix::thread::gettid());
+            let fewer = sched_getaffinity(None).unwrap();
+            Processors::own().unwrap().take();
+            assert_eq!(sched_getaffinity(None).unwrap(), fewer);
+        })
+        .join()
+        .unwrap();
+    }
+}
