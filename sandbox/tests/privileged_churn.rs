@@ -56,7 +56,8 @@ async fn privileged_kills_at_named_steps_leave_each_sandbox_whole_or_gone() {
     if wanted as usize >= Point::ALL.len() * 3 {
         assert!(never.is_empty(), "nobody was killed at {never:?}");
     } else {
-        assert!(Point::ALL.len() - never.len() >= wanted as usize / 2, "killed at too few steps");
+        let enough = Point::ALL.len().min(wanted as usize / 2);
+        assert!(Point::ALL.len() - never.len() >= enough, "killed at too few steps");
     }
     rounds.end().await;
 }
