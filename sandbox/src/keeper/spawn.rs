@@ -33,7 +33,7 @@ struct Roles {
 impl Spawner {
     /// `null`: the null device. `title`: the keeper's own.
     pub(super) fn new(spaces: Spaces, null: OwnedFd, title: Title) -> Self {
-        Self { spaces, null, title, processors: Processors::own() }
+        Self { spaces, null, title, processors: Processors::chosen() }
     }
 
     /// Clones a child that becomes a shim. The child's end is told by SIGCHLD, whether or not it got that far.

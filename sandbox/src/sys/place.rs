@@ -12,16 +12,20 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity}
 pub struct Processors(CpuSet);
 
 impl Processors {
-    /// Those of the calling thread; where these are all that are there, then any that will ever be.
-    pub fn own() -> Option<Self> {
+    /// Those that somebody has chosen for the calling thread; any where nobody has: what its control group allows is that one's to
+    /// say, and another one's for what it forks into that.
+    pub fn chosen() -> Option<Self> {
         let own = sched_getaffinity(None).ok()?;
-        let there = usize::try_from(nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok()??).ok()?;
-        if (own.count() as usize) < there {
-            return Some(Self(own));
-        }
         let mut any = CpuSet::new();
         (0..CpuSet::MAX_CPU).for_each(|number| any.set(number));
-        Some(Self(any))
+        // As many as its control group allows.
+        sched_setaffinity(None, &any).ok()?;
+        if sched_getaffinity(None).ok()? == own {
+            return Some(Self(any));
+        }
+        let chosen = Self(own);
+        chosen.take();
+        Some(chosen)
     }
 
     /// Lets the calling thread run on these, and what it forks from now on.
@@ -49,11 +53,11 @@ mod tests {
         // A thread's own mask, so that other tests keep theirs.
         std::thread::spawn(|| {
             let before = sched_getaffinity(None).unwrap();
-            let own = Processors::own().unwrap();
+            let chosen = Processors::chosen().unwrap();
             elsewhere(rustix::thread::gettid());
             let moved = sched_getaffinity(None).unwrap();
             assert_eq!(moved.count(), if before.count() > 1 { before.count() - 1 } else { 1 });
-            own.take();
+            chosen.take();
             assert_eq!(sched_getaffinity(None).unwrap(), before);
         })
         .join()
@@ -65,7 +69,9 @@ mod tests {
         std::thread::spawn(|| {
             elsewhere(rustix::thread::gettid());
             let fewer = sched_getaffinity(None).unwrap();
-            Processors::own().unwrap().take();
+            let chosen = Processors::chosen().unwrap();
+            assert_eq!(sched_getaffinity(None).unwrap(), fewer);
+            chosen.take();
             assert_eq!(sched_getaffinity(None).unwrap(), fewer);
         })
         .join()
