@@ -110,7 +110,7 @@ impl Maker {
     }
 }
 
-/// Makes namespaces (`flags`, as of `clone`).
+/// Makes namespaces (`flags`, as of `clone`, but `CLONE_NEWPID`: who holds them must see its parent).
 pub fn hold(flags: u64) -> io::Result<Holder> {
     start(flags, None)
 }
