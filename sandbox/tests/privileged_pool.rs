@@ -39,7 +39,11 @@ impl Drop for Stuck {
 fn shims(host: &Host) -> BTreeMap<String, Pid> {
     let slots = fs::read_dir(host.config.run_dir.join("pool")).unwrap().flatten();
     let slots = slots.map(|entry| entry.file_name().into_string().unwrap());
-    let shim = |slot: &String| host.processes_with(&format!("\"slot\":\"{slot}\"")).first().copied();
+    // What a shim has forked shows the same words, and lives for a moment longer than it.
+    let keeper = host.keeper_pid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
+    let is_shim = |pid: &Pid| children.split_whitespace().any(|child| child == pid.as_raw_nonzero().to_string());
+    let shim = |slot: &String| host.processes_with(&format!("\"slot\":\"{slot}\"")).into_iter().find(is_shim);
     slots.filter_map(|slot| shim(&slot).map(|pid| (slot, pid))).collect()
 }
 

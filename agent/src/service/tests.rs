@@ -8,6 +8,7 @@ use super::*;
 use crate::host::admission::Room;
 use crate::meter::{MeterConfig, UsedNow, UsedProvider};
 use crate::pod::spec::resources::Amounts;
+use crate::pod::task::World;
 use crate::testing::Rig;
 
 #[derive(Debug)]
@@ -21,7 +22,10 @@ impl UsedProvider for NoCounters {
 }
 
 async fn service(rig: &Rig) -> Service {
-    let world = rig.world("boot");
+    service_of(rig, rig.world("boot")).await
+}
+
+async fn service_of(rig: &Rig, world: Arc<World>) -> Service {
     let survivors = crate::recover::run(&world).await.unwrap();
     let epoch = world.ledger.epoch().unwrap();
     let amounts = Amounts { milli_cpu: 4000, memory: 4 << 30, ephemeral: 1 << 30 };
@@ -42,6 +46,18 @@ async fn service(rig: &Rig) -> Service {
         host_id: "host".to_owned(),
         pod_cidr: "10.88.0.0/16".to_owned(),
     }
+}
+
+#[tokio::test]
+async fn a_host_tells_pressure_by_the_thresholds_that_it_is_given() {
+    let told = async |text: &str| {
+        let rig = Rig::new();
+        let world = rig.world_with("boot", |world| world.thresholds = text.parse().unwrap());
+        let conditions = service_of(&rig, world).await.host_status().await.conditions;
+        ["MemoryPressure", "DiskPressure"].map(|name| conditions.iter().any(|one| one.r#type == name && one.status))
+    };
+    assert_eq!(told("memory.available<1Ei,nodefs.available<100%").await, [true, false]);
+    assert_eq!(told("memory.available<0%,nodefs.available<1Ei").await, [false, true]);
 }
 
 fn wire(uid: &str, generation: u64, args: &[&str]) -> proto::Intent {

@@ -355,6 +355,26 @@ fn privileged_a_device_program_decides_on_the_unified_hierarchy_and_is_replaced_
 }
 
 #[test]
+fn privileged_a_begun_pod_is_described_as_the_whole_of_it_is() {
+    let Some(real) = RealTree::new("begun") else { return };
+    let own =
+        std::iter::once(Layout { unified: real.layout.unified.clone(), v1: real.layout.v1.clone(), cpusets: false });
+    let v2 = real.layout.unified.clone().map(|root| Layout { unified: Some(root), v1: Vec::new(), cpusets: false });
+    for (name, layout) in ["own", "v2"].into_iter().zip(own.chain(v2)) {
+        let tree = Tree::open(&layout, &real.parent).unwrap();
+        assert!(tree.begin_pod(&id("../x")).is_err());
+        let begun = tree.begin_pod(&id(name)).unwrap();
+        assert_eq!(begun.clone_into().is_some(), layout.unified.is_some());
+        let described = begun.handle();
+        let (pod, joined) = begun.finish().unwrap();
+        assert_eq!(described, pod.lend().0, "{name}");
+        let of_shim = layout.v1.iter().filter(|hierarchy| hierarchy.controllers != ["memory"]).count();
+        assert_eq!(joined.len(), of_shim, "{name}");
+        tree.remove_pod(&id(name), SOON).unwrap();
+    }
+}
+
+#[test]
 fn privileged_on_v2_a_pods_shim_is_beside_what_is_limited_and_both_go_with_the_pod() {
     let Some(real) = RealTree::new("beside") else { return };
     let Some(root) = &real.layout.unified else {

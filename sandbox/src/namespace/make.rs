@@ -118,10 +118,7 @@ impl Inner {
         ),
         SandboxError,
     > {
-        let failed = |operation: &str| {
-            let operation = format!("{operation} of {}", slot.name);
-            move |error: io::Error| io_failed(&operation, error)
-        };
+        let failed = |what| failed(slot, what);
         layout::make_directory(directory).map_err(failed("directory"))?;
         crate::sys::failpoint::failpoint!(SlotDirectoryMade);
         layout::write_json(&directory.join("slot.json"), slot).map_err(failed("record"))?;
@@ -149,10 +146,7 @@ impl Inner {
 
     /// Makes what the shim needs, and gives it away: with the shim ends what waits at its socket.
     fn supply(&self, slot: &Slot, directory: &Path, pod: BegunPod<'_>, to: OwnedFd) -> Result<Group, SandboxError> {
-        let failed = |operation: &str| {
-            let operation = format!("{operation} of {}", slot.name);
-            move |error: io::Error| io_failed(&operation, error)
-        };
+        let failed = |what| failed(slot, what);
         let (pod, joined) = pod.finish().map_err(|error| cgroup_failed("control group of a sandbox", &error))?;
         crate::sys::failpoint::failpoint!(PodGroupMade);
         layout::reserve(&directory.join("spec.json")).map_err(failed("record"))?;
@@ -193,6 +187,12 @@ impl Inner {
         crate::sys::failpoint::failpoint!(FirstLeafMade);
         self.bare_ahead(&slot.name)
     }
+}
+
+/// Names what of a slot could not be made.
+fn failed(slot: &Slot, what: &str) -> impl FnOnce(io::Error) -> SandboxError + use<> {
+    let operation = format!("{what} of {}", slot.name);
+    move |error| io_failed(&operation, error)
 }
 
 /// Asks the keeper for a shim.
