@@ -40,9 +40,11 @@ fn shims(host: &Host) -> BTreeMap<String, Pid> {
     let slots = fs::read_dir(host.config.run_dir.join("pool")).unwrap().flatten();
     let slots = slots.map(|entry| entry.file_name().into_string().unwrap());
     // What a shim has forked shows the same words, and lives for a moment longer than it.
-    let keeper = host.keeper_pid().map_or(0, |pid| pid.as_raw_nonzero().get());
-    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
-    let is_shim = |pid: &Pid| children.split_whitespace().any(|child| child == pid.as_raw_nonzero().to_string());
+    let is_shim = |pid: &Pid| {
+        let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        numbers.is_some_and(|numbers| numbers.split_whitespace().nth(1) == Some("1"))
+    };
     let shim = |slot: &String| host.processes_with(&format!("\"slot\":\"{slot}\"")).into_iter().find(is_shim);
     slots.filter_map(|slot| shim(&slot).map(|pid| (slot, pid))).collect()
 }
