@@ -14,6 +14,7 @@
 //! * [`layers`]: each layer mounted once, checked, cloned, released.
 //! * [`program`]: it executes a copy of itself that nobody can change, first of all.
 //! * [`spawn`]: from a request to a shim, which is a fork of it.
+//! * [`maker`]: whoever makes the shim's namespaces meanwhile.
 //! * [`server`]: one thread, one loop, no call that waits for anybody.
 //!
 //! # Who may die
@@ -28,6 +29,7 @@
 
 mod cgroups;
 mod layers;
+mod maker;
 mod namespace;
 pub(crate) mod program;
 mod server;

@@ -20,6 +20,7 @@ use super::spawn::Spawner;
 use super::{KeeperError, Step};
 use crate::protocol::keeper::{Reply, Request, Shim};
 use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, Refusal, Unparsed, VERSIONS};
+use crate::sys::hold::Holder;
 
 /// Clients at a time: the agent and a few tools.
 const MAX_CLIENTS: usize = 64;
@@ -107,6 +108,8 @@ pub(super) struct Server {
     clients: Vec<Client>,
     /// Living shims: slot by process.
     shims: BTreeMap<i32, String>,
+    /// Who makes namespaces, by process.
+    makers: BTreeMap<i32, Holder>,
 }
 
 impl Server {
@@ -124,15 +127,17 @@ impl Server {
         mask.thread_block().step("mask of signals")?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .step("descriptor for signals")?;
-        Ok(Self { listener, signals, layers, spawner, program, clients: Vec::new(), shims: BTreeMap::new() })
+        let (shims, makers) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { listener, signals, layers, spawner, program, clients: Vec::new(), shims, makers })
     }
 
-    /// Serves until SIGTERM or SIGINT. Shims are left alone.
+    /// Serves until SIGTERM or SIGINT. Shims are left alone, and who works for them.
     pub(super) fn serve(mut self) -> Result<(), KeeperError> {
         let mut unfinished = false;
         loop {
             let ready = self.wait(unfinished)?;
             if ready[0] && self.take_signals()? {
+                std::mem::take(&mut self.makers).into_values().for_each(Holder::leave);
                 // Its name goes first, so that nobody connects to what no longer answers.
                 return remove(&self.listener.directory, SOCKET).step("removal of the socket");
             }
@@ -187,9 +192,12 @@ impl Server {
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
-                    if let Some(slot) = self.shims.remove(&pid.as_raw_nonzero().get()) {
+                    let pid = pid.as_raw_nonzero().get();
+                    if let Some(maker) = self.makers.remove(&pid) {
+                        maker.collected();
+                    } else if let Some(slot) = self.shims.remove(&pid) {
                         crate::sys::failpoint::failpoint!(ShimReaped);
-                        tracing::info!(slot, pid = pid.as_raw_nonzero().get(), ?status, "shim has ended");
+                        tracing::info!(slot, pid, ?status, "shim has ended");
                     }
                 }
                 Ok(None) | Err(Errno::CHILD) => return Ok(end),
@@ -300,7 +308,8 @@ impl Server {
                     return Err(Refusal::Invalid { message: format!("slot {} has a living shim", spawn.slot) });
                 }
                 crate::sys::failpoint::failpoint!(SpawnRead);
-                let child = self.spawner.spawn(&spawn, fds)?;
+                let (child, maker) = self.spawner.spawn(&spawn, fds)?;
+                self.makers.extend(maker.map(|maker| (maker.child.pid.as_raw_nonzero().get(), maker)));
                 crate::sys::failpoint::failpoint!(ShimForked);
                 let pid = child.pid.as_raw_nonzero().get();
                 self.shims.insert(pid, spawn.slot);

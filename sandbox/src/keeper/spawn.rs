@@ -2,11 +2,14 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::maker;
 use super::namespace::Spaces;
+use crate::ids::Ids;
 use crate::protocol::Refusal;
 use crate::protocol::keeper::{FdRole, Spawn};
-use crate::shim::{self, Arguments, Given};
+use crate::shim::{self, Arguments, Begun, Given};
 use crate::sys::clone::{self, Child};
+use crate::sys::hold::Holder;
 use crate::sys::place::Processors;
 use crate::sys::process;
 use crate::sys::title::Title;
@@ -36,8 +39,9 @@ impl Spawner {
         Self { spaces, null, title, processors: Processors::chosen() }
     }
 
-    /// Clones a child that becomes a shim. The child's end is told by SIGCHLD, whether or not it got that far.
-    pub(super) fn spawn(&self, request: &Spawn, fds: Vec<OwnedFd>) -> Result<Child, Refusal> {
+    /// Clones a child that becomes a shim, and before that one who makes its namespaces. The ends of both are told by SIGCHLD, whether
+    /// or not they got that far.
+    pub(super) fn spawn(&self, request: &Spawn, fds: Vec<OwnedFd>) -> Result<(Child, Option<Holder>), Refusal> {
         // Whoever waits for the shim may have moved this process to where it is.
         self.take_processors();
         let Roles { supplies: Some(supplies), directory } = assign(&request.fds, fds)? else {
@@ -47,16 +51,22 @@ impl Spawner {
         // Here, where the reader's code is at hand: a fork has to get everything anew that it comes by.
         let arguments: Arguments = serde_json::from_str(text)
             .map_err(|error| Refusal::Invalid { message: format!("the argument of a shim: {error}") })?;
+        let Arguments { namespaces, uid_base, .. } = &arguments;
+        let ids = namespaces.check().and_then(|()| Ids::of(*uid_base, namespaces));
+        let ids = ids.map_err(|message| Refusal::Invalid { message })?;
+        let begun = namespaces.user.then(|| maker::begin(&self.spaces.proc, &ids)).transpose()?;
+        let (holder, begun) = begun.unzip();
         let cgroup = directory.as_ref().map(AsFd::as_fd);
         let spaces = if request.host_pid { 0 } else { clone::NEWPID };
-        clone::fork_with(spaces, cgroup, || match self.hand_over(&supplies) {
+        let child = clone::fork_with(spaces, cgroup, || match self.hand_over(&supplies, begun.as_ref()) {
             Ok(given) => shim::main(arguments, text, given),
             Err(error) => {
                 crate::sys::say::say!("nodeless-shim: hand-over of descriptors failed: {error}");
                 NO_SHIM
             }
         })
-        .map_err(|error| Refusal::failed("clone of a shim", &error))
+        .map_err(|error| Refusal::failed("clone of a shim", &error))?;
+        Ok((child, holder))
     }
 
     fn take_processors(&self) {
@@ -66,15 +76,33 @@ impl Spawner {
     }
 
     /// In the child: what a shim needs of the keeper's is its own afterwards, and nothing else of it is open.
-    fn hand_over(&self, supplies: &OwnedFd) -> std::io::Result<Given<'_>> {
+    fn hand_over(&self, supplies: &OwnedFd, begun: Option<&Begun>) -> std::io::Result<Given<'_>> {
         let Spaces { template, stage, proc, groups } = &self.spaces;
         // Once more, for a word that came while it was forked.
         self.take_processors();
-        let kept = process::keep_only(&[supplies, template, stage, proc, &self.null].map(AsFd::as_fd))?;
-        let lost = |_| std::io::Error::other("not as many came as went");
-        let [supplies, template, stage, proc, null] = <[OwnedFd; 5]>::try_from(kept).map_err(lost)?;
-        Ok(Given { supplies, template, stage, proc, null, groups, title: self.title })
+        let mut fds = [supplies, template, stage, proc, &self.null].map(AsFd::as_fd).to_vec();
+        fds.extend(begun.iter().flat_map(|begun| begun.fds()));
+        let lost = || std::io::Error::other("not as many came as went");
+        let mut kept = process::keep_only(&fds)?.into_iter();
+        let [supplies, template, stage, proc, null] = take(&mut kept).ok_or_else(lost)?;
+        let begun = begun.map(|_| take(&mut kept).map(Begun::adopt).ok_or_else(lost)).transpose()?;
+        Ok(Given {
+            supplies,
+            begun,
+            template,
+            stage,
+            proc,
+            null,
+            groups,
+            title: self.title,
+            processors: self.processors,
+        })
     }
+}
+
+/// The next ones.
+fn take<const N: usize>(fds: &mut impl Iterator<Item = OwnedFd>) -> Option<[OwnedFd; N]> {
+    fds.take(N).collect::<Vec<_>>().try_into().ok()
 }
 
 fn assign(roles: &[FdRole], fds: Vec<OwnedFd>) -> Result<Roles, Refusal> {

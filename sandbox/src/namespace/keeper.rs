@@ -204,11 +204,11 @@ impl Ready {
         fds: Vec<OwnedFd>,
         awaited: bool,
     ) -> impl Future<Output = Result<(u32, Option<OwnedFd>), SandboxError>> + Send + use<> {
-        let asked = self.client.call("start of a shim", Request::Spawn(spawn), fds);
         if awaited && let Some(keeper) = self.pid {
             // The caller goes on with what the shim needs.
             place::elsewhere(keeper);
         }
+        let asked = self.client.call("start of a shim", Request::Spawn(spawn), fds);
         async move {
             let delivered = asked.await?;
             match delivered.reply {

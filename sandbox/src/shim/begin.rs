@@ -8,10 +8,12 @@ use rustix::process::{DumpableBehavior, getpid, set_child_subreaper, set_dumpabl
 use serde::{Deserialize, Serialize};
 
 use super::own_root::{self, OwnRoot};
+use super::slot::Begun;
 use super::stub::report::Step;
 use super::{Arguments, ShimError};
 use crate::cgroup::Group;
 use crate::protocol::{Connection, Refusal};
+use crate::sys::place::Processors;
 use crate::sys::process;
 use crate::sys::title::Title;
 
@@ -23,6 +25,8 @@ const FDINFO: &str = "self/fdinfo";
 pub(crate) struct Given<'a> {
     /// Where it gets the rest from, of whoever asked for it.
     pub(crate) supplies: OwnedFd,
+    /// Its namespaces, where the sandbox has a user namespace of its own.
+    pub(crate) begun: Option<Begun>,
     /// The mount namespace that it starts from.
     pub(crate) template: OwnedFd,
     /// The one that stubs start from.
@@ -35,6 +39,8 @@ pub(crate) struct Given<'a> {
     pub(crate) groups: &'a str,
     /// Where the command line is to be written.
     pub(crate) title: Title,
+    /// Where it may run, and what it forks.
+    pub(crate) processors: Option<Processors>,
 }
 
 /// What comes on its socket for supplies. With it come descriptors: its listening socket, its record directory, the pod's cgroup
@@ -93,15 +99,15 @@ pub(super) fn isolate() -> Result<(), Refusal> {
 }
 
 impl Given<'_> {
-    /// Moves into a mount namespace that has the template and `proc`, the shim's own, and shows `text` as what it was told. Gives
+    /// Moves into a mount namespace that has the template and a /proc of the shim's own, and shows `text` as what it was told. Gives
     /// where the supplies come.
-    pub(super) fn move_in(self, proc: &OwnedFd, text: &str) -> Result<(OwnRoot, OwnedFd), Refusal> {
+    pub(super) fn move_in(self, text: &str) -> Result<(OwnRoot, OwnedFd), Refusal> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         // Where the keeper's cannot tell, nobody can.
         let host_fdinfo = openat(self.proc, FDINFO, flags, Mode::empty()).ok();
         setns(self.template, CloneFlags::CLONE_NEWNS).step("entry into the template namespace")?;
         unshare(CloneFlags::CLONE_NEWNS).step("private mount namespace")?;
-        own_root::keep(proc, own_root::PROC)?;
+        own_root::keep(&own_root::make_proc()?, own_root::PROC)?;
         crate::sys::failpoint::failpoint!(ChildIsolated);
         rustix::stdio::dup2_stdin(&self.null).step("standard input")?;
         rustix::stdio::dup2_stdout(&self.null).step("standard output")?;

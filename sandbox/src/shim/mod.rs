@@ -51,6 +51,7 @@ pub(crate) mod stub;
 use serde::{Deserialize, Serialize};
 
 use self::begin::Supplied;
+use self::slot::Making;
 use self::spare::Spare;
 use self::stub::cgroups::CgroupView;
 use crate::cgroup::{DeviceProgram, Handle};
@@ -59,6 +60,7 @@ use crate::spec::Namespaces;
 
 pub(crate) use self::begin::Given;
 pub use self::begin::Supplies;
+pub(crate) use self::slot::Begun;
 /// A container's root as its first process makes it, for the benchmark of that.
 pub use self::stub::rootfs::{Tree, assemble, furnish};
 
@@ -124,7 +126,7 @@ pub(crate) fn main(arguments: Arguments, text: &str, given: Given<'_>) -> i32 {
 }
 
 /// Runs a shim until it is told to shut down.
-fn run(arguments: Arguments, text: &str, given: Given<'_>) -> Result<(), ShimError> {
+fn run(arguments: Arguments, text: &str, mut given: Given<'_>) -> Result<(), ShimError> {
     let Arguments { cgroup, namespaces, .. } = &arguments;
     if namespaces.host_pid && rustix::process::getpid().is_init() {
         // A keeper that does not know of the choice: in this namespace its containers would see their shim only.
@@ -133,10 +135,9 @@ fn run(arguments: Arguments, text: &str, given: Given<'_>) -> Result<(), ShimErr
     }
     let view = cgroup_view(cgroup, given.groups);
     begin::isolate()?;
-    let proc = own_root::make_proc()?;
-    // They take half a millisecond: all else goes on beside, that of whoever asked for it too.
-    let making = slot::begin(&proc, arguments.uid_base, namespaces.clone())?;
-    let (own_root, supplies) = given.move_in(&proc, text)?;
+    let making = Making::of(arguments.uid_base, namespaces.clone(), given.begun.take())?;
+    let processors = given.processors;
+    let (own_root, supplies) = given.move_in(text)?;
     let mut supplied = Supplied::receive(supplies, &arguments)?;
     crate::sys::failpoint::join_beside(&supplied.record, &arguments.slot);
     crate::sys::failpoint::failpoint!(ShimBegun);
@@ -146,7 +147,8 @@ fn run(arguments: Arguments, text: &str, given: Given<'_>) -> Result<(), ShimErr
     slot::keep_shared(making.ids.base(), shm)?;
     crate::sys::failpoint::failpoint!(ShimRooted);
     let usual_devices = devices.map(DeviceProgram::adopt);
-    let spare = Spare::make(&pod, (&view, &own_root), &making, usual_devices.as_ref(), arguments.awaited);
+    let awaited = arguments.awaited;
+    let spare = Spare::make(&pod, (&view, &own_root), &making, usual_devices.as_ref(), awaited, processors);
     let history =
         history::History::open(&record).map_err(|error| Refusal::failed("open of the event record", &error))?;
     crate::sys::failpoint::failpoint!(HistoryOpened);

@@ -22,8 +22,6 @@ impl Shim {
             let found = self.processes.iter().find(|(_, process)| process.pid == pid).map(|(key, _)| *key);
             if let Some(key) = found {
                 self.ended(key, status);
-            } else if let Some(maker) = self.slot.maker.take_if(|maker| maker.child.pid == pid) {
-                maker.collected();
             } else if !self.spare_ended(pid) && !self.joiner_ended(pid) {
                 self.pod_init_ended(pid);
                 self.joiners.keep(pid, status);

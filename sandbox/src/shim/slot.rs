@@ -18,9 +18,8 @@ use super::stub::report::Step;
 use crate::ids::Ids;
 use crate::protocol::Refusal;
 use crate::spec::Namespaces;
-use crate::sys::clone::{self, Child};
-use crate::sys::hold::{self, Holder, Maker};
-use crate::sys::{link, mount, place};
+use crate::sys::hold::Maker;
+use crate::sys::{clone, link, mount};
 
 /// Size of the pod's shared memory.
 const SHM_SIZE: &str = "65536k";
@@ -36,8 +35,6 @@ pub(crate) struct Slot {
     pub(crate) ids: Ids,
     /// Which namespaces it has of its own.
     pub(crate) namespaces: Namespaces,
-    /// Who made them, until its end is known.
-    pub(crate) maker: Option<Holder>,
 }
 
 impl Slot {
@@ -51,7 +48,33 @@ fn container_spaces(namespaces: &Namespaces) -> u64 {
     if namespaces.host_pid { 0 } else { clone::NEWPID }
 }
 
-/// A slot on its way: the kernel takes half a millisecond for its namespaces, in which the shim has other things to do.
+/// What is begun before the shim is, for a sandbox with a user namespace of its own: that, and who makes in it what it owns. The kernel
+/// takes half a millisecond for it, in which the shim has other things to do.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    /// The user namespace, with its ids.
+    pub(crate) user: OwnedFd,
+    /// Who makes network, IPC and UTS namespaces.
+    pub(crate) maker: Maker,
+}
+
+impl Begun {
+    /// How many descriptors it is.
+    pub(crate) const FDS: usize = 1 + Maker::FDS;
+
+    /// Its descriptors, for another process to [adopt](Self::adopt).
+    pub(crate) fn fds(&self) -> [BorrowedFd<'_>; Self::FDS] {
+        let [pidfd, channel] = self.maker.fds();
+        [self.user.as_fd(), pidfd, channel]
+    }
+
+    /// From its descriptors.
+    pub(crate) fn adopt([user, pidfd, channel]: [OwnedFd; Self::FDS]) -> Self {
+        Self { user, maker: Maker::adopt([pidfd, channel]) }
+    }
+}
+
+/// A slot on its way.
 #[derive(Debug)]
 pub(crate) struct Making {
     /// Its ids, and what they are on the host.
@@ -63,28 +86,14 @@ pub(crate) struct Making {
     maker: Option<Maker>,
 }
 
-/// Begins to make the namespaces. `proc`: of the shim's PID namespace.
-pub(crate) fn begin(proc: &OwnedFd, base: u32, namespaces: Namespaces) -> Result<Making, Refusal> {
-    namespaces.check().map_err(|message| Refusal::Invalid { message })?;
-    let ids = Ids::of(base, &namespaces).map_err(|message| Refusal::Invalid { message })?;
-    let (maker, user) = if namespaces.user {
-        let maker = hold::maker().step("user namespace of the sandbox")?;
-        // New as it is, it would wait for this processor.
-        place::elsewhere(maker.child().pid);
-        crate::sys::failpoint::failpoint!(MakerForked);
-        // The kernel gives what it makes to root inside, where there is one by then.
-        map_ids(proc, maker.child(), &ids)?;
-        crate::sys::failpoint::failpoint!(IdsMapped);
-        maker.go().step("word to who makes namespaces")?;
-        let user = open_space(proc, maker.child(), "user")?;
-        (Some(maker), Some(user))
-    } else {
-        (None, None)
-    };
-    Ok(Making { ids, user, namespaces, maker })
-}
-
 impl Making {
+    /// `base`: the host's id of the sandbox's root. `begun`: where it has a user namespace of its own.
+    pub(crate) fn of(base: u32, namespaces: Namespaces, begun: Option<Begun>) -> Result<Self, Refusal> {
+        let ids = Ids::of(base, &namespaces).map_err(|message| Refusal::Invalid { message })?;
+        let (user, maker) = begun.map(|Begun { user, maker }| (user, maker)).unzip();
+        Ok(Self { ids, user, namespaces, maker })
+    }
+
     /// See [`Slot::container_spaces`].
     pub(crate) fn container_spaces(&self) -> u64 {
         container_spaces(&self.namespaces)
@@ -93,32 +102,29 @@ impl Making {
     /// Moves the calling process into network, IPC and UTS namespaces.
     pub(crate) fn finish(self) -> Result<Slot, Refusal> {
         let Self { ids, user, namespaces, maker } = self;
-        let (net, maker) = match maker {
+        match maker {
             Some(maker) => {
-                let maker =
+                let made =
                     maker.made().map_err(|(what, error)| Refusal::failed(format!("{what} of the sandbox"), &error))?;
-                let net = enter(&maker.child)?;
-                // It has done its work: the namespaces live on in our descriptors.
-                maker.kill();
-                (net, Some(maker))
+                // They live on with the process that enters them.
+                join(made.pidfd.as_fd())?;
             }
-            None => (make_unowned(&namespaces)?, None),
-        };
-        Ok(Slot { user, net, ids, namespaces, maker })
+            None => make_unowned(&namespaces)?,
+        }
+        let own = own_root::directory(own_root::PROC)?;
+        let net = openat(own, "self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .step("open of the network namespace")?;
+        Ok(Slot { user, net, ids, namespaces })
     }
 }
 
-/// Network, IPC and UTS namespaces of the host's user namespace, as far as the sandbox has its own; the network's.
-fn make_unowned(namespaces: &Namespaces) -> Result<OwnedFd, Refusal> {
+/// Network, IPC and UTS namespaces of the host's user namespace, as far as the sandbox has its own.
+fn make_unowned(namespaces: &Namespaces) -> Result<(), Refusal> {
     let mut spaces = CloneFlags::CLONE_NEWUTS;
     spaces.set(CloneFlags::CLONE_NEWNET, !namespaces.host_network);
     spaces.set(CloneFlags::CLONE_NEWIPC, !namespaces.host_ipc);
     nix::sched::unshare(spaces).step("network, IPC and UTS namespaces")?;
-    if !namespaces.host_network {
-        link::loopback_up().step("loopback interface")?;
-    }
-    openat(CWD, "/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .step("open of the network namespace")
+    if namespaces.host_network { Ok(()) } else { link::loopback_up().step("loopback interface") }
 }
 
 /// The pod's file system in memory: what its containers share, and its first container's /dev, which is as large. Each file
@@ -141,31 +147,6 @@ pub(crate) fn keep_shared(base: u32, shm: Option<OwnedFd>) -> Result<(), Refusal
         Some(hosts) => own_root::keep(&hosts, own_root::SHM),
         None => Ok(()),
     }
-}
-
-/// Maps the ids of a process's user namespace.
-fn map_ids(proc: &OwnedFd, maker: &Child, ids: &Ids) -> Result<(), Refusal> {
-    let mapping = ids.mapping();
-    let write = |name: &str| {
-        let path = format!("{}/{name}", maker.pid.as_raw_nonzero());
-        let file = openat(proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::io::write(&file, mapping.as_bytes()).map(drop)
-    };
-    write("uid_map").step("user id mapping")?;
-    write("gid_map").step("group id mapping")
-}
-
-/// Enters the namespaces that the maker's user namespace owns; the network's.
-fn enter(maker: &Child) -> Result<OwnedFd, Refusal> {
-    let net = open_space(&own_root::directory(own_root::PROC)?, maker, "net")?;
-    join(maker.pidfd.as_fd())?;
-    Ok(net)
-}
-
-/// A process's namespace.
-fn open_space(proc: &OwnedFd, process: &Child, name: &str) -> Result<OwnedFd, Refusal> {
-    let path = format!("{}/ns/{name}", process.pid.as_raw_nonzero());
-    openat(proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step(format!("open of the {name} namespace"))
 }
 
 /// Moves the calling process into the network, IPC and UTS namespaces of the one with this descriptor.

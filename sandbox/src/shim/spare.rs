@@ -27,6 +27,7 @@ use crate::protocol::{Connection, Refusal};
 use crate::spec::Resources;
 use crate::sys::clone::{Child, fork_with};
 use crate::sys::lend::{Lender, fork_lent};
+use crate::sys::place::{self, Processors};
 
 /// The leaf's name; a container's own leaf has a dot in its name. Whoever makes the pod's group may have made it already.
 pub(crate) const LEAF: &str = "first";
@@ -51,13 +52,14 @@ pub(super) struct Spare {
 
 impl Spare {
     /// Forks it while the sandbox's namespaces are made: it begins with what has nothing to do with them. `awaited`: the start that
-    /// would be rehearsed is there already, or nearly.
+    /// would be rehearsed is there already, or nearly. `processors`: where containers may run.
     pub(super) fn make(
         pod: &Group,
         (view, own_root): (&CgroupView, &OwnRoot),
         making: &Making,
         usual_devices: Option<&DeviceProgram>,
         awaited: bool,
+        processors: Option<Processors>,
     ) -> Result<Self, Refusal> {
         if !awaited {
             rehearsal::of_request();
@@ -68,13 +70,19 @@ impl Spare {
         let shim = pidfd_open(getpid(), PidfdFlags::empty()).step("descriptor of the shim")?;
         let (ours, theirs) = report_channel()?;
         let (spaces, cgroup) = (making.container_spaces(), leaf.clone_into());
+        let kept_away = processors.filter(|_| awaited);
         let body = || {
             let (sandbox, mounts) = ((making.user.as_ref(), &making.ids), (&dev, &own_root.stage));
-            standing::stand_by(sandbox, (&leaf, view), mounts, shim.as_fd(), theirs)
+            standing::stand_by(sandbox, (&leaf, view), mounts, (shim.as_fd(), kept_away), theirs)
         };
         let (child, lender) = if awaited {
             // A lender takes longer to make than it saves.
-            (fork_with(spaces, cgroup, body).step("fork of a stub")?, None)
+            let child = fork_with(spaces, cgroup, body).step("fork of a stub")?;
+            if kept_away.is_some() {
+                // Both have work. The stub takes its processors back when it may proceed.
+                place::elsewhere(child.pid);
+            }
+            (child, None)
         } else {
             let (child, lender) = fork_lent(spaces, cgroup, body).step("fork of a stub that borrows its memory")?;
             (child, Some(lender))

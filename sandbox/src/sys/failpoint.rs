@@ -113,6 +113,8 @@ points! {
     LayersCloned = "keeper.layers-cloned",
     LayerReleased = "keeper.layer-released",
     SpawnRead = "keeper.spawn-read",
+    MakerForked = "keeper.maker-forked",
+    IdsMapped = "keeper.ids-mapped",
     ShimForked = "keeper.shim-forked",
     ShimReaped = "keeper.shim-reaped",
     // Its child, on the way to being a shim.
@@ -122,8 +124,6 @@ points! {
     // The shim.
     ShimBegun = "shim.begun",
     ShimRooted = "shim.rooted",
-    MakerForked = "shim.maker-forked",
-    IdsMapped = "shim.ids-mapped",
     HistoryOpened = "shim.history-opened",
     NamespacesEntered = "shim.namespaces-entered",
     StubReady = "shim.stub-ready",

@@ -6,18 +6,18 @@
 #![allow(unsafe_code)] // clone with a stack of one's own
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::poll;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socketpair};
 use rustix::process::{
     Pid, Signal, WaitOptions, getpid, getppid, pidfd_send_signal, set_parent_process_death_signal, waitpid,
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::clone::{Child, NEWUSER, Stack};
-use super::link;
+use super::{link, process};
 
 /// What it runs on: the kernel needs none of it; an unoptimised build's frames do.
 const STACK: usize = 32 << 10;
@@ -33,20 +33,22 @@ pub struct Holder {
     collected: bool,
 }
 
-/// A process in a user namespace of its own, which makes the others of a sandbox in there when it is told to.
+/// What one speaks to a process by that has a user namespace of its own and makes the others of a sandbox in there when it is told
+/// to. It ends with the last copy of this.
 #[derive(Debug)]
 pub struct Maker {
-    holder: Holder,
+    /// Its descriptor, by which others can enter what it has made.
+    pidfd: OwnedFd,
     channel: OwnedFd,
 }
 
-/// What the process does first.
+/// What the process is for.
 #[derive(Debug, Clone, Copy)]
-struct Errand {
-    /// Its parent, without which it ends.
-    parent: Pid,
-    /// When it hears a byte from there it makes these, and says there what became of it.
-    inner: Option<(UnshareFlags, RawFd)>,
+enum Errand {
+    /// To be there, as long as this parent is.
+    Hold { parent: Pid },
+    /// When it hears a byte from there, to make these, and to say there what became of it. It has no other descriptor.
+    Make { spaces: UnshareFlags, channel: RawFd },
 }
 
 /// What it does when it is told to, by the number that it says when that failed.
@@ -63,6 +65,11 @@ impl Holder {
     pub fn collected(mut self) {
         self.collected = true;
     }
+
+    /// Leaves it, and what it runs on, to itself: for a caller that ends.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for Holder {
@@ -75,10 +82,19 @@ impl Drop for Holder {
 }
 
 impl Maker {
-    /// The process, in its user namespace.
+    /// How many descriptors it is.
+    pub const FDS: usize = 2;
+
+    /// Its descriptors, for another process to [adopt](Self::adopt).
     #[must_use]
-    pub fn child(&self) -> &Child {
-        &self.holder.child
+    pub fn fds(&self) -> [BorrowedFd<'_>; Self::FDS] {
+        [self.pidfd.as_fd(), self.channel.as_fd()]
+    }
+
+    /// From its descriptors.
+    #[must_use]
+    pub fn adopt([pidfd, channel]: [OwnedFd; Self::FDS]) -> Self {
+        Self { pidfd, channel }
     }
 
     /// Has it begin. What it makes belongs to whom its user namespace's ids stand for now: those are to be mapped before.
@@ -86,22 +102,21 @@ impl Maker {
         rustix::io::write(&self.channel, &[0]).map(drop).map_err(io::Error::from)
     }
 
-    /// Waits until all is there; or says what could not be made.
-    pub fn made(self) -> Result<Holder, (&'static str, io::Error)> {
+    /// Waits until all is there, or says what could not be made. It lives, with what it has made, until what it gives is dropped.
+    pub fn made(self) -> Result<Made, (&'static str, io::Error)> {
         let failed = |error: io::Error| (STEPS[0], error);
-        let mut ends =
-            [PollFd::new(&self.channel, PollFlags::IN), PollFd::new(&self.holder.child.pidfd, PollFlags::IN)];
-        poll(&mut ends, None).map_err(|errno| failed(errno.into()))?;
+        let made = Made { pidfd: self.pidfd, channel: self.channel };
         let mut word = [[0; 4]; 2];
         let room = word.as_flattened_mut();
         let length = room.len();
-        if !ends[0].revents().contains(PollFlags::IN)
-            || rustix::io::read(&self.channel, room).map_err(|errno| failed(errno.into()))? != length
-        {
-            return Err(failed(io::Error::other("the process that was to make them has ended")));
+        // Its end ends the wait: nobody else has the other end.
+        match rustix::io::retry_on_intr(|| rustix::io::read(&made.channel, &mut *room)) {
+            Ok(read) if read == length => {}
+            Ok(_) => return Err(failed(io::Error::other("the process that was to make them has ended"))),
+            Err(errno) => return Err(failed(errno.into())),
         }
         match word.map(i32::from_ne_bytes) {
-            [_, 0] => Ok(self.holder),
+            [_, 0] => Ok(made),
             [step, errno] => {
                 let step = usize::try_from(step).ok().and_then(|step| STEPS.get(step)).unwrap_or(&STEPS[0]);
                 Err((step, io::Error::from_raw_os_error(errno)))
@@ -110,25 +125,41 @@ impl Maker {
     }
 }
 
+/// Who has made namespaces, and holds them until this is dropped, whoever else has copies of it.
+#[derive(Debug)]
+pub struct Made {
+    /// Its descriptor.
+    pub pidfd: OwnedFd,
+    channel: OwnedFd,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // What has ended already has been told so.
+        let _ = rustix::net::shutdown(&self.channel, Shutdown::Both);
+    }
+}
+
 /// Makes namespaces (`flags`, as of `clone`, but `CLONE_NEWPID`: who holds them must see its parent).
 pub fn hold(flags: u64) -> io::Result<Holder> {
-    start(flags, None)
+    start(flags, Errand::Hold { parent: getpid() })
 }
 
 /// Makes a user namespace, and who will make in it, while the caller goes on, network (its loopback interface up), IPC and UTS
-/// namespaces.
-pub fn maker() -> io::Result<Maker> {
+/// namespaces. The caller collects it when it has ended, as all that it has forked.
+pub fn maker() -> io::Result<(Holder, Maker)> {
     make_maker(NEWUSER, UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)
 }
 
-fn make_maker(flags: u64, inner: UnshareFlags) -> io::Result<Maker> {
-    // The process has a copy of the other end, so that this one hears its end.
+fn make_maker(flags: u64, spaces: UnshareFlags) -> io::Result<(Holder, Maker)> {
     let (channel, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    Ok(Maker { holder: start(flags, Some((inner, its.as_raw_fd())))?, channel })
+    let holder = start(flags, Errand::Make { spaces, channel: its.as_raw_fd() })?;
+    let pidfd = holder.child.pidfd.try_clone()?;
+    Ok((holder, Maker { pidfd, channel }))
 }
 
-fn start(flags: u64, inner: Option<(UnshareFlags, RawFd)>) -> io::Result<Holder> {
-    let (mut stack, errand) = (Stack::of(STACK)?, Box::new(Errand { parent: getpid(), inner }));
+fn start(flags: u64, errand: Errand) -> io::Result<Holder> {
+    let (mut stack, errand) = (Stack::of(STACK)?, Box::new(errand));
     stack.keep_from_forks()?;
     let mut pidfd: RawFd = -1;
     let flags = flags | libc::CLONE_VM as u64 | libc::CLONE_PIDFD as u64;
@@ -147,30 +178,45 @@ fn start(flags: u64, inner: Option<(UnshareFlags, RawFd)>) -> io::Result<Holder>
     Ok(Holder { child: Child { pid, pidfd }, _lent: (stack, errand), collected: false })
 }
 
-/// The whole of the process.
+/// The whole of the process; its exit status.
 extern "C" fn run(errand: *mut libc::c_void) -> libc::c_int {
     // SAFETY: what is passed above; it lives as long as this process, and nobody writes to it.
-    let errand = unsafe { *errand.cast::<Errand>() };
-    // Nobody else may know of it yet: neither a PID namespace nor a control group need be its parent's own.
-    if set_parent_process_death_signal(Some(Signal::KILL)).is_err() || getppid() != Some(errand.parent) {
-        return 1;
-    }
-    if let Some((inner, channel)) = errand.inner {
-        // SAFETY: the number is open in this process's copy of the table, which is as the caller's was.
-        let channel = unsafe { BorrowedFd::borrow_raw(channel) };
-        if matches!(rustix::io::read(channel, &mut [0]), Ok(1)) {
-            let (step, errno) = match make(inner) {
-                Ok(()) => (0, 0),
-                Err((step, errno)) => (step, errno.raw_os_error()),
-            };
-            let word = [i32::to_ne_bytes(step), errno.to_ne_bytes()];
-            let _ = rustix::io::write(channel, word.as_flattened());
+    match unsafe { *errand.cast::<Errand>() } {
+        Errand::Hold { parent } => {
+            // Nobody else may know of it yet: neither a PID namespace nor a control group need be its parent's own.
+            if set_parent_process_death_signal(Some(Signal::KILL)).is_err() || getppid() != Some(parent) {
+                return 1;
+            }
+            loop {
+                // Only a signal ends it.
+                let _ = poll(&mut [], None);
+            }
+        }
+        Errand::Make { spaces, channel } => {
+            // Among them is a copy of the channel's other end, without which it would never hear of its end.
+            if process::close_but(channel).is_err() {
+                return 1;
+            }
+            // SAFETY: the number is open in this process's copy of the table, which is as the caller's was.
+            let channel = unsafe { BorrowedFd::borrow_raw(channel) };
+            if matches!(heard(channel), Ok(1)) {
+                let (step, errno) = match make(spaces) {
+                    Ok(()) => (0, 0),
+                    Err((step, errno)) => (step, errno.raw_os_error()),
+                };
+                let word = [i32::to_ne_bytes(step), errno.to_ne_bytes()];
+                if rustix::io::write(channel, word.as_flattened()).is_ok() {
+                    let _ = heard(channel);
+                }
+            }
+            0
         }
     }
-    loop {
-        // Only a signal ends it.
-        let _ = poll(&mut [], None);
-    }
+}
+
+/// Waits for a byte, or the end.
+fn heard(channel: BorrowedFd<'_>) -> rustix::io::Result<usize> {
+    rustix::io::retry_on_intr(|| rustix::io::read(channel, &mut [0]))
 }
 
 /// A failed step's number in [`STEPS`].
@@ -182,20 +228,31 @@ fn make(inner: UnshareFlags) -> Result<(), (i32, Errno)> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::event::{PollFd, PollFlags};
+
     use super::*;
+
+    /// Memory that others have too cannot be given up.
+    fn impossible() -> (Holder, Maker) {
+        make_maker(0, UnshareFlags::from_bits_retain(libc::CLONE_VM as u32)).unwrap()
+    }
+
+    fn ended(holder: &Holder) {
+        let mut end = [PollFd::new(&holder.child.pidfd, PollFlags::IN)];
+        assert_eq!(poll(&mut end, None).unwrap(), 1);
+    }
 
     #[test]
     fn who_was_to_make_namespaces_and_has_ended_is_not_waited_for() {
-        let maker = make_maker(0, UnshareFlags::empty()).unwrap();
-        maker.holder.kill();
+        let (holder, maker) = make_maker(0, UnshareFlags::empty()).unwrap();
+        holder.kill();
         let (step, error) = maker.made().unwrap_err();
         assert_eq!((step, error.kind()), (STEPS[0], io::ErrorKind::Other));
     }
 
     #[test]
     fn what_cannot_be_made_is_told_by_its_name_and_number() {
-        // Memory that others have too cannot be given up.
-        let maker = make_maker(0, UnshareFlags::from_bits_retain(libc::CLONE_VM as u32)).unwrap();
+        let (_holder, maker) = impossible();
         maker.go().unwrap();
         let (step, error) = maker.made().unwrap_err();
         assert_eq!((step, error.raw_os_error()), (STEPS[0], Some(libc::EINVAL)));
@@ -203,11 +260,36 @@ mod tests {
 
     #[test]
     fn nothing_is_made_before_it_is_told_to() {
-        let maker = make_maker(0, UnshareFlags::from_bits_retain(libc::CLONE_VM as u32)).unwrap();
+        let (_holder, maker) = impossible();
         let mut ends = [PollFd::new(&maker.channel, PollFlags::IN)];
         let soon = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
         assert_eq!(poll(&mut ends, Some(&soon)).unwrap(), 0);
         maker.go().unwrap();
         assert_eq!(poll(&mut ends, None).unwrap(), 1);
+    }
+
+    #[test]
+    fn who_makes_namespaces_ends_when_nobody_speaks_to_it_any_more() {
+        let (untold, maker) = make_maker(0, UnshareFlags::empty()).unwrap();
+        drop(maker);
+        ended(&untold);
+        let (done, maker) = impossible();
+        maker.go().unwrap();
+        drop(maker.made());
+        ended(&done);
+    }
+
+    #[test]
+    fn who_has_made_namespaces_holds_them_until_that_is_dropped_whoever_has_a_copy() {
+        let (holder, maker) = make_maker(NEWUSER, UnshareFlags::NEWNET).unwrap();
+        let copy = maker.channel.try_clone().unwrap();
+        maker.go().unwrap();
+        let made = maker.made().unwrap();
+        let mut end = [PollFd::new(&holder.child.pidfd, PollFlags::IN)];
+        let soon = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+        assert_eq!(poll(&mut end, Some(&soon)).unwrap(), 0);
+        drop(made);
+        ended(&holder);
+        drop(copy);
     }
 }

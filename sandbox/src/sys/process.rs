@@ -29,9 +29,22 @@ pub fn keep_only(fds: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
 /// Closes every descriptor from `first` on. Whoever owned one of them must not use or drop it any more: only for a
 /// process that executes or exits next.
 pub fn close_from(first: u32) -> io::Result<()> {
+    close_range(first, u32::MAX)
+}
+
+/// Closes every descriptor but one, as [`close_from`]. Allocates nothing, and leaves `errno` alone where it succeeds.
+pub(crate) fn close_but(kept: i32) -> io::Result<()> {
+    let kept = kept.unsigned_abs();
+    if let Some(last) = kept.checked_sub(1) {
+        close_range(0, last)?;
+    }
+    close_range(kept + 1, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
     // SAFETY: close_range takes three integers. Descriptors that Rust values own are closed behind their backs; the
-    // caller's contract is that none of them is used or dropped again.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0u32) };
+    // callers' contract is that none of them is used or dropped again.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
