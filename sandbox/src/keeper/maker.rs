@@ -3,35 +3,65 @@
 //! Who makes them is a child of the keeper's and borrows its memory. Only the shim speaks to it then, and it ends with that one's
 //! last word, so that neither the shim nor its namespaces need the keeper any more.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags, openat};
+use rustix::process::Pid;
 
 use crate::ids::Ids;
 use crate::protocol::Refusal;
 use crate::shim::Begun;
 use crate::shim::stub::report::Step;
-use crate::sys::clone::Child;
-use crate::sys::hold::{self, Holder};
+use crate::sys::hold::{self, Holder, Room};
 use crate::sys::place;
 
-/// Makes a sandbox's user namespace and has the others begun. `proc`: of the caller's PID namespace. The first of the two is to be
-/// collected as a child.
-pub(super) fn begin(proc: &OwnedFd, ids: &Ids) -> Result<(Holder, Begun), Refusal> {
-    let (holder, maker) = hold::maker().step("user namespace of the sandbox")?;
-    // New as it is, it would wait for this processor.
-    place::elsewhere(holder.child.pid);
-    crate::sys::failpoint::failpoint!(MakerForked);
-    // The kernel gives what it makes to root inside, where there is one by then.
-    map_ids(proc, &holder.child, ids)?;
-    crate::sys::failpoint::failpoint!(IdsMapped);
-    maker.go().step("word to who makes namespaces")?;
-    let user = open(proc, &holder.child, "ns/user", OFlags::RDONLY).step("open of the user namespace")?;
-    Ok((holder, Begun { user, maker }))
+/// Those who make namespaces.
+#[derive(Debug, Default)]
+pub(super) struct Makers {
+    /// By process, until each is collected.
+    children: BTreeMap<i32, Holder>,
+    /// What one of them ran on, for the next one.
+    room: Option<Room>,
+}
+
+impl Makers {
+    /// Makes a sandbox's user namespace and has the others begun. `proc`: of the caller's PID namespace.
+    pub(super) fn begin(&mut self, proc: &OwnedFd, ids: &Ids) -> Result<Begun, Refusal> {
+        let (holder, maker) = hold::maker(self.room.take()).step("user namespace of the sandbox")?;
+        let pid = holder.child.pid;
+        self.children.insert(pid.as_raw_nonzero().get(), holder);
+        // New as it is, it would wait for this processor.
+        place::elsewhere(pid);
+        crate::sys::failpoint::failpoint!(MakerForked);
+        // The kernel gives what it makes to root inside, where there is one by then.
+        map_ids(proc, pid, ids)?;
+        crate::sys::failpoint::failpoint!(IdsMapped);
+        maker.go().step("word to who makes namespaces")?;
+        let user = open(proc, pid, "ns/user", OFlags::RDONLY).step("open of the user namespace")?;
+        Ok(Begun { user, maker })
+    }
+
+    /// Whether there are any.
+    pub(super) fn is_empty(&self) -> bool {
+        self.children.is_empty()
+    }
+
+    /// Whether it was one of these who has ended and was collected.
+    pub(super) fn ended(&mut self, pid: i32) -> bool {
+        let Some(holder) = self.children.remove(&pid) else { return false };
+        self.room = holder.collected();
+        true
+    }
+
+    /// Leaves them to themselves.
+    pub(super) fn leave(self) {
+        self.children.into_values().for_each(Holder::leave);
+    }
 }
 
 /// Maps the ids of a process's user namespace.
-fn map_ids(proc: &OwnedFd, maker: &Child, ids: &Ids) -> Result<(), Refusal> {
+fn map_ids(proc: &OwnedFd, maker: Pid, ids: &Ids) -> Result<(), Refusal> {
     let mapping = ids.mapping();
     let write = |name: &str| {
         let file = open(proc, maker, name, OFlags::WRONLY)?;
@@ -41,7 +71,7 @@ fn map_ids(proc: &OwnedFd, maker: &Child, ids: &Ids) -> Result<(), Refusal> {
     write("gid_map").step("group id mapping")
 }
 
-fn open(proc: &OwnedFd, process: &Child, name: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let path = format!("{}/{name}", process.pid.as_raw_nonzero());
+fn open(proc: &OwnedFd, process: Pid, name: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let path = format!("{}/{name}", process.as_raw_nonzero());
     openat(proc, path, flags | OFlags::CLOEXEC, Mode::empty())
 }

@@ -9,18 +9,19 @@ use std::path::Path;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt::socket_peercred};
 use rustix::process::{WaitOptions, wait};
 
 use super::layers::Layers;
+use super::maker::Makers;
 use super::spawn::Spawner;
 use super::{KeeperError, Step};
 use crate::protocol::keeper::{Reply, Request, Shim};
 use crate::protocol::{Answer, Call, Connection, Fill, ProtocolError, Refusal, Unparsed, VERSIONS};
-use crate::sys::hold::Holder;
+use crate::sys::hold;
 
 /// Clients at a time: the agent and a few tools.
 const MAX_CLIENTS: usize = 64;
@@ -29,6 +30,9 @@ const ACCEPTED_A_TURN: usize = 16;
 /// Requests of one client that are answered before others get their turn.
 const REQUESTS_A_TURN: usize = 16;
 const SOCKET: &str = "keeper.sock";
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// When those who make namespaces have ended, and what is waited for has come too.
+const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// The bound socket, its directory and the lock on it.
 #[derive(Debug)]
@@ -108,8 +112,8 @@ pub(super) struct Server {
     clients: Vec<Client>,
     /// Living shims: slot by process.
     shims: BTreeMap<i32, String>,
-    /// Who makes namespaces, by process.
-    makers: BTreeMap<i32, Holder>,
+    /// Who makes their namespaces.
+    makers: Makers,
 }
 
 impl Server {
@@ -127,7 +131,7 @@ impl Server {
         mask.thread_block().step("mask of signals")?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .step("descriptor for signals")?;
-        let (shims, makers) = (BTreeMap::new(), BTreeMap::new());
+        let (shims, makers) = (BTreeMap::new(), Makers::default());
         Ok(Self { listener, signals, layers, spawner, program, clients: Vec::new(), shims, makers })
     }
 
@@ -137,9 +141,12 @@ impl Server {
         loop {
             let ready = self.wait(unfinished)?;
             if ready[0] && self.take_signals()? {
-                std::mem::take(&mut self.makers).into_values().for_each(Holder::leave);
+                self.makers.leave();
                 // Its name goes first, so that nobody connects to what no longer answers.
                 return remove(&self.listener.directory, SOCKET).step("removal of the socket");
+            }
+            if ready[0] || !self.makers.is_empty() {
+                self.collect()?;
             }
             if ready[1] {
                 self.accept()?;
@@ -173,8 +180,8 @@ impl Server {
             let flags = if client.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             fds.push(PollFd::from_borrowed_fd(client.socket(), flags));
         }
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        match poll(&mut fds, unfinished.then_some(&now)) {
+        let wait = if unfinished { Some(&NOW) } else { Some(&SOON).filter(|_| !self.makers.is_empty()) };
+        match poll(&mut fds, wait) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno).step("wait for events"),
         }
@@ -188,19 +195,24 @@ impl Server {
             let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
             end |= number == Signal::SIGTERM as i32 || number == Signal::SIGINT as i32;
         }
-        // One SIGCHLD may stand for several ends.
+        Ok(end)
+    }
+
+    /// Collects whoever has ended.
+    fn collect(&mut self) -> Result<(), KeeperError> {
+        // One SIGCHLD may stand for several ends, and none tells of who makes namespaces.
         loop {
-            match wait(WaitOptions::NOHANG) {
+            match wait(WaitOptions::NOHANG | hold::ALL) {
                 Ok(Some((pid, status))) => {
                     let pid = pid.as_raw_nonzero().get();
-                    if let Some(maker) = self.makers.remove(&pid) {
-                        maker.collected();
-                    } else if let Some(slot) = self.shims.remove(&pid) {
+                    if !self.makers.ended(pid)
+                        && let Some(slot) = self.shims.remove(&pid)
+                    {
                         crate::sys::failpoint::failpoint!(ShimReaped);
                         tracing::info!(slot, pid, ?status, "shim has ended");
                     }
                 }
-                Ok(None) | Err(Errno::CHILD) => return Ok(end),
+                Ok(None) | Err(Errno::CHILD) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno).step("reaping"),
             }
@@ -308,8 +320,7 @@ impl Server {
                     return Err(Refusal::Invalid { message: format!("slot {} has a living shim", spawn.slot) });
                 }
                 crate::sys::failpoint::failpoint!(SpawnRead);
-                let (child, maker) = self.spawner.spawn(&spawn, fds)?;
-                self.makers.extend(maker.map(|maker| (maker.child.pid.as_raw_nonzero().get(), maker)));
+                let child = self.spawner.spawn(&spawn, fds, &mut self.makers)?;
                 crate::sys::failpoint::failpoint!(ShimForked);
                 let pid = child.pid.as_raw_nonzero().get();
                 self.shims.insert(pid, spawn.slot);

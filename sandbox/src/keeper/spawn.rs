@@ -2,14 +2,13 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::maker;
+use super::maker::Makers;
 use super::namespace::Spaces;
 use crate::ids::Ids;
 use crate::protocol::Refusal;
 use crate::protocol::keeper::{FdRole, Spawn};
 use crate::shim::{self, Arguments, Begun, Given};
 use crate::sys::clone::{self, Child};
-use crate::sys::hold::Holder;
 use crate::sys::place::Processors;
 use crate::sys::process;
 use crate::sys::title::Title;
@@ -39,9 +38,9 @@ impl Spawner {
         Self { spaces, null, title, processors: Processors::chosen() }
     }
 
-    /// Clones a child that becomes a shim, and before that one who makes its namespaces. The ends of both are told by SIGCHLD, whether
-    /// or not they got that far.
-    pub(super) fn spawn(&self, request: &Spawn, fds: Vec<OwnedFd>) -> Result<(Child, Option<Holder>), Refusal> {
+    /// Clones a child that becomes a shim, and before that one who makes its namespaces. The child's end is told by
+    /// SIGCHLD, whether or not it got that far.
+    pub(super) fn spawn(&self, request: &Spawn, fds: Vec<OwnedFd>, makers: &mut Makers) -> Result<Child, Refusal> {
         // Whoever waits for the shim may have moved this process to where it is.
         self.take_processors();
         let Roles { supplies: Some(supplies), directory } = assign(&request.fds, fds)? else {
@@ -54,19 +53,17 @@ impl Spawner {
         let Arguments { namespaces, uid_base, .. } = &arguments;
         let ids = namespaces.check().and_then(|()| Ids::of(*uid_base, namespaces));
         let ids = ids.map_err(|message| Refusal::Invalid { message })?;
-        let begun = namespaces.user.then(|| maker::begin(&self.spaces.proc, &ids)).transpose()?;
-        let (holder, begun) = begun.unzip();
+        let begun = namespaces.user.then(|| makers.begin(&self.spaces.proc, &ids)).transpose()?;
         let cgroup = directory.as_ref().map(AsFd::as_fd);
         let spaces = if request.host_pid { 0 } else { clone::NEWPID };
-        let child = clone::fork_with(spaces, cgroup, || match self.hand_over(&supplies, begun.as_ref()) {
+        clone::fork_with(spaces, cgroup, || match self.hand_over(&supplies, begun.as_ref()) {
             Ok(given) => shim::main(arguments, text, given),
             Err(error) => {
                 crate::sys::say::say!("nodeless-shim: hand-over of descriptors failed: {error}");
                 NO_SHIM
             }
         })
-        .map_err(|error| Refusal::failed("clone of a shim", &error))?;
-        Ok((child, holder))
+        .map_err(|error| Refusal::failed("clone of a shim", &error))
     }
 
     fn take_processors(&self) {

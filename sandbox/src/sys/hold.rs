@@ -27,10 +27,15 @@ const STACK: usize = 32 << 10;
 pub struct Holder {
     /// The process.
     pub child: Child,
-    /// What it runs on and reads.
-    _lent: (Stack, Box<Errand>),
-    /// Somebody has waited for it.
-    collected: bool,
+    /// There until somebody has waited for it.
+    room: Option<Room>,
+}
+
+/// What such a process runs on and reads; another one may when it has ended.
+#[derive(Debug)]
+pub struct Room {
+    stack: Stack,
+    errand: Box<Errand>,
 }
 
 /// What one speaks to a process by that has a user namespace of its own and makes the others of a sandbox in there when it is told
@@ -51,6 +56,9 @@ enum Errand {
     Make { spaces: UnshareFlags, channel: RawFd },
 }
 
+/// Waits for children of which no signal tells, too (`__WALL`).
+pub const ALL: WaitOptions = WaitOptions::from_bits_retain(libc::__WALL.cast_unsigned());
+
 /// What it does when it is told to, by the number that it says when that failed.
 const STEPS: [&str; 2] = ["network, IPC and UTS namespaces", "loopback interface"];
 
@@ -62,8 +70,9 @@ impl Holder {
     }
 
     /// Lets go of it, where all of the caller's children are waited for together and this one has ended.
-    pub fn collected(mut self) {
-        self.collected = true;
+    #[must_use]
+    pub fn collected(mut self) -> Option<Room> {
+        self.room.take()
     }
 
     /// Leaves it, and what it runs on, to itself: for a caller that ends.
@@ -74,9 +83,9 @@ impl Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        if !self.collected {
+        if self.room.is_some() {
             self.kill();
-            let _ = waitpid(Some(self.child.pid), WaitOptions::empty());
+            let _ = waitpid(Some(self.child.pid), ALL);
         }
     }
 }
@@ -142,29 +151,38 @@ impl Drop for Made {
 
 /// Makes namespaces (`flags`, as of `clone`, but `CLONE_NEWPID`: who holds them must see its parent).
 pub fn hold(flags: u64) -> io::Result<Holder> {
-    start(flags, Errand::Hold { parent: getpid() })
+    start(Room::new()?, flags | libc::SIGCHLD as u64, Errand::Hold { parent: getpid() })
 }
 
 /// Makes a user namespace, and who will make in it, while the caller goes on, network (its loopback interface up), IPC and UTS
-/// namespaces. The caller collects it when it has ended, as all that it has forked.
-pub fn maker() -> io::Result<(Holder, Maker)> {
-    make_maker(NEWUSER, UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)
+/// namespaces. No signal tells of its end: the caller collects it some time afterwards ([`ALL`]), when there is nothing else to do.
+/// `room`: an earlier one's.
+pub fn maker(room: Option<Room>) -> io::Result<(Holder, Maker)> {
+    make_maker(room, NEWUSER, UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)
 }
 
-fn make_maker(flags: u64, spaces: UnshareFlags) -> io::Result<(Holder, Maker)> {
+fn make_maker(room: Option<Room>, flags: u64, spaces: UnshareFlags) -> io::Result<(Holder, Maker)> {
     let (channel, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let holder = start(flags, Errand::Make { spaces, channel: its.as_raw_fd() })?;
+    let room = room.map_or_else(Room::new, Ok)?;
+    let holder = start(room, flags, Errand::Make { spaces, channel: its.as_raw_fd() })?;
     let pidfd = holder.child.pidfd.try_clone()?;
     Ok((holder, Maker { pidfd, channel }))
 }
 
-fn start(flags: u64, errand: Errand) -> io::Result<Holder> {
-    let (mut stack, errand) = (Stack::of(STACK)?, Box::new(errand));
-    stack.keep_from_forks()?;
+impl Room {
+    fn new() -> io::Result<Self> {
+        let stack = Stack::of(STACK)?;
+        stack.keep_from_forks()?;
+        Ok(Self { stack, errand: Box::new(Errand::Hold { parent: getpid() }) })
+    }
+}
+
+fn start(mut room: Room, flags: u64, errand: Errand) -> io::Result<Holder> {
+    *room.errand = errand;
     let mut pidfd: RawFd = -1;
     let flags = flags | libc::CLONE_VM as u64 | libc::CLONE_PIDFD as u64;
-    let flags = libc::c_int::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)? | libc::SIGCHLD;
-    let (top, lent) = (stack.top(), std::ptr::from_ref(&*errand).cast_mut());
+    let flags = libc::c_int::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let (top, lent) = (room.stack.top(), std::ptr::from_ref(&*room.errand).cast_mut());
     // SAFETY: the stack, aligned to a page, is the process's alone, and lives until it has ended (`Holder`'s drop waits for it);
     // so does `lent`, which nobody writes to; `run` touches nothing else. CLONE_PIDFD stores the descriptor in `pidfd`, which
     // outlives the call.
@@ -175,7 +193,7 @@ fn start(flags: u64, errand: Errand) -> io::Result<Holder> {
     // SAFETY: as it succeeded, this is a fresh descriptor that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let pid = Pid::from_raw(result).ok_or_else(|| io::Error::other("clone returned no process id"))?;
-    Ok(Holder { child: Child { pid, pidfd }, _lent: (stack, errand), collected: false })
+    Ok(Holder { child: Child { pid, pidfd }, room: Some(room) })
 }
 
 /// The whole of the process; its exit status.
@@ -234,7 +252,7 @@ mod tests {
 
     /// Memory that others have too cannot be given up.
     fn impossible() -> (Holder, Maker) {
-        make_maker(0, UnshareFlags::from_bits_retain(libc::CLONE_VM as u32)).unwrap()
+        make_maker(None, 0, UnshareFlags::from_bits_retain(libc::CLONE_VM as u32)).unwrap()
     }
 
     fn ended(holder: &Holder) {
@@ -244,7 +262,7 @@ mod tests {
 
     #[test]
     fn who_was_to_make_namespaces_and_has_ended_is_not_waited_for() {
-        let (holder, maker) = make_maker(0, UnshareFlags::empty()).unwrap();
+        let (holder, maker) = make_maker(None, 0, UnshareFlags::empty()).unwrap();
         holder.kill();
         let (step, error) = maker.made().unwrap_err();
         assert_eq!((step, error.kind()), (STEPS[0], io::ErrorKind::Other));
@@ -270,7 +288,7 @@ mod tests {
 
     #[test]
     fn who_makes_namespaces_ends_when_nobody_speaks_to_it_any_more() {
-        let (untold, maker) = make_maker(0, UnshareFlags::empty()).unwrap();
+        let (untold, maker) = make_maker(None, 0, UnshareFlags::empty()).unwrap();
         drop(maker);
         ended(&untold);
         let (done, maker) = impossible();
@@ -280,8 +298,21 @@ mod tests {
     }
 
     #[test]
+    fn what_one_ran_on_is_for_another_when_it_has_ended() {
+        let (first, maker) = impossible();
+        drop(maker);
+        ended(&first);
+        waitpid(Some(first.child.pid), ALL).unwrap();
+        let room = first.collected();
+        assert!(room.is_some());
+        let (_second, maker) = make_maker(room, NEWUSER, UnshareFlags::NEWNET).unwrap();
+        maker.go().unwrap();
+        maker.made().unwrap();
+    }
+
+    #[test]
     fn who_has_made_namespaces_holds_them_until_that_is_dropped_whoever_has_a_copy() {
-        let (holder, maker) = make_maker(NEWUSER, UnshareFlags::NEWNET).unwrap();
+        let (holder, maker) = make_maker(None, NEWUSER, UnshareFlags::NEWNET).unwrap();
         let copy = maker.channel.try_clone().unwrap();
         maker.go().unwrap();
         let made = maker.made().unwrap();
