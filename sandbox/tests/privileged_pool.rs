@@ -87,6 +87,29 @@ async fn privileged_a_warm_sandbox_whose_shim_dies_is_replaced_before_anybody_as
     host.close().await;
 }
 
+#[tokio::test]
+async fn privileged_a_keepers_children_are_its_shims_and_nobody_who_made_their_namespaces() {
+    privileged!("privileged_a_keepers_children_are_its_shims_and_nobody_who_made_their_namespaces");
+    let host = Host::with_pool(3).await;
+    warm(&host, 3).await;
+    let keeper = host.keeper_pid().unwrap().as_raw_nonzero();
+    let children = || fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap();
+    let before = shims(&host);
+    let (_, killed) = before.first_key_value().unwrap();
+    kill_process(*killed, Signal::KILL).unwrap();
+    until("another is there instead", || shims(&host).len() == 3 && shims(&host).values().all(|pid| pid != killed))
+        .await;
+    let shims: Vec<String> = shims(&host).values().map(|pid| pid.as_raw_nonzero().to_string()).collect();
+    // Nobody asks the keeper for anything meanwhile; one that has ended and is not collected is still a child.
+    until("only shims are the keeper's children", || {
+        let children = children();
+        let children: Vec<&str> = children.split_whitespace().collect();
+        children.len() == 3 && shims.iter().all(|shim| children.contains(&shim.as_str()))
+    })
+    .await;
+    host.close().await;
+}
+
 /// The steps of shims that start from now on.
 struct Steps(fs::File);
 
@@ -253,7 +276,7 @@ async fn privileged_a_sandbox_that_is_waited_for_may_use_all_processors() {
     let host = Host::with_pool(0).await;
     let own = fs::read_to_string("/proc/self/status").unwrap();
     for number in 0..5 {
-        // The keeper is moved away from whoever asks it, and so is who makes the namespaces.
+        // The keeper is moved away from whoever asks it, and so are who makes the namespaces and the stub that stands by.
         let id = host.sandbox(&format!("waited-for-{number}")).await;
         let (exit, seen) = host.script(&id, "main", "cat /proc/self/status").await;
         assert_eq!((exit.code, processors(&seen)), (0, processors(&own)));

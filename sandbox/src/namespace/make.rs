@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!  agent    record, group to be cloned into ─ ask ─ other groups, socket ─ supply ─ connect and ask, first container's parts …
-//!  keeper                                      └─ clone
-//!  shim                                             └─ namespaces, root ──── wait ──┘  stub, … ─ answer
+//!  keeper                                      └─ clone ─ clone           │
+//!  maker                                            └─ namespaces ────────│──────────┐
+//!  shim                                                     └─ root ──────┴─ stub ───┴─ answer
 //! ```
 
 use std::io;
