@@ -53,10 +53,12 @@ impl Makers {
         self.room = holder.collected();
         true
     }
+}
 
-    /// Leaves them to themselves.
-    pub(super) fn leave(self) {
-        self.children.into_values().for_each(Holder::leave);
+impl Drop for Makers {
+    /// A keeper that ends, for whatever reason, leaves them to the shims.
+    fn drop(&mut self) {
+        std::mem::take(&mut self.children).into_values().for_each(Holder::leave);
     }
 }
 

@@ -19,8 +19,9 @@
 //!
 //! # Who may die
 //! * The agent: the keeper does not notice.
-//! * The keeper: shims go on (they ask nothing of it, and no parent-death signal is set), and so does who makes namespaces for one;
-//!   and so do their mounts, for a clone lives in the mount namespace it was attached to. A new keeper mounts layers again when they are asked for.
+//! * The keeper: shims go on (they ask nothing of it, and no parent-death signal is set), and so does who makes namespaces for
+//!   one, and so do their mounts, for a clone lives in the mount namespace it was attached to. A new keeper mounts layers again
+//!   when they are asked for.
 //! * A shim: it is reaped here; whoever holds its pidfd is told by the kernel.
 //!
 //! # What may be mounted

@@ -141,7 +141,6 @@ impl Server {
         loop {
             let ready = self.wait(unfinished)?;
             if ready[0] && self.take_signals()? {
-                self.makers.leave();
                 // Its name goes first, so that nobody connects to what no longer answers.
                 return remove(&self.listener.directory, SOCKET).step("removal of the socket");
             }
