@@ -10,7 +10,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use sandbox::contract::{SandboxError, Sandboxes, Stdio};
-use sandbox::spec::ExecSpec;
+use sandbox::spec::{ExecSpec, Namespaces};
 use support::attack::{KINDS, Told, in_time, iterations, layer, volume};
 use support::census::{Decoys, sha256};
 use support::{Host, exec_spec, shim, until};
@@ -184,6 +184,33 @@ async fn privileged_escape_a_process_on_its_way_in_cannot_be_looked_into() {
             host.close().await;
         }
     }
+}
+
+/// Who makes a sandbox's namespaces has the keeper's memory and is in that sandbox's user namespace, over which a process of the
+/// host's root has power: it is not to be looked into for that.
+#[tokio::test]
+async fn privileged_escape_a_container_of_the_hosts_processes_cannot_look_into_the_keeper() {
+    attack!("privileged_escape_a_container_of_the_hosts_processes_cannot_look_into_the_keeper");
+    let rounds = (iterations() / 10).clamp(30, 300);
+    let host = Host::new().await;
+    let id = host.sandbox_with("sees-all", |spec| {
+        spec.namespaces = Namespaces { user: false, host_pid: true, ..Namespaces::default() }
+    });
+    let id = id.await;
+    let spec = host.attacker("main", &["keeper", "/tmp/stop"]);
+    host.begin(&id, &spec).await;
+    in_time(async {
+        for round in 0..rounds {
+            let prey = host.sandbox(&format!("prey-{round}")).await;
+            host.sandboxes().destroy(&prey).await.unwrap();
+        }
+    })
+    .await;
+    let told = host.stop(&id, &spec).await;
+    told.in_vain(100);
+    let met: u64 = told.seen("keepers")[0].parse().unwrap();
+    assert!(met > 1, "nobody was met who makes namespaces: {}", told.text);
+    host.close().await;
 }
 
 /// The same where containers see one another's processes, for the first process of the pod and for starting containers.

@@ -1,6 +1,7 @@
 //! A sandbox's namespaces, begun before its shim is: the kernel takes half a millisecond for them.
 //!
-//! Who makes them is a child of the keeper's and borrows its memory. Only the shim speaks to it then, and it ends with that one's
+//! Who makes them is a child of the keeper's and borrows its memory, which is not dumpable: the sandbox's user namespace gives nobody
+//! power over it. Only the shim speaks to it then, and it ends with that one's
 //! last word, so that neither the shim nor its namespaces need the keeper any more.
 
 use std::collections::BTreeMap;

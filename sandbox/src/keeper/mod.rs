@@ -41,6 +41,7 @@ use std::io;
 use std::path::PathBuf;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::seccomp;
 use crate::spec::Security;
@@ -149,6 +150,9 @@ pub fn run(config: &Config) -> Result<(), KeeperError> {
     };
     crate::sys::failpoint::join();
     crate::sys::process::reset_signals().step("reset of signals")?;
+    // Who makes a sandbox's namespaces is in its user namespace with the keeper's memory: whoever owns that namespace, as any
+    // process of the host's root does, could look into it otherwise.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).step("dumpable")?;
     raise_descriptor_limit();
     spare_from_oom_killer();
     crate::sys::failpoint::failpoint!(KeeperStarted);

@@ -83,17 +83,7 @@ impl Spawner {
         let mut kept = process::keep_only(&fds)?.into_iter();
         let [supplies, template, stage, proc, null] = take(&mut kept).ok_or_else(lost)?;
         let begun = begun.map(|_| take(&mut kept).map(Begun::adopt).ok_or_else(lost)).transpose()?;
-        Ok(Given {
-            supplies,
-            begun,
-            template,
-            stage,
-            proc,
-            null,
-            groups,
-            title: self.title,
-            processors: self.processors,
-        })
+        Ok(Given { supplies, begun, template, stage, proc, null, groups, title: self.title })
     }
 }
 

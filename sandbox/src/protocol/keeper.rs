@@ -44,10 +44,12 @@ impl Request {
 ///
 /// The keeper clones a child with `CLONE_NEWNS | CLONE_NEWPID` (and `CLONE_PIDFD`; `CLONE_INTO_CGROUP` where asked) from
 /// an almost empty, private mount namespace. **The shim is PID 1 of a PID namespace of its own**: whenever it dies, the
-/// kernel kills every process of its containers with it. Before it, where it is to have a user namespace, the keeper clones who makes
-/// that and what it owns, meanwhile; the shim enters them. In the child: own session, standard streams on /dev/null
+/// kernel kills every process of its containers with it. In the child: own session, standard streams on /dev/null
 /// (standard error may go to the keeper's), everything closed but what is for it, a command line as if
 /// `nodeless-shim shim ARGUMENT` had been executed; but it goes on in the keeper's program, which is a copy that nobody can change. The shim itself mounts its own /proc.
+///
+/// Before it, where the sandbox is to have a user namespace, the keeper clones who makes that and, meanwhile, what it owns; the shim
+/// enters them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn {
     /// The slot it serves; unique among living shims.

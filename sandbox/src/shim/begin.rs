@@ -13,7 +13,6 @@ use super::stub::report::Step;
 use super::{Arguments, ShimError};
 use crate::cgroup::Group;
 use crate::protocol::{Connection, Refusal};
-use crate::sys::place::Processors;
 use crate::sys::process;
 use crate::sys::title::Title;
 
@@ -39,8 +38,6 @@ pub(crate) struct Given<'a> {
     pub(crate) groups: &'a str,
     /// Where the command line is to be written.
     pub(crate) title: Title,
-    /// Where it may run, and what it forks.
-    pub(crate) processors: Option<Processors>,
 }
 
 /// What comes on its socket for supplies. With it come descriptors: its listening socket, its record directory, the pod's cgroup

@@ -191,7 +191,15 @@ impl Shim {
         }
         .step("fork of the container's first process")?;
         crate::sys::failpoint::failpoint!(StubForked);
-        Ok(Spare { child, lender: None, leaf, channel: Connection::new(ours), ready: false, forwarded: false })
+        Ok(Spare {
+            child,
+            lender: None,
+            leaf,
+            channel: Connection::new(ours),
+            away: None,
+            ready: false,
+            forwarded: false,
+        })
     }
 
     pub(super) fn shared(&self, security: &Security) -> Shared<'_> {

@@ -136,7 +136,6 @@ fn run(arguments: Arguments, text: &str, mut given: Given<'_>) -> Result<(), Shi
     let view = cgroup_view(cgroup, given.groups);
     begin::isolate()?;
     let making = Making::of(arguments.uid_base, namespaces.clone(), given.begun.take())?;
-    let processors = given.processors;
     let (own_root, supplies) = given.move_in(text)?;
     let mut supplied = Supplied::receive(supplies, &arguments)?;
     crate::sys::failpoint::join_beside(&supplied.record, &arguments.slot);
@@ -147,8 +146,7 @@ fn run(arguments: Arguments, text: &str, mut given: Given<'_>) -> Result<(), Shi
     slot::keep_shared(making.ids.base(), shm)?;
     crate::sys::failpoint::failpoint!(ShimRooted);
     let usual_devices = devices.map(DeviceProgram::adopt);
-    let awaited = arguments.awaited;
-    let spare = Spare::make(&pod, (&view, &own_root), &making, usual_devices.as_ref(), awaited, processors);
+    let spare = Spare::make(&pod, (&view, &own_root), &making, usual_devices.as_ref(), arguments.awaited);
     let history =
         history::History::open(&record).map_err(|error| Refusal::failed("open of the event record", &error))?;
     crate::sys::failpoint::failpoint!(HistoryOpened);

@@ -27,7 +27,7 @@ use crate::protocol::{Connection, Refusal};
 use crate::spec::Resources;
 use crate::sys::clone::{Child, fork_with};
 use crate::sys::lend::{Lender, fork_lent};
-use crate::sys::place::{self, Processors};
+use crate::sys::place::Away;
 
 /// The leaf's name; a container's own leaf has a dot in its name. Whoever makes the pod's group may have made it already.
 pub(crate) const LEAF: &str = "first";
@@ -44,6 +44,8 @@ pub(super) struct Spare {
     pub(super) leaf: Group,
     /// Blocking, until the order is sent.
     pub(super) channel: Connection,
+    /// It is kept from a processor until it may proceed.
+    pub(super) away: Option<Away>,
     /// It has said that it is.
     pub(super) ready: bool,
     /// It has been sent the text of the last start that was asked for.
@@ -52,14 +54,13 @@ pub(super) struct Spare {
 
 impl Spare {
     /// Forks it while the sandbox's namespaces are made: it begins with what has nothing to do with them. `awaited`: the start that
-    /// would be rehearsed is there already, or nearly. `processors`: where containers may run.
+    /// would be rehearsed is there already, or nearly.
     pub(super) fn make(
         pod: &Group,
         (view, own_root): (&CgroupView, &OwnRoot),
         making: &Making,
         usual_devices: Option<&DeviceProgram>,
         awaited: bool,
-        processors: Option<Processors>,
     ) -> Result<Self, Refusal> {
         if !awaited {
             rehearsal::of_request();
@@ -70,24 +71,22 @@ impl Spare {
         let shim = pidfd_open(getpid(), PidfdFlags::empty()).step("descriptor of the shim")?;
         let (ours, theirs) = report_channel()?;
         let (spaces, cgroup) = (making.container_spaces(), leaf.clone_into());
-        let kept_away = processors.filter(|_| awaited);
         let body = || {
             let (sandbox, mounts) = ((making.user.as_ref(), &making.ids), (&dev, &own_root.stage));
-            standing::stand_by(sandbox, (&leaf, view), mounts, (shim.as_fd(), kept_away), theirs)
+            standing::stand_by(sandbox, (&leaf, view), mounts, shim.as_fd(), theirs)
         };
+        let mut away = None;
         let (child, lender) = if awaited {
             // A lender takes longer to make than it saves.
             let child = fork_with(spaces, cgroup, body).step("fork of a stub")?;
-            if kept_away.is_some() {
-                // Both have work. The stub takes its processors back when it may proceed.
-                place::elsewhere(child.pid);
-            }
+            // Both have work.
+            away = Away::send(child.pid);
             (child, None)
         } else {
             let (child, lender) = fork_lent(spaces, cgroup, body).step("fork of a stub that borrows its memory")?;
             (child, Some(lender))
         };
-        Ok(Self { child, lender, leaf, channel: Connection::new(ours), ready: false, forwarded: false })
+        Ok(Self { child, lender, leaf, channel: Connection::new(ours), away, ready: false, forwarded: false })
     }
 }
 
@@ -96,6 +95,9 @@ impl Shim {
     pub(super) fn stand_by(&mut self, spare: Result<Spare, Refusal>) {
         match spare {
             Ok(mut spare) => {
+                if let Some(away) = spare.away.take() {
+                    away.back();
+                }
                 // One that has ended meanwhile is told of by its end as a child.
                 let _ = spare.channel.send(&Proceed, vec![]);
                 self.spare = Some(spare);

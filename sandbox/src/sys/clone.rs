@@ -114,7 +114,7 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and no child runs on it: `vfork_beside` waits for each.
+        // SAFETY: mapped by `new`, and no child runs on it: `vfork_beside` waits for each, and so does `hold`.
         let _ = unsafe { munmap(self.start.as_ptr(), Self::GUARD + self.bytes) };
     }
 }

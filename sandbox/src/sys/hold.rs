@@ -69,7 +69,7 @@ impl Holder {
         let _ = pidfd_send_signal(&self.child.pidfd, Signal::KILL);
     }
 
-    /// Lets go of it, where all of the caller's children are waited for together and this one has ended.
+    /// Lets go of it, where all of the caller's children are waited for together and this one was: it has ended.
     #[must_use]
     pub fn collected(mut self) -> Option<Room> {
         self.room.take()
@@ -155,7 +155,7 @@ pub fn hold(flags: u64) -> io::Result<Holder> {
 }
 
 /// Makes a user namespace, and who will make in it, while the caller goes on, network (its loopback interface up), IPC and UTS
-/// namespaces. No signal tells of its end: the caller collects it some time afterwards ([`ALL`]), when there is nothing else to do.
+/// namespaces. It has the caller's memory and is in that user namespace, so the caller must not be dumpable. No signal tells of its end: the caller collects it some time afterwards ([`ALL`]), when there is nothing else to do.
 /// `room`: an earlier one's.
 pub fn maker(room: Option<Room>) -> io::Result<(Holder, Maker)> {
     make_maker(room, NEWUSER, UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)
@@ -183,8 +183,8 @@ fn start(mut room: Room, flags: u64, errand: Errand) -> io::Result<Holder> {
     let flags = flags | libc::CLONE_VM as u64 | libc::CLONE_PIDFD as u64;
     let flags = libc::c_int::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
     let (top, lent) = (room.stack.top(), std::ptr::from_ref(&*room.errand).cast_mut());
-    // SAFETY: the stack, aligned to a page, is the process's alone, and lives until it has ended (`Holder`'s drop waits for it);
-    // so does `lent`, which nobody writes to; `run` touches nothing else. CLONE_PIDFD stores the descriptor in `pidfd`, which
+    // SAFETY: the stack, aligned to a page, is the process's alone, and lives until it has ended (`Holder`'s drop waits for it,
+    // `collected` is told of it, `leave` never frees it); so does `lent`, which nobody writes to; `run` touches nothing else. CLONE_PIDFD stores the descriptor in `pidfd`, which
     // outlives the call.
     let result = unsafe { libc::clone(run, top, flags, lent.cast(), &raw mut pidfd) };
     if result < 0 {

@@ -37,10 +37,33 @@ impl Processors {
 /// Moves a process that waits for the caller's processor, or will, to another one, where there is one. It stays away until it is
 /// told otherwise, and so do its children.
 pub fn elsewhere(process: Pid) {
-    let Ok(mut processors) = sched_getaffinity(Some(process)) else { return };
-    processors.unset(sched_getcpu());
-    if processors.count() > 0 {
-        let _ = sched_setaffinity(Some(process), &processors);
+    let _ = Away::send(process);
+}
+
+/// A process that was moved away.
+#[derive(Debug)]
+pub struct Away {
+    process: Pid,
+    /// Where it might run before.
+    before: CpuSet,
+}
+
+impl Away {
+    /// As [`elsewhere`]; `None` where there was nothing to be done.
+    pub fn send(process: Pid) -> Option<Self> {
+        let before = sched_getaffinity(Some(process)).ok()?;
+        let mut processors = before;
+        processors.unset(sched_getcpu());
+        if processors == before || processors.count() == 0 {
+            return None;
+        }
+        sched_setaffinity(Some(process), &processors).ok()?;
+        Some(Self { process, before })
+    }
+
+    /// Gives it the processors back that it had. It must not have been collected, so that its number is its own.
+    pub fn back(self) {
+        let _ = sched_setaffinity(Some(self.process), &self.before);
     }
 }
 
@@ -58,6 +81,13 @@ mod tests {
             let moved = sched_getaffinity(None).unwrap();
             assert_eq!(moved.count(), if before.count() > 1 { before.count() - 1 } else { 1 });
             chosen.take();
+            assert_eq!(sched_getaffinity(None).unwrap(), before);
+            let away = Away::send(rustix::thread::gettid());
+            assert_eq!(away.is_some(), before.count() > 1);
+            assert_eq!(sched_getaffinity(None).unwrap().count(), moved.count());
+            if let Some(away) = away {
+                away.back();
+            }
             assert_eq!(sched_getaffinity(None).unwrap(), before);
         })
         .join()

@@ -24,7 +24,9 @@ fn sockets(host: &Host, id: &SandboxId) -> [PathBuf; 2] {
 fn shim_pid(host: &Host) -> i32 {
     let keeper = host.keeper_pid().unwrap().as_raw_nonzero().get();
     let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap();
-    children.split_whitespace().next().unwrap().parse().unwrap()
+    // Who makes namespaces looks like the keeper.
+    let is_shim = |pid: &&str| !std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap().contains("keeper\0");
+    children.split_whitespace().find(is_shim).unwrap().parse().unwrap()
 }
 
 fn below(directory: &Path) -> Vec<PathBuf> {

@@ -9,6 +9,7 @@
 //! idle                               does nothing, for ever, without opening anything
 //! fds                                what descriptors it was given
 //! hunt STOP [shared]                 looks into every other process until the file STOP appears
+//! keeper STOP                        looks into whatever has the keeper's memory until the file STOP appears
 //! overwrite STOP                     writes to the runtime's program wherever it runs, until the file STOP appears
 //! links DECOY MARK                   reaches for the file DECOY by every magic link; MARK is what it holds
 //! plant DIRECTORY TARGET             fills a directory with links to TARGET and other traps
@@ -64,6 +65,7 @@ fn run(words: &[&str]) -> io::Result<Option<Report>> {
         ["fds"] => files::descriptors()?,
         ["hunt", stop] => processes::hunt(stop, false),
         ["hunt", stop, "shared"] => processes::hunt(stop, true),
+        ["keeper", stop] => processes::keeper(stop),
         ["overwrite", stop] => processes::overwrite(stop),
         ["links", decoy, mark] => links::reach(decoy, mark),
         ["plant", directory, target] => links::plant(directory, target)?,

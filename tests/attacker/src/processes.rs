@@ -1,5 +1,6 @@
 //! Other processes of the container: those that are about to join it still hold what is the host's.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -81,6 +82,35 @@ fn look_into(directory: &Path, root: Option<(u64, u64)>, stop: &Path, report: &m
         let beyond = number.parse::<u32>().is_ok_and(|number| number > 2) && !own;
         report.tried(beyond, || format!("{} has descriptor {number}: {}", what("fd"), link.display()));
     }
+}
+
+/// Looks into everything that has the keeper's memory, as that lives in it: it, and whoever makes namespaces for it; until `stop`
+/// exists. Where all processes of the host are seen, and as the host's root.
+pub(crate) fn keeper(stop: &str) -> Report {
+    let mut report = Report::default();
+    let (mut seen, mut rounds) = (BTreeSet::new(), 0_u64);
+    while !Path::new(stop).exists() {
+        rounds += 1;
+        for pid in others() {
+            let directory = PathBuf::from(format!("/proc/{pid}"));
+            let line = fs::read(directory.join("cmdline")).unwrap_or_default();
+            if !String::from_utf8_lossy(&line).contains("keeper\0--run-dir") {
+                continue;
+            }
+            seen.insert(pid);
+            for name in ["mem", "root", "cwd", "exe"] {
+                let opened = File::open(directory.join(name));
+                report.refused(&format!("{name} of the keeper's {pid}"), opened);
+            }
+            for entry in fs::read_dir(directory.join("fd")).into_iter().flatten().flatten() {
+                report.refused(&format!("a descriptor of the keeper's {pid}"), fs::read_link(entry.path()));
+            }
+            report.refused(&format!("tracing of the keeper's {pid}"), raw::seized(pid, || ()));
+        }
+    }
+    report.seen(&format!("keepers {}", seen.len()));
+    report.seen(&format!("rounds {rounds}"));
+    report
 }
 
 /// CVE-2019-5736: opens each program file that is the runtime's and not this container's, and writes to it as soon as nobody

@@ -46,7 +46,7 @@ impl Stack {
     pub fn keeper(&self) -> Option<u32> {
         let run_dir = self.dir.join("agent-run");
         let words = ["nodeless-shim keeper --run-dir", run_dir.to_str()?];
-        // Its own children (the holder of the shims' mount namespace, a shim until its exec) look like it.
+        // Its own children (who makes namespaces, a shim at its beginning) look like it.
         let found = processes_with(&words).ok()?;
         found.iter().copied().find(|pid| parent(*pid).is_none_or(|parent| !found.contains(&parent)))
     }

@@ -19,7 +19,6 @@ use crate::protocol::shim::StartFds;
 use crate::protocol::{Connection, ProtocolError, Refusal};
 use crate::seccomp;
 use crate::spec::{ContainerSpec, Security};
-use crate::sys::place::Processors;
 use crate::sys::process;
 
 /// What a stub that stands by is told: `R` the text of a start, `O` an [`Order`].
@@ -49,12 +48,12 @@ pub(crate) struct Asked {
 
 /// Runs in the child: becomes ready, waits for its order, makes the container and executes its program. Does not return.
 /// `space`: the mount namespace that it starts from. `shim`: the shim's process, in whose namespaces it is to be once that says
-/// [`Proceed`], and on which of `processors`, if it may be kept from some until then.
+/// [`Proceed`].
 pub(crate) fn stand_by(
     (user, ids): (Option<&OwnedFd>, &Ids),
     (leaf, view): (&Group, &CgroupView),
     (dev, space): (&OwnedFd, &OwnedFd),
-    (shim, processors): (BorrowedFd<'_>, Option<Processors>),
+    shim: BorrowedFd<'_>,
     channel: OwnedFd,
 ) -> ! {
     let mut channel = ManuallyDrop::new(Connection::new(channel));
@@ -63,9 +62,6 @@ pub(crate) fn stand_by(
         let enter = || {
             // Without the shim there is nobody for whom to stand by.
             let Ok((Proceed, _)) = channel.receive() else { process::exit_now(0) };
-            if let Some(processors) = processors {
-                processors.take();
-            }
             slot::join(shim)
         };
         let stage = Stage::make(ids.base(), (dev, space), Cgroups { view, leaf: leaf.name() }, enter)?;
