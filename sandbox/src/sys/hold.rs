@@ -257,7 +257,8 @@ mod tests {
 
     fn ended(holder: &Holder) {
         let mut end = [PollFd::new(&holder.child.pidfd, PollFlags::IN)];
-        assert_eq!(poll(&mut end, None).unwrap(), 1);
+        let patience = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+        assert_eq!(poll(&mut end, Some(&patience)).unwrap(), 1, "it lives on");
     }
 
     #[test]
