@@ -159,8 +159,15 @@ pub fn keeper(set_up: &SetUp) -> Option<Pid> {
     all.iter().copied().find(|pid| parent(pid).is_none_or(|parent| !all.contains(&parent)))
 }
 
-/// Kills the keeper, if there is one.
+/// Kills the keeper, if there is one; what works for it goes on.
 pub fn kill_keeper(set_up: &SetUp) {
+    if let Some(pid) = keeper(set_up) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// Kills the keeper with what it has forked that is no shim yet.
+pub fn kill_keepers(set_up: &SetUp) {
     for pid in keepers(set_up) {
         let _ = kill_process(pid, Signal::KILL);
     }

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::agent::{Agent, Outcome};
 use super::awake;
 use super::oracle::Pod;
-use super::place::{self, Place, kill_keeper, kill_shim};
+use super::place::{self, Place, kill_keeper, kill_keepers, kill_shim};
 use super::plan::Plan;
 use super::random::Random;
 use super::words::{Answer, Question, SetUp};
@@ -365,7 +365,7 @@ impl Drop for Rounds {
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
-        kill_keeper(&self.set_up);
+        kill_keepers(&self.set_up);
         if let Ok(layout) = sandbox::cgroup::Layout::detect()
             && !place::group_parents(&self.set_up).is_empty()
             && let Ok(tree) = sandbox::cgroup::Tree::open(&layout, &self.set_up.cgroup_parent)

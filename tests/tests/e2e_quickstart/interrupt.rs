@@ -32,6 +32,8 @@ pub(crate) const WAYS: [Way; 5] = [Way::Terminal, Way::TerminalAgain, Way::Termi
 const CLEAN_UP: Duration = Duration::from_secs(40);
 /// A process that was killed may take this long to be gone.
 const GOING: Duration = Duration::from_secs(2);
+/// Somebody is at a new terminal by then.
+const THERE: Duration = Duration::from_secs(10);
 /// In the environment of whatever the run starts.
 const MARK: &str = "NODELESS_QUICKSTART_TEST";
 
@@ -73,7 +75,22 @@ impl Run {
             command.env_remove("NODELESS_BIN_DIR");
         }
         let child = command.spawn().context("start hack/quickstart")?;
-        Ok(Self { child, terminal, mark, scratch, before })
+        let mut run = Self { child, terminal, mark, scratch, before };
+        if terminal {
+            run.until_somebody_is_at_the_terminal()?;
+        }
+        Ok(run)
+    }
+
+    /// What is typed before that is a signal for nobody.
+    fn until_somebody_is_at_the_terminal(&mut self) -> Result<()> {
+        let deadline = Instant::now() + THERE;
+        while self.pid_at_terminal().is_none() {
+            ensure!(self.child.try_wait()?.is_none(), "it ended before it began: {}", self.complaint());
+            ensure!(Instant::now() < deadline, "nobody was at the terminal after {THERE:?}: {}", self.complaint());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Waits until it ends by itself; how long that took.
@@ -137,10 +154,13 @@ impl Run {
         if !self.terminal {
             return Ok(self.child.id().to_string());
         }
-        match fs::read_to_string(self.scratch.path().join("pid")) {
-            Ok(pid) if !pid.trim().is_empty() => Ok(pid.trim().to_owned()),
-            _ => Ok(self.child.id().to_string()),
-        }
+        self.pid_at_terminal().context("nobody has been at the terminal")
+    }
+
+    /// The script's, once it is there.
+    fn pid_at_terminal(&self) -> Option<String> {
+        let pid = fs::read_to_string(self.scratch.path().join("pid")).ok()?;
+        pid.ends_with('\n').then(|| pid.trim().to_owned())
     }
 
     /// The node's name in every path that is its own.

@@ -10,6 +10,7 @@
 //! | launch | from a slot made before: limits, a directory, the root's overlay, user, filter, `execve`, to the first byte |
 //! | cold | the same, and the slot, one step after the other: what is done beside it takes a little less time, and no less work |
 //! | rate | slots made, launched and released, each by one of the workers; nothing is made for two |
+//! | kept | the same with the least that a shim, a record and a log are: a copy of this process, which stays with its sandbox from begin to end, and two files; it hears nothing and tells nobody |
 //! | crowd | sandboxes that keep still, beside which the rate is measured again |
 //! | exec | `/bin/true` by a process that has been put beside a container before, to its end |
 
@@ -36,6 +37,9 @@ use super::released::Released;
 
 /// The peer's name.
 pub(super) const NAME: &str = "floor";
+
+/// The peer of [`Order::Kept`].
+pub(super) const KEPT: &str = "floor+shim";
 
 /// Where the floor is measured.
 #[derive(Debug, Clone)]
@@ -101,7 +105,8 @@ fn obey<'a>(ground: &'a Ground, number: usize, order: Order, held: &mut Vec<Slot
             }
             Ok(f64::from(u32::try_from(held.len())?))
         }
-        Order::Rate { workers, duration } => rate(ground, workers, duration),
+        Order::Rate { workers, duration } => rate(ground, workers, duration, run),
+        Order::Kept { workers, duration } => rate(ground, workers, duration, run_kept),
     }
 }
 
@@ -124,11 +129,33 @@ fn launch(ground: &Ground, name: &str, cold: bool) -> Result<f64> {
     Ok(milliseconds(taken))
 }
 
+/// One sandbox from begin to end.
+type Life = fn(&Ground, &str) -> Result<()>;
+
+fn run(ground: &Ground, name: &str) -> Result<()> {
+    let mut slot = Slot::make(ground, name)?;
+    slot.start(&TRUE)?;
+    slot.release(false)
+}
+
+fn run_kept(ground: &Ground, name: &str) -> Result<()> {
+    let [record, log] = ["json", "log"].map(|kind| format!("{name}.{kind}"));
+    slot::create(&ground.pods, &record, name)?;
+    raw::reap(raw::fork(|| {
+        slot::create(&ground.pods, &log, "")?;
+        run(ground, name)
+    })?)?;
+    [log, record].iter().try_for_each(|file| {
+        rustix::fs::unlinkat(&ground.pods, file, rustix::fs::AtFlags::empty())
+            .with_context(|| format!("removal of {file}"))
+    })
+}
+
 /// Each worker is a process, as a slot's children are the process's only ones that may share its memory.
-fn rate(ground: &Ground, workers: usize, duration: Duration) -> Result<f64> {
+fn rate(ground: &Ground, workers: usize, duration: Duration, life: Life) -> Result<f64> {
     let released = ground.at_home(Released::watch)?;
     let begin = Instant::now();
-    let counts = (0..workers).map(|worker| fork_worker(ground, worker, duration)).collect::<Result<Vec<_>>>()?;
+    let counts = (0..workers).map(|worker| fork_worker(ground, worker, duration, life)).collect::<Result<Vec<_>>>()?;
     let mut count = 0;
     for (worker, mut counts) in counts {
         let mut text = String::new();
@@ -141,15 +168,13 @@ fn rate(ground: &Ground, workers: usize, duration: Duration) -> Result<f64> {
 }
 
 /// Gives the process and where it writes how many it has done.
-fn fork_worker(ground: &Ground, worker: usize, duration: Duration) -> Result<(raw::Child, File)> {
+fn fork_worker(ground: &Ground, worker: usize, duration: Duration, life: Life) -> Result<(raw::Child, File)> {
     let (reader, mut writer) = std::io::pipe().context("make a pipe")?;
     let child = raw::fork(|| {
         let begin = Instant::now();
         let mut done = 0;
         while begin.elapsed() < duration {
-            let mut slot = Slot::make(ground, &format!("rate-{worker}-{done}"))?;
-            slot.start(&TRUE)?;
-            slot.release(false)?;
+            life(ground, &format!("rate-{worker}-{done}"))?;
             done += 1;
         }
         write!(writer, "{done}").context("tell the number")

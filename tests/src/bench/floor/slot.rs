@@ -216,6 +216,14 @@ fn remove(parent: std::os::fd::BorrowedFd<'_>, name: &str) -> Result<()> {
     unlinkat(parent, name, AtFlags::REMOVEDIR).context("removal of a pod's directory")
 }
 
+/// Makes a file.
+pub(super) fn create(directory: &OwnedFd, name: &str, text: &str) -> Result<()> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat(directory, name, flags, Mode::from_raw_mode(0o600)).with_context(|| format!("file {name}"))?;
+    rustix::io::write(&file, text.as_bytes()).with_context(|| format!("write of {name}"))?;
+    Ok(())
+}
+
 pub(super) fn write(directory: &OwnedFd, file: &str, value: &str) -> Result<()> {
     let opened = openat(directory, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
     let opened = opened.with_context(|| format!("open of {file}"))?;

@@ -45,7 +45,7 @@ impl Peer {
                     }
                     self.exec()?
                 }
-                Order::Cold | Order::Crowd { .. } => bail!("a peer is not measured so"),
+                Order::Cold | Order::Crowd { .. } | Order::Kept { .. } => bail!("a peer is not measured so"),
                 Order::Rate { workers, duration } => self.rate(number, workers, duration)?,
             };
             println!("{answer}");

@@ -34,6 +34,13 @@ pub(in crate::bench) enum Order {
         /// As long.
         duration: Duration,
     },
+    /// The same, each with a process of its own that stays with it, a record and a log. Only of the floor.
+    Kept {
+        /// As many at once.
+        workers: usize,
+        /// As long.
+        duration: Duration,
+    },
 }
 
 /// A child that carries out orders, each a line of JSON, and answers each with a number.

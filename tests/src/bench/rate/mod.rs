@@ -3,8 +3,9 @@
 //!
 //! Ours is `prepare`, `configure`, `start`, the exit as an event, `destroy` and the removal of the pod's directory. The pool is
 //! there, but lives from hand to mouth: what it held at the beginning and not at the end is not counted. Each namespace is
-//! made for one sandbox. A peer is `PEER run`, which removes its container at the end. The time ends when the network
-//! namespaces, which the kernel takes apart in the background, are gone too; it is the same for both sides.
+//! made for one sandbox. A peer is `PEER run`, which removes its container at the end; two more are what the machine can do
+//! ([`floor`]). The time ends when the network namespaces, which the kernel takes apart in the background, are gone too; it is the same
+//! for all.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -81,14 +82,19 @@ pub async fn run(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<Vec
             Some(workers) => workers,
             None => best(async |workers| runner.ask(Order::Rate { workers, duration: TRIAL })).await?,
         };
-        let mut ask = |order| runner.ask(order);
-        let order = Order::Rate { workers, duration: options.duration };
-        let alone = ask(order)?;
-        if floor && wanted(dense.name) {
-            ask(Order::Crowd { count: options.idle })?;
-            dense_theirs = Some(ask(order)? / alone);
-        }
+        let duration = options.duration;
+        let alone = runner.ask(Order::Rate { workers, duration })?;
         theirs.push((runner.name().to_owned(), alone));
+        if !floor {
+            continue;
+        }
+        if wanted(rate.name) {
+            theirs.push((floor::KEPT.to_owned(), runner.ask(Order::Kept { workers, duration })?));
+        }
+        if wanted(dense.name) {
+            runner.ask(Order::Crowd { count: options.idle })?;
+            dense_theirs = Some(runner.ask(Order::Rate { workers, duration })? / alone);
+        }
     }
     if wanted(rate.name) {
         let theirs = theirs.iter().map(|(name, rate)| (name.as_str(), *rate));
