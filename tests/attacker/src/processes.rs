@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -84,6 +84,12 @@ fn look_into(directory: &Path, root: Option<(u64, u64)>, stop: &Path, report: &m
     }
 }
 
+/// Whether a process's memory can be looked into. Linux 6.1 opens the file of one that has ended too: it is at its end. To read
+/// the first page of memory that is there, which nobody has, is an error.
+fn has_memory(process: &Path) -> bool {
+    File::open(process.join("mem")).is_ok_and(|memory| !matches!(memory.read_at(&mut [0], 0), Ok(0)))
+}
+
 /// Looks into everything that has the keeper's memory, as that lives in it: it, and whoever makes namespaces for it; until `stop`
 /// exists. Where all processes of the host are seen, and as the host's root.
 pub(crate) fn keeper(stop: &str) -> Report {
@@ -98,10 +104,11 @@ pub(crate) fn keeper(stop: &str) -> Report {
                 continue;
             }
             seen.insert(pid);
-            for name in ["mem", "root", "cwd", "exe"] {
+            for name in ["root", "cwd", "exe"] {
                 let opened = File::open(directory.join(name));
                 report.refused(&format!("{name} of the keeper's {pid}"), opened);
             }
+            report.tried(has_memory(&directory), || format!("mem of the keeper's {pid}"));
             for entry in fs::read_dir(directory.join("fd")).into_iter().flatten().flatten() {
                 report.refused(&format!("a descriptor of the keeper's {pid}"), fs::read_link(entry.path()));
             }
